@@ -1,0 +1,1 @@
+"""One kind of IO each, none knowing another."""

@@ -1,0 +1,1 @@
+"""The service's rules, without IO: values in, values or errors out."""
