@@ -1,0 +1,225 @@
+"""Every error that the library raises.
+
+::
+
+    MusicGPTError
+    ├── ConfigurationError (ValueError)       no key, an unusable URL, another loop
+    ├── InvalidOptionError (ValueError)       a stem, option or format name that does not exist
+    ├── SourceError (OSError)                 the track cannot be read
+    │   └── SourceChangedError                the track changed while it was being sent
+    ├── SessionClosedError (RuntimeError)     the session is not open
+    ├── TransportError (ConnectionError)      no connection, or it broke before an answer
+    │   └── StalledError (TimeoutError)       the other side stopped reading or sending
+    ├── ProtocolError (ValueError)            an answer that does not fit the API
+    ├── APIError                              an answer that says no
+    │   ├── BadRequestError (ValueError)          400
+    │   ├── AuthenticationError (PermissionError) 401
+    │   ├── InsufficientCreditsError              402
+    │   ├── ForbiddenError (PermissionError)      403
+    │   ├── NotFoundError (LookupError)           404
+    │   ├── ConflictError                         409
+    │   ├── ValidationError (ValueError)          422
+    │   ├── RateLimitError                        429
+    │   └── ServerError                           500 and above
+    ├── SubmissionUnknownError (ConnectionError)  the track went out whole and no answer came
+    ├── CreditLimitError                      the session's own ``max_credits`` is reached
+    ├── ExtractionFailedError                 the vendor gave the job up
+    ├── DeadlineError (TimeoutError)          the job is still running at the vendor
+    ├── ReleasedError                         this handle no longer follows the job
+    ├── DownloadError (OSError)               a stem did not arrive whole
+    └── JournalError (OSError)                the journal cannot be used
+
+Each error bears the same data, ``None`` where it does not apply: see :class:`MusicGPTError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+
+class MusicGPTError(Exception):
+    """Something went wrong; the message says what to do next.
+
+    Attributes:
+        message: The sentence shown to people.
+        status: The HTTP status of the answer, where there was one.
+        task_id: The vendor's name for the job, where it is known.
+        retry_after: Seconds that the vendor asked to wait.
+        vendor_message: The vendor's own words.
+        job: The handle of a job that may still be alive at the vendor.
+    """
+
+    hint: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        task_id: str | None = None,
+        retry_after: float | None = None,
+        vendor_message: str | None = None,
+        job: Any = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.task_id = task_id
+        self.retry_after = retry_after
+        self.vendor_message = vendor_message
+        self.job = job
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The keyword arguments that make this error again."""
+        return {
+            "status": self.status,
+            "task_id": self.task_id,
+            "retry_after": self.retry_after,
+            "vendor_message": self.vendor_message,
+            "job": self.job,
+        }
+
+    def fresh(self, **changes: Any) -> Self:
+        """Return an equal error with no traceback of its own, so that each raise is a new one."""
+        again = type(self)(self.message, **{**self.data, **changes})
+        again.__cause__ = self.__cause__
+        return again
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A handle lives in one loop of one process: it stays behind when an error is pickled.
+        return _restore, (type(self), self.message, {**self.data, "job": None})
+
+
+def _restore(kind: type[MusicGPTError], message: str, data: dict[str, Any]) -> MusicGPTError:
+    return kind(message, **data)
+
+
+class ConfigurationError(MusicGPTError, ValueError):
+    """The session cannot work as it was set up."""
+
+
+class InvalidOptionError(MusicGPTError, ValueError):
+    """A stem, preprocessing option or format has a name that does not exist."""
+
+
+class SourceError(MusicGPTError, OSError):
+    """The track cannot be read; nothing was paid for."""
+
+
+class SourceChangedError(SourceError):
+    """The track changed while it was being sent; the submission was broken off in time."""
+
+
+class SessionClosedError(MusicGPTError, RuntimeError):
+    """The session was used before it was started or after it was closed."""
+
+
+class TransportError(MusicGPTError, ConnectionError):
+    """The network failed before an answer came."""
+
+
+class StalledError(TransportError, TimeoutError):
+    """The other side stopped reading or sending for too long."""
+
+
+class ProtocolError(MusicGPTError, ValueError):
+    """An answer does not fit the API; the message shows a piece of it."""
+
+
+class APIError(MusicGPTError):
+    """The vendor answered no."""
+
+    hint = "The vendor refused the call."
+
+
+class BadRequestError(APIError, ValueError):
+    """400: the vendor could not read the request."""
+
+    hint = "The vendor could not read the request; check the track and the options."
+
+
+class AuthenticationError(APIError, PermissionError):
+    """401: the key is missing or wrong."""
+
+    hint = (
+        "The key was not accepted. It is read from MusicGPTSession(api_key=…) or from the "
+        "environment variable MUSICGPT_API_KEY; get a key in the MusicGPT API dashboard."
+    )
+
+
+class InsufficientCreditsError(APIError):
+    """402: the account has not enough credit."""
+
+    hint = "The account has not enough credit; add credit in the MusicGPT dashboard and try again."
+
+
+class ForbiddenError(APIError, PermissionError):
+    """403: the key may not do this."""
+
+    hint = "The key may not do this; check the plan and the key's rights in the MusicGPT dashboard."
+
+
+class NotFoundError(APIError, LookupError):
+    """404: there is no such thing at the vendor."""
+
+    hint = "The vendor knows no such thing; check the task_id, and that the key is that account's."
+
+
+class ConflictError(APIError):
+    """409: the vendor calls it a duplicate."""
+
+    hint = "The vendor calls this a duplicate; look for the first one before submitting again."
+
+
+class ValidationError(APIError, ValueError):
+    """422: the vendor refused a field of the request."""
+
+    hint = "The vendor refused a field of the request; its words name the field."
+
+
+class RateLimitError(APIError):
+    """429: too many calls a minute, or too many unfinished conversions."""
+
+    hint = "Too many calls or unfinished conversions for the plan; wait, or lower the limits."
+
+
+class ServerError(APIError):
+    """500 and above: the vendor's own failure."""
+
+    hint = "The vendor's service failed; try again later."
+
+
+class SubmissionUnknownError(MusicGPTError, ConnectionError):
+    """The whole track was handed over and no usable answer came: it may have been accepted.
+
+    It is never sent again by itself, since a second submission is paid for a second time.
+    """
+
+
+class CreditLimitError(MusicGPTError):
+    """Nothing more is submitted: ``max_credits`` is reached, or the account's credit is used up."""
+
+
+class ExtractionFailedError(MusicGPTError):
+    """The vendor gave the job up; ``vendor_message`` is its ``status_msg``."""
+
+
+class DeadlineError(MusicGPTError, TimeoutError):
+    """The time is over and the job is still running at the vendor; ``job`` is its handle."""
+
+
+class ReleasedError(MusicGPTError):
+    """This handle no longer follows the job; where it was accepted, the vendor goes on."""
+
+
+class DownloadError(MusicGPTError, OSError):
+    """A stem did not arrive whole; no half file lies under a final name."""
+
+
+class JournalError(MusicGPTError, OSError):
+    """The journal cannot be read or written; the file was left as it was."""

@@ -1,0 +1,219 @@
+"""Frozen values that users see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, ClassVar, Literal
+
+import attrs
+
+
+class Stem(StrEnum):
+    """The 23 parts that the vendor separates a track into (MusicGPT docs, Extraction)."""
+
+    VOCALS = "vocals"
+    MALE_VOCAL = "male_vocal"
+    FEMALE_VOCAL = "female_vocal"
+    LEAD_VOCAL = "lead_vocal"
+    BACK_VOCAL = "back_vocal"
+    GUITAR = "guitar"
+    ACOUSTIC_GUITAR = "acoustic_guitar"
+    ELECTRIC_GUITAR = "electric_guitar"
+    RHYTHM_GUITAR = "rhythm_guitar"
+    SOLO_GUITAR = "solo_guitar"
+    DRUMS = "drums"
+    KICK_DRUM = "kick_drum"
+    SNARE_DRUM = "snare_drum"
+    TOMS = "toms"
+    HI_HAT = "hi_hat"
+    RIDE = "ride"
+    CRASH = "crash"
+    PIANO = "piano"
+    KEYS = "keys"
+    STRINGS = "strings"
+    WINDS = "winds"
+    BASS = "bass"
+    INSTRUMENTAL = "instrumental"
+
+
+class Preprocessing(StrEnum):
+    """What the vendor can do to a track before it is split (MusicGPT docs, Extraction)."""
+
+    DENOISE = "Denoise"
+    DEECHO = "Deecho"
+    DEREVERB = "Dereverb"
+
+
+AudioFormat = Literal["wav", "mp3", "both"]
+"""Which files of a stem to download."""
+
+
+class JobState(StrEnum):
+    """Where a job stands; the transitions are in ``_rules/lifecycle.py``.
+
+    Attributes:
+        QUEUED: In line for a slot; nothing was sent.
+        UPLOADING: The track is on its way; the vendor cannot have it whole.
+        DELIVERED: The whole track was handed over and no answer has come yet.
+        WAITING: Accepted: the vendor gave it a task_id and is working.
+        COMPLETED: Finished; the links are known.
+        FAILED: It ended in an error; nothing of it runs at the vendor.
+        UNKNOWN: No answer came for a whole track: it may have been accepted.
+        EXPIRED: Its deadline passed; the vendor goes on.
+        RELEASED: Let go of; where it was accepted, the vendor goes on.
+    """
+
+    QUEUED = "queued"
+    UPLOADING = "uploading"
+    DELIVERED = "delivered"
+    WAITING = "waiting"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    EXPIRED = "expired"
+    RELEASED = "released"
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """What the account may do (MusicGPT docs, rate limits).
+
+    Attributes:
+        parallel: Unfinished conversions at the vendor, at most.
+        polls_per_minute: byId calls a minute, at most.
+    """
+
+    parallel: int = attrs.field(validator=attrs.validators.ge(1))
+    polls_per_minute: float = attrs.field(validator=attrs.validators.gt(0))
+
+    FREE: ClassVar[Limits]
+    PLUS: ClassVar[Limits]
+    PRO: ClassVar[Limits]
+
+
+Limits.FREE = Limits(parallel=2, polls_per_minute=20)
+Limits.PLUS = Limits(parallel=5, polls_per_minute=200)
+Limits.PRO = Limits(parallel=10, polls_per_minute=500)
+
+
+@attrs.frozen(kw_only=True)
+class StemLinks:
+    """Where one stem's files lie; ``None`` where the vendor gave no such file."""
+
+    mp3: str | None = None
+    wav: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Acceptance:
+    """The vendor's answer to a submit.
+
+    Attributes:
+        task_id: The vendor's name for the job.
+        conversion_id: The vendor's name for the conversion within it.
+        eta: Seconds until it is expected to finish, ``None`` when the vendor does not know (-1).
+        credit_estimate: Credits that it will probably cost.
+    """
+
+    task_id: str
+    conversion_id: str | None = None
+    eta: float | None = None
+    credit_estimate: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Extraction:
+    """A finished job.
+
+    Attributes:
+        task_id: The vendor's name for the job.
+        conversion_id: The vendor's name for the conversion within it.
+        stems: Stem name → its links, in the vendor's order.
+        cost: Credits charged, ``None`` where the vendor did not say.
+        duration: Seconds of audio, ``None`` where the vendor did not say.
+        raw: The vendor's own JSON, for what this class does not name.
+    """
+
+    task_id: str
+    conversion_id: str | None = None
+    stems: Mapping[str, StemLinks] = attrs.field(factory=dict)
+    cost: float | None = None
+    duration: float | None = None
+    raw: Mapping[str, Any] = attrs.field(factory=dict, repr=False, eq=False)
+
+
+@attrs.frozen(kw_only=True)
+class StemFile:
+    """One downloaded file, as the journal remembers it.
+
+    Attributes:
+        stem: The stem's name.
+        format: ``"wav"`` or ``"mp3"``.
+        path: Where it lies.
+        size: Bytes.
+        sha256: Hexadecimal digest of its content.
+    """
+
+    stem: str
+    format: str
+    path: str
+    size: int
+    sha256: str
+
+
+@attrs.frozen(kw_only=True)
+class JobRecord:
+    """All that has to be remembered of a job, so that another process can take it up.
+
+    Attributes:
+        id: The library's own name for the job.
+        fingerprint: Equal for the same track with the same options.
+        source: Absolute path or URL; empty for bytes and streams, which cannot be read again.
+        label: The caller's name for the track.
+        stems: Names asked for.
+        preprocessing: Options asked for.
+        token: The webhook token of this job.
+        state: Where it stands.
+        size: Bytes of the track.
+        sha256: Digest of the track, taken while it was sent.
+        task_id: The vendor's name for it.
+        conversion_id: The vendor's name for the conversion.
+        eta: Seconds that the vendor expected.
+        credit_estimate: Credits that the vendor expected to charge.
+        sent_at: When the whole track was handed over, in seconds since the epoch.
+        accepted_at: When the answer came, in seconds since the epoch.
+        links: Stem name → links.
+        cost: Credits charged.
+        duration: Seconds of audio.
+        directory: Where the stems are to lie; ``None`` while nobody asked for a download.
+        format: Which files of each stem were asked for.
+        files: What has been downloaded.
+        error: The sentence of the error it ended in.
+        created_at: Seconds since the epoch.
+    """
+
+    id: str
+    fingerprint: str
+    source: str
+    label: str | None = None
+    stems: tuple[str, ...] = ()
+    preprocessing: tuple[str, ...] = ()
+    token: str | None = None
+    state: JobState = JobState.QUEUED
+    size: int | None = None
+    sha256: str | None = None
+    task_id: str | None = None
+    conversion_id: str | None = None
+    eta: float | None = None
+    credit_estimate: float | None = None
+    sent_at: float | None = None
+    accepted_at: float | None = None
+    links: Mapping[str, StemLinks] = attrs.field(factory=dict)
+    cost: float | None = None
+    duration: float | None = None
+    directory: str | None = None
+    format: AudioFormat | None = None
+    files: tuple[StemFile, ...] = ()
+    error: str | None = None
+    created_at: float = 0.0
