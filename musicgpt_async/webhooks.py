@@ -1,0 +1,358 @@
+"""The doors at which the vendor's webhooks arrive, all over one small core.
+
+What every door answers, with a tiny JSON object as body; nothing is ever redirected:
+
+====== =========================================================================
+200    the delivery was taken; or the health line, to GET and HEAD on the base
+400    the body is not a JSON object
+404    no job has this token
+405    not a POST on a job's URL, or not a GET or HEAD on the base
+413    the body is over 1 MiB
+415    the body is compressed
+====== =========================================================================
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import attrs
+from yarl import URL
+
+from musicgpt_async._io.inbox import Inbox
+from musicgpt_async.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+MAX_BODY = 1024 * 1024
+SERVICE = "musicgpt-async webhook receiver"
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_DERIVED = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{32}")
+_SHUTDOWN_SECONDS = 2.0
+
+
+class WebhookReceiver:
+    """Takes the vendor's webhooks in and wakes the jobs that they are for.
+
+    One receiver may serve many sessions, as long as they and the door run in one event loop. Its
+    own logs never show a token; the access log of a server around it may show the URLs of jobs.
+
+    Args:
+        public_url: Where the vendor reaches this process, path included:
+            ``"https://bot.example.com/musicgpt"``.
+        secret: Something long and random, kept between runs. With it a job's token is the same
+            after a restart, and a delivery that arrives before the job is taken up again is kept
+            for it. Without it tokens are random.
+
+    Attributes:
+        public_url: The same, without a slash at its end.
+        inbox: Where sessions open the letterboxes of their jobs.
+        instance: Random name of this receiver, which its health line shows.
+
+    Raises:
+        ConfigurationError: The vendor could not post to such a URL, or the secret is empty.
+    """
+
+    def __init__(self, public_url: str, *, secret: str | bytes | None = None) -> None:
+        self.public_url = _checked_url(public_url)
+        self._secret = secret.encode() if isinstance(secret, str) else secret
+        if self._secret == b"":
+            raise ConfigurationError(
+                "The webhook secret is empty; leave it out, or make one with secrets.token_hex()."
+            )
+        self.instance = secrets.token_hex(8)
+        self.inbox = Inbox(self._derived)
+        self._core = _Core(_segments(URL(self.public_url).path), self.instance, self.inbox)
+
+    def __repr__(self) -> str:
+        return f"WebhookReceiver({self.public_url!r})"
+
+    def token_for(self, job_id: str) -> str:
+        """Return a token for a job: with a secret always the same one, else a new random one."""
+        if self._secret is None:
+            return f"{secrets.token_hex(16)}.{secrets.token_hex(16)}"
+        public = _digest(self._secret, "job", job_id)
+        return f"{public}.{_digest(self._secret, 'token', public)}"
+
+    def url_for(self, token: str) -> str:
+        """Return the absolute URL that the vendor is to post to."""
+        return f"{self.public_url}/{token}"
+
+    def routes(self, path: str | None = None) -> list[web.RouteDef]:
+        """Return the routes to add to an aiohttp application.
+
+        Args:
+            path: Where the door is in that application; by default the path of the public URL.
+                Another one is right behind a proxy that changes paths.
+        """
+        from aiohttp import web  # noqa: PLC0415  # a client that only polls needs no server
+
+        async def handle(request: web.Request) -> web.Response:
+            return await _answer_aiohttp(self._core, request)
+
+        return [
+            web.route("*", _pattern(self._core.base if path is None else _segments(path)), handle)
+        ]
+
+    @property
+    def asgi(self) -> ASGIApplication:
+        """The door as an ASGI application, to mount in another one or to run by itself."""
+        return _ASGIDoor(self._core)
+
+    @asynccontextmanager
+    async def serve(self, host: str = "127.0.0.1", port: int = 8080) -> AsyncIterator[str]:
+        """Run the door as a server of its own, for as long as the block lasts.
+
+        It answers below the path of the public URL and below ``/`` alike, so that a proxy in front
+        of it may take the path away or leave it.
+
+        Args:
+            host: Address to listen on.
+            port: Port to listen on; 0 takes a free one.
+
+        Yields:
+            The root of the server on this machine, for a proxy to point at:
+            ``"http://127.0.0.1:8080"``.
+
+        Raises:
+            ConfigurationError: It cannot listen there.
+        """
+        from aiohttp import web  # noqa: PLC0415  # a client that only polls needs no server
+
+        app = web.Application()
+        app.add_routes(self.routes("/"))
+        # aiohttp's access log would show the URLs of jobs.
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        try:
+            await runner.setup()
+            yield await _listen(runner, host, port)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await runner.cleanup()
+
+    def _derived(self, token: str) -> bool:
+        if self._secret is None or _DERIVED.fullmatch(token) is None:
+            return False
+        public, _, given = token.partition(".")
+        return hmac.compare_digest(_digest(self._secret, "token", public), given)
+
+
+@attrs.frozen
+class _Answer:
+    status: int
+    content: bytes
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+
+
+_TAKEN = _Answer(200, b'{"ok": true}')
+_NOT_JSON = _Answer(400, b'{"error": "the body is not a JSON object"}')
+_NO_SUCH_JOB = _Answer(404, b'{"error": "no job has this URL"}')
+_ONLY_GET = _Answer(405, b'{"error": "wrong method"}', {"Allow": "GET, HEAD"})
+_ONLY_POST = _Answer(405, b'{"error": "wrong method"}', {"Allow": "POST"})
+_TOO_LARGE = _Answer(413, b'{"error": "the body is over 1 MiB"}')
+_COMPRESSED = _Answer(415, b'{"error": "the body is compressed"}')
+
+
+@attrs.frozen
+class _Core:
+    """What every door says. Nothing is awaited but the body, and that only for a known token."""
+
+    base: tuple[str, ...]
+    instance: str
+    inbox: Inbox
+
+    async def answer(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        read: Callable[[], Awaitable[bytes]],
+    ) -> _Answer:
+        """Answer one request.
+
+        Args:
+            method: In capitals.
+            path: Decoded, without a query, with or without the base in front.
+            headers: By lower-case names, or without regard to case.
+            read: Returns the next bytes of the body, ``b""`` at its end.
+        """
+        below = _without(self.base, _segments(path))
+        if not below:
+            return self._health() if method in {"GET", "HEAD"} else _ONLY_GET
+        token = below[-1]
+        if (refusal := self._refusal(method, token, headers)) is not None:
+            return refusal
+        body = bytearray()
+        while block := await read():
+            body += block
+            if len(body) > MAX_BODY:
+                return _TOO_LARGE
+        return self._take(token, body)
+
+    def _health(self) -> _Answer:
+        line = json.dumps({"service": SERVICE, "instance": self.instance})
+        return _Answer(200, line.encode(), {"Cache-Control": "no-store"})
+
+    def _refusal(self, method: str, token: str, headers: Mapping[str, str]) -> _Answer | None:
+        if method != "POST":
+            return _ONLY_POST
+        if not self.inbox.knows(token):
+            return _NO_SUCH_JOB
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            return _COMPRESSED  # some servers would unpack it, past any bound
+        return _TOO_LARGE if _announced(headers) > MAX_BODY else None
+
+    def _take(self, token: str, body: bytearray) -> _Answer:
+        try:
+            payload = json.loads(body)
+        except (ValueError, RecursionError):
+            return _NOT_JSON
+        if not isinstance(payload, dict):
+            return _NOT_JSON
+        return _TAKEN if self.inbox.deliver(token, payload, size=len(body)) else _NO_SUCH_JOB
+
+
+async def _answer_aiohttp(core: _Core, request: web.Request) -> web.Response:
+    from aiohttp import web  # noqa: PLC0415  # a client that only polls needs no server
+
+    try:
+        answer = await core.answer(
+            request.method, request.match_info["tail"], request.headers, request.content.readany
+        )
+    except (ConnectionError, web.RequestPayloadError):
+        answer = _NOT_JSON  # the body broke off: seldom is anybody left to read this
+    return web.Response(
+        status=answer.status,
+        body=answer.content,
+        headers=answer.headers,
+        content_type="application/json",
+    )
+
+
+def _pattern(base: tuple[str, ...]) -> str:
+    """Return the aiohttp pattern of all paths at and below a base.
+
+    Each slash may be doubled: proxies that join paths carelessly do that.
+    """
+    prefix = "".join(f"/{{slashes{i}:/*}}{segment}" for i, segment in enumerate(base))
+    return prefix + "{tail:(/.*)?}" if base else "/{tail:.*}"
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int) -> str:
+    from aiohttp import web  # noqa: PLC0415  # a client that only polls needs no server
+
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        raise ConfigurationError(
+            f"The webhook receiver cannot listen on {host} port {port} ({error}); "
+            "choose another host or port."
+        ) from error
+    address, port = runner.addresses[0][:2]
+    return str(URL.build(scheme="http", host=address, port=port)).rstrip("/")
+
+
+@attrs.frozen
+class _ASGIDoor:
+    """The bare ASGI protocol, so that no web framework is needed to speak it."""
+
+    core: _Core
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Some servers and frameworks leave the mount point in the path, some take it away.
+        path = "/".join(_without(_segments(scope.get("root_path", "")), _segments(scope["path"])))
+        headers = {
+            name.decode("latin-1"): text.decode("latin-1") for name, text in scope["headers"]
+        }
+        try:
+            answer = await self.core.answer(scope["method"], path, headers, _reader(receive))
+        except ConnectionError:
+            return
+        start = {"type": "http.response.start", "status": answer.status, "headers": _raw(answer)}
+        await send(start)
+        content = b"" if scope["method"] == "HEAD" else answer.content
+        await send({"type": "http.response.body", "body": content})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        for phase in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{phase}.complete"})
+
+
+def _reader(receive: Receive) -> Callable[[], Awaitable[bytes]]:
+    more = True
+
+    async def read() -> bytes:
+        nonlocal more
+        block = b""
+        while more and not block:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionResetError
+            block, more = message.get("body", b""), message.get("more_body", False)
+        return block
+
+    return read
+
+
+def _raw(answer: _Answer) -> list[tuple[bytes, bytes]]:
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(answer.content)),
+        **answer.headers,
+    }
+    return [(name.lower().encode(), text.encode()) for name, text in headers.items()]
+
+
+def _announced(headers: Mapping[str, str]) -> int:
+    try:
+        return int(headers.get("content-length", "0"))
+    except ValueError:
+        return 0
+
+
+def _segments(path: str) -> tuple[str, ...]:
+    return tuple(segment for segment in path.split("/") if segment)
+
+
+def _without(prefix: tuple[str, ...], segments: tuple[str, ...]) -> tuple[str, ...]:
+    return segments[len(prefix) :] if segments[: len(prefix)] == prefix else segments
+
+
+def _digest(secret: bytes, purpose: str, text: str) -> str:
+    return hmac.digest(secret, f"{purpose}:{text}".encode(), "sha256").hex()[:32]
+
+
+def _checked_url(text: str) -> str:
+    try:
+        url = URL(text)
+    except (TypeError, ValueError):
+        url = URL()
+    strange = any(char in "?#@\\" or char.isspace() for char in str(text))
+    if url.scheme not in {"http", "https"} or not url.host or strange:
+        raise ConfigurationError(
+            "The public URL of a webhook receiver must look like https://example.com/musicgpt: "
+            "http or https, a host, perhaps a port and a path, and nothing else."
+        )
+    return str(url).rstrip("/")
