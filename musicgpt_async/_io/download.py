@@ -1,0 +1,370 @@
+"""A URL as a whole file: a temporary name beside the target, resumed, checked, then renamed.
+
+Resuming follows RFC 9110, sections 13.1.5 (If-Range) and 14.4 (Content-Range): the total comes from
+Content-Range, never from the length of a part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import re
+import secrets
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urljoin
+
+import aiohttp
+import attrs
+import stamina
+
+from musicgpt_async._rules import audio, hosts, retrying
+from musicgpt_async.errors import DownloadError, TransportError
+
+_T = TypeVar("_T")
+
+Fetch = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[aiohttp.ClientResponse]]
+Progress = Callable[[int, int | None], None]
+
+# Smaller writes cost more CPU than the copying they save.
+GATHERED = 1 << 20
+# Tries in a row that bring nothing new before a file is given up.
+PATIENCE = 6
+MOST_REDIRECTS = 5
+_HEAD = 512
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+
+
+@attrs.frozen
+class Fetched:
+    """A file that lies whole under its final name.
+
+    Attributes:
+        path: Where it lies.
+        size: Bytes.
+        sha256: Hexadecimal digest, empty where none was asked for.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+
+
+class _InterruptedError(DownloadError):
+    """It broke off, or came out wrong, and may come right another time."""
+
+
+@attrs.frozen(kw_only=True)
+class Downloader:
+    """Brings files down, each whole or not at all.
+
+    Attributes:
+        fetch: Opens a URL: the transport's file lane.
+        executor: Where files are written.
+        allow_loopback: Whether links may lead to this machine.
+        digests: Whether to take a digest of each file.
+        sole_owner: Whether no other process writes to the same targets, so that what a killed one
+            left behind is removed.
+    """
+
+    fetch: Fetch
+    executor: Executor
+    allow_loopback: bool
+    digests: bool
+    sole_owner: bool
+
+    async def download(self, url: str, target: Path, *, progress: Progress) -> Fetched:
+        """Bring ``url`` to ``target``, replacing at once what lies there.
+
+        Args:
+            url: The link.
+            target: The final name.
+            progress: Called with the bytes received, which can go back, and the bytes in all.
+
+        Raises:
+            DownloadError: It did not arrive whole; ``status`` is set where the host said no.
+            TransportError: The host could not be reached.
+        """
+        part = await self._run(_Part.beside, target, self.digests, self.sole_owner)
+        try:
+            await _Transfer(self, part, url, progress).complete()
+            await self._run(part.publish)
+        finally:
+            # Shielded: whoever cancels a download does not want to keep its half file.
+            await asyncio.shield(self._run(part.discard))
+        return Fetched(target, part.size, part.sha256)
+
+    async def has(self, path: Path, *, size: int, sha256: str) -> bool:
+        """Return whether a file lies there with this content."""
+        return await self._run(_has, path, size, sha256)
+
+    def _run(self, call: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:
+        return asyncio.get_running_loop().run_in_executor(self.executor, call, *args)
+
+
+class _Transfer:
+    """One file on its way, over as many connections as it takes."""
+
+    def __init__(self, downloader: Downloader, part: _Part, url: str, progress: Progress) -> None:
+        self._downloader = downloader
+        self._run = downloader._run  # noqa: SLF001 - the two are one piece of work
+        self._part = part
+        self._url = url
+        self._progress = progress
+        self._total: int | None = None
+        self._validator = ""
+        self._most = 0
+        self._fruitless = 0
+
+    async def complete(self) -> None:
+        """Fill the part until it is whole."""
+        try:
+            async for attempt in stamina.retry_context(
+                on=self._worth_another_try, attempts=None, timeout=None, wait_max=10.0
+            ):
+                with attempt:
+                    await self._attempt(self._url, MOST_REDIRECTS)
+        except _InterruptedError as error:
+            raise DownloadError(error.message, status=error.status) from error
+
+    def _worth_another_try(self, error: Exception) -> bool:
+        """Allow ``PATIENCE`` tries in a row that get no further than one before them."""
+        self._fruitless = 0 if self._part.size > self._most else self._fruitless + 1
+        self._most = max(self._most, self._part.size)
+        passing = isinstance(error, (TransportError, _InterruptedError))
+        return passing and self._fruitless < PATIENCE
+
+    async def _attempt(self, url: str, redirects: int) -> None:
+        hosts.check_link(url, allow_loopback=self._downloader.allow_loopback)
+        async with self._downloader.fetch(url, self._range()) as response:
+            location = response.headers.get("Location")
+            if location is None or not 300 <= response.status < 400:
+                await self._receive(response)
+                return
+        if not redirects:
+            raise self._failure("its redirects do not end")
+        await self._attempt(urljoin(url, location), redirects - 1)
+
+    def _range(self) -> dict[str, str]:
+        if not (self._part.size and self._validator):
+            return {}
+        return {"Range": f"bytes={self._part.size}-", "If-Range": self._validator}
+
+    async def _receive(self, response: aiohttp.ClientResponse) -> None:
+        await self._take_up(response)
+        inflate = _inflater(response.headers.get("Content-Encoding", ""))
+        pieces: list[bytes] = []
+        gathered = 0
+        async for chunk in response.content.iter_any():
+            pieces.append(self._inflated(inflate, chunk) if inflate else chunk)
+            gathered += len(pieces[-1])
+            if gathered >= GATHERED:
+                await self._append(pieces, response)
+                pieces, gathered = [], 0
+        await self._append(pieces, response)
+        await self._check_whole(response, inflated=inflate is not None)
+
+    async def _take_up(self, response: aiohttp.ClientResponse) -> None:
+        """Make the part fit what this answer brings."""
+        status = response.status
+        if status == 206 and _content_range(response) == (self._part.size, self._total):
+            return
+        await self._run(self._part.restart)
+        if status in (206, 416):  # not the range that was asked for: from the start, next time
+            raise self._interruption("the host changed it midway", status)
+        if status in retrying.PASSING:
+            raise self._interruption("the host could not give it", status)
+        if status != 200:
+            raise self._failure("the host refused it", status)
+        self._total = _plain_length(response)
+        self._validator = _validator(response)
+
+    async def _append(self, pieces: list[bytes], response: aiohttp.ClientResponse) -> None:
+        first = not self._part.size
+        await self._run(self._part.append, pieces)
+        why = audio.refusal(self._part.head, response.content_type) if first else None
+        if why:
+            raise self._failure(why)
+        self._progress(self._part.size, self._total)
+
+    def _inflated(self, inflate: Callable[[bytes], bytes], chunk: bytes) -> bytes:
+        try:
+            return inflate(chunk)
+        except zlib.error as error:
+            raise self._failure(f"its encoding is broken ({error})") from error
+
+    async def _check_whole(self, response: aiohttp.ClientResponse, *, inflated: bool) -> None:
+        size, own = self._part.size, audio.wav_size(self._part.head)
+        if size == 0:
+            raise self._failure("it is empty")
+        if self._total is not None and size != self._total:
+            raise self._interruption(f"only {size} of {self._total} bytes came")
+        if own is not None and size < own:
+            await self._run(self._part.restart)
+            raise self._interruption(f"{size} bytes came and its own header says {own}")
+        chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
+        if self._total is None and own is None and not (chunked or inflated):
+            raise self._failure("the host does not say how long it is, so it may be cut short")
+
+    def _failure(self, why: str, status: int | None = None) -> DownloadError:
+        return DownloadError(self._sentence(why, status), status=status)
+
+    def _interruption(self, why: str, status: int | None = None) -> DownloadError:
+        return _InterruptedError(self._sentence(why, status), status=status)
+
+    def _sentence(self, why: str, status: int | None) -> str:
+        code = f" (status {status})" if status else ""
+        return f"{hosts.without_query(self._url)} was not downloaded: {why}{code}."
+
+
+@attrs.define
+class _Part:
+    """The temporary file; its methods block and run on the executor.
+
+    A cancelled transfer leaves its last write running there: the lock keeps the file open under it.
+    """
+
+    target: Path
+    path: Path
+    _fd: int
+    _digest: Any
+    size: int = 0
+    head: bytes = b""
+    _lock: threading.Lock = attrs.field(factory=threading.Lock)
+
+    @classmethod
+    def beside(cls, target: Path, digest: bool, sole_owner: bool) -> _Part:
+        with _disk(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if sole_owner:
+                _remove_leftovers(target)
+            path = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+            fd = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
+            )
+        return cls(target, path, fd, hashlib.sha256() if digest else None)
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest() if self._digest else ""
+
+    def append(self, pieces: list[bytes]) -> None:
+        with self._lock, _disk(self.target):
+            _write_all(self._fd, pieces)
+            for piece in pieces if self._digest else ():
+                self._digest.update(piece)
+            if len(self.head) < _HEAD:
+                self.head += b"".join(pieces)[: _HEAD - len(self.head)]
+            self.size += sum(map(len, pieces))
+
+    def restart(self) -> None:
+        with self._lock, _disk(self.target):
+            os.ftruncate(self._fd, 0)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            self.size, self.head = 0, b""
+            self._digest = self._digest and hashlib.sha256()
+
+    def publish(self) -> None:
+        """Give the whole file its name, so that a crash leaves it whole or absent."""
+        with self._lock, _disk(self.target):
+            os.fsync(self._fd)
+            self._close()  # Windows renames no open file
+            self.path.replace(self.target)
+            _sync_directory(self.target.parent)
+
+    def discard(self) -> None:
+        with self._lock:
+            self._close()
+            with suppress(FileNotFoundError):  # it was published
+                self.path.unlink()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _write_all(fd: int, pieces: list[bytes]) -> None:
+    if hasattr(os, "writev") and pieces:
+        written = os.writev(fd, pieces[:_MOST_PIECES])
+        if written == sum(map(len, pieces)):
+            return
+        pieces = [b"".join(pieces)[written:]]
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(fd, view) :]
+
+
+# The kernel takes no more pieces in one writev (IOV_MAX on Linux and macOS).
+_MOST_PIECES = 1024
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left of this target."""
+    prefix, suffix = f".{target.name[:200]}.", ".part"
+    for entry in target.parent.iterdir():
+        if entry.name.startswith(prefix) and entry.name.endswith(suffix):
+            entry.unlink()
+
+
+def _sync_directory(directory: Path) -> None:
+    if os.name != "posix":  # a directory cannot be opened on Windows
+        return
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _has(path: Path, size: int, sha256: str) -> bool:
+    try:
+        if path.stat().st_size != size:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
+
+
+@contextmanager
+def _disk(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = "the disk is full; make room" if full else error.strerror or str(error)
+        raise DownloadError(f"{target} cannot be written: {why}.") from error
+
+
+def _inflater(encoding: str) -> Callable[[bytes], bytes] | None:
+    """Return what undoes an encoding that was not asked for, ``None`` where there is none."""
+    if encoding.lower() not in ("gzip", "x-gzip", "deflate"):
+        return None
+    decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: either header is recognised
+    return decompressor.decompress
+
+
+def _content_range(response: aiohttp.ClientResponse) -> tuple[int, int] | None:
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _plain_length(response: aiohttp.ClientResponse) -> int | None:
+    encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
+    return None if encoded else response.content_length
+
+
+def _validator(response: aiohttp.ClientResponse) -> str:
+    """Return what pins the content: a strong ETag (If-Range takes no other), or nothing."""
+    etag = response.headers.get("ETag", "")
+    encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
+    return etag if etag.startswith('"') and not encoded else ""

@@ -1,0 +1,226 @@
+"""The transport: bytes out, (status, headers, body) in.
+
+Three lanes, so that no kind of work starves another: looks share a small pool of kept connections;
+each submit has a fresh connection, since a POST on one that the server had already dropped looks
+like an answer that was lost; files have a pool of their own, which never sees the key.
+"""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from musicgpt_async._rules.protocol import Answer
+from musicgpt_async.errors import (
+    ConfigurationError,
+    MusicGPTError,
+    StalledError,
+    TransportError,
+)
+
+LONGEST_ANSWER = 1 << 20
+# aiohttp before 3.14 reads sockets by 64 KiB; large reads keep the speed apart from its version.
+READ_BUFFER = 1 << 20
+# The network's exceptions, whichever layer they come from.
+FAULTS = (aiohttp.ClientError, OSError)
+
+
+class SecretKey(str):
+    """The key: itself on the wire, stars wherever a program shows its values."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+class Transport:
+    """The three lanes to the vendor.
+
+    Args:
+        api_key: Sent with each call of the API, and with nothing else.
+        http: The caller's own session, used for every lane and never closed.
+        request_timeout: Seconds without a byte before a call is given up.
+        downloads: Connections to file hosts, at most.
+        allows: Decides whether a name that a link bears may lead to an address.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        http: aiohttp.ClientSession | None = None,
+        request_timeout: float,
+        downloads: int,
+        allows: Callable[[str], bool],
+    ) -> None:
+        self._key = SecretKey(api_key)
+        self._own = http is None
+        # `total` would cut long uploads: the whole wait is bounded by deadlines of our own.
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=request_timeout, sock_read=request_timeout
+        )
+        self._proxies = urllib.request.getproxies() if self._own else {}
+        self._downloads = downloads
+        self._allows = allows
+        self._lanes = [] if http is None else [http]
+
+    def open(self) -> None:
+        """Make the lanes, in the loop that runs now."""
+        if not self._own:
+            if self._lanes[0].closed:
+                raise ConfigurationError("The session given as http= is closed already.")
+            return
+        resolver = _GuardedResolver(self._allows)
+        self._lanes = [
+            self._lane(aiohttp.TCPConnector(limit=64, ttl_dns_cache=300)),
+            self._lane(aiohttp.TCPConnector(limit=0, force_close=True)),
+            self._lane(aiohttp.TCPConnector(limit=self._downloads, resolver=resolver)),
+        ]
+
+    async def close(self) -> None:
+        """Close the lanes that are our own."""
+        if self._own:
+            for lane in self._lanes:
+                await lane.close()
+
+    async def ask(self, url: str, query: Mapping[str, str]) -> Answer:
+        """GET a call of the API.
+
+        Raises:
+            TransportError: No whole answer came.
+        """
+        return await self._call(self._lanes[0], "GET", url, params=query)
+
+    async def send(self, url: str, body: aiohttp.Payload) -> Answer:
+        """POST a body to the API on a connection of its own, following no redirect.
+
+        Raises:
+            TransportError: No whole answer came; the body knows how much of it went out.
+        """
+        lane = self._lanes[1] if self._own else self._lanes[0]
+        return await self._call(lane, "POST", url, data=body)
+
+    @asynccontextmanager
+    async def fetch(
+        self, url: str, headers: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """GET a file without the key, its content as it is on the wire.
+
+        Raises:
+            TransportError: The connection failed.
+        """
+        request = self._lanes[-1].get(
+            URL(url, encoded=True),
+            headers={"Accept-Encoding": "identity", **headers},
+            allow_redirects=False,
+            auto_decompress=False,
+            read_bufsize=READ_BUFFER,
+            timeout=self._timeout,
+            proxy=self._proxy(url),
+        )
+        with translated(url):
+            async with request as response:
+                yield response
+
+    async def _call(
+        self, lane: aiohttp.ClientSession, method: str, url: str, **what: Any
+    ) -> Answer:
+        with translated(url):
+            async with lane.request(
+                method,
+                url,
+                headers={"Authorization": self._key},
+                allow_redirects=False,
+                timeout=self._timeout,
+                proxy=self._proxy(url),
+                **what,
+            ) as response:
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return Answer(response.status, headers, self._scrubbed(await _read(response)))
+
+    def _scrubbed(self, body: bytes) -> bytes:
+        """Return a body without the key, should a server repeat it in its words."""
+        return body.replace(self._key.encode(), b"***")
+
+    def _proxy(self, url: str) -> str | None:
+        # aiohttp's trust_env also reads ~/.netrc, which clashes with an Authorization header.
+        if not self._proxies:
+            return None
+        host = URL(url).host or ""
+        if urllib.request.proxy_bypass(host):
+            return None
+        return self._proxies.get(URL(url).scheme)
+
+    @staticmethod
+    def _lane(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": f"musicgpt-async/{version('musicgpt-async')}"},
+            raise_for_status=False,
+        )
+
+
+class translated:  # noqa: N801 - reads as a word: "with translated(url)"
+    """Turn the network's exceptions into the library's."""
+
+    __slots__ = ("_url",)
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, MusicGPTError) or not isinstance(error, FAULTS):
+            return
+        where = URL(self._url).host
+        if isinstance(error, TimeoutError):
+            raise StalledError(f"{where} did not answer in time; try again later.") from error
+        raise TransportError(
+            f"The connection to {where} failed ({_reason(error)}); check the network."
+        ) from error
+
+
+class _GuardedResolver(AbstractResolver):
+    """Looks names up and leaves out the addresses that a link may not lead to."""
+
+    def __init__(self, allows: Callable[[str], bool]) -> None:
+        self._resolver = aiohttp.DefaultResolver()
+        self._allows = allows
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)
+        allowed = [each for each in found if self._allows(each["host"])]
+        if not allowed:
+            raise OSError(None, f"{host} leads into a private network; it was not followed")
+        return allowed
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body, cut at ``LONGEST_ANSWER``: no answer of the API comes near it."""
+    body = b""
+    async for chunk in response.content.iter_any():
+        body = body + chunk if body else chunk
+        if len(body) >= LONGEST_ANSWER:
+            return body[:LONGEST_ANSWER]
+    return body
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,95 @@
+"""Which addresses a link from the vendor may lead to.
+
+Result links come from outside: one that names an address of a private network would make this
+process fetch from inside it (OWASP, server-side request forgery). So links are https to public
+addresses, unless the API itself is on loopback, as in development.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from urllib.parse import SplitResult, urlsplit
+
+from musicgpt_async.errors import ConfigurationError, DownloadError
+
+_LOOPBACK_NAMES = frozenset({"localhost", "localhost.", "ip6-localhost"})
+
+
+def checked_base_url(base_url: str) -> str:
+    """Return the API's base URL without a trailing slash.
+
+    Raises:
+        ConfigurationError: It is no http(s) URL, or would send the key in clear over a network.
+    """
+    url = base_url.strip().rstrip("/")
+    parts = _split(url)
+    if parts is None or parts.query or parts.fragment:
+        raise ConfigurationError(
+            f"{base_url!r} is no base URL; it looks like https://host/path and comes from "
+            "MusicGPTSession(base_url=…) or from the environment variable MUSICGPT_BASE_URL."
+        )
+    if parts.scheme == "http" and not is_loopback(url):
+        raise ConfigurationError(
+            f"{base_url!r} would send the key in clear; use https:// (http is for loopback alone)."
+        )
+    return url
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether a URL names this machine itself."""
+    parts = _split(url)
+    if parts is None or parts.hostname is None:
+        return False
+    address = _literal(parts.hostname)
+    return address.is_loopback if address else parts.hostname.lower() in _LOOPBACK_NAMES
+
+
+def check_link(url: str, *, allow_loopback: bool) -> None:
+    """Refuse a link that leads anywhere but to a public https address.
+
+    Raises:
+        DownloadError: The link is refused.
+    """
+    parts = _split(url)
+    if parts is None or parts.hostname is None:
+        raise DownloadError(f"The vendor sent a link that is no URL: {url[:200]!r}.")
+    if allow_loopback and is_loopback(url):
+        return
+    if parts.scheme != "https":
+        raise DownloadError(f"The link {without_query(url)} is not https; it was not followed.")
+    address = _literal(parts.hostname)
+    if is_loopback(url) or (address and not is_public(address)):
+        raise DownloadError(
+            f"The link {without_query(url)} leads into a private network; it was not followed."
+        )
+
+
+def is_public(address: str | IPv4Address | IPv6Address) -> bool:
+    """Return whether an address is reachable by everybody; a garbled one is not."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
+    return parsed.is_global and not parsed.is_multicast and (inner is None or is_public(inner))
+
+
+def without_query(url: str) -> str:
+    """Return a link fit for a message: its query may hold a signature."""
+    return url.partition("?")[0].partition("#")[0][:200]
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return None
+    return parts if usable else None
+
+
+def _literal(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(host.partition("%")[0])
+    except ValueError:
+        return None

@@ -1,0 +1,315 @@
+"""The vendor's JSON ↔ values: the one file that knows its key names.
+
+Sources disagree on shapes (MusicGPT docs: Extraction, status check, webhooks; the vendor's npm
+package and n8n node), so each reader takes every shape that was ever seen and turns anything else
+into a :class:`ProtocolError` that shows a piece of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import attrs
+
+from musicgpt_async.errors import ProtocolError
+from musicgpt_async.models import Acceptance, Extraction, StemLinks
+
+CONVERSION_TYPE = "EXTRACTION"
+SNIPPET_LENGTH = 200
+# A stem name when the vendor sends one plain link and several stems, or none, were asked for.
+UNNAMED_STEM = "audio"
+
+_NO_LINKS = StemLinks()
+_LINK_KEYS = {
+    "mp3": ("audio_url", "conversion_path"),
+    "wav": ("audio_url_wav", "conversion_path_wav"),
+}
+
+
+class Progress(Enum):
+    """What a status word means for somebody who waits."""
+
+    UNFINISHED = "unfinished"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+_PROGRESS = {
+    "IN_QUEUE": Progress.UNFINISHED,
+    "PENDING": Progress.UNFINISHED,
+    "PROCESSING": Progress.UNFINISHED,
+    "IN_PROGRESS": Progress.UNFINISHED,
+    "COMPLETED": Progress.COMPLETED,
+    "ERROR": Progress.FAILED,
+    "FAILED": Progress.FAILED,
+    "CANCELLED": Progress.FAILED,
+}
+
+
+@attrs.frozen(kw_only=True)
+class Conversion:
+    """What a byId answer, a listing's entry or a delivery says of a job.
+
+    Attributes:
+        task_id: Empty where the vendor left it out.
+        status: The vendor's word in upper case, empty where there is none.
+        known: Whether the word was ever seen before.
+        message: ``status_msg``, or whatever words came in its place.
+    """
+
+    task_id: str
+    conversion_id: str | None
+    progress: Progress
+    status: str
+    known: bool
+    message: str | None
+    links: Mapping[str, StemLinks]
+    cost: float | None
+    duration: float | None
+    created: str | None
+    raw: Mapping[str, Any] = attrs.field(repr=False)
+
+    def extraction(self, task_id: str) -> Extraction:
+        """Return the finished job that this conversion describes."""
+        return Extraction(
+            task_id=self.task_id or task_id,
+            conversion_id=self.conversion_id,
+            stems=self.links,
+            cost=self.cost,
+            duration=self.duration,
+            raw=self.raw,
+        )
+
+
+def submit_fields(
+    *,
+    stems: Sequence[str],
+    preprocessing: Sequence[str],
+    audio_url: str = "",
+    webhook_url: str | None = None,
+) -> dict[str, str]:
+    """Return the text fields of a submit, in the order of the vendor's samples."""
+    fields = {
+        "audio_url": audio_url,
+        "stems": json.dumps(list(stems)),
+        "preprocessing_options": json.dumps(list(preprocessing)),
+    }
+    return fields if webhook_url is None else {**fields, "webhook_url": webhook_url}
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in ``body``.
+
+    Raises:
+        ProtocolError: It is no JSON object.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ProtocolError(f"The answer is not a JSON object: {snippet(body)}")
+    return value
+
+
+def read_acceptance(data: Mapping[str, Any]) -> Acceptance:
+    """Return the answer to a submit.
+
+    Raises:
+        ProtocolError: It has no task_id.
+    """
+    task_id = _text(data.get("task_id"))
+    if task_id is None:
+        raise ProtocolError(f"The answer to the submit has no task_id: {snippet(data)}")
+    eta = _number(data.get("eta"))
+    return Acceptance(
+        task_id=task_id,
+        conversion_id=_text(data.get("conversion_id")),
+        eta=eta if eta is not None and eta >= 0 else None,
+        credit_estimate=_number(data.get("credit_estimate")),
+    )
+
+
+def read_conversion(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -> Conversion:
+    """Return the conversion in a byId answer.
+
+    Args:
+        data: The whole answer.
+        requested: The stems that were asked for: a lone one names a plain link.
+
+    Raises:
+        ProtocolError: It holds no conversion.
+    """
+    conversion = data.get("conversion", data)
+    if not isinstance(conversion, dict) or not {"status", "task_id"} & conversion.keys():
+        raise ProtocolError(f"The answer holds no conversion: {snippet(data)}")
+    return _conversion(conversion, requested)
+
+
+def read_listing(data: Mapping[str, Any]) -> list[Conversion]:
+    """Return the conversions of a byUser listing, passing over what is none.
+
+    Raises:
+        ProtocolError: It holds no list.
+    """
+    conversions = data.get("conversions")
+    if not isinstance(conversions, list):
+        raise ProtocolError(f"The answer holds no list of conversions: {snippet(data)}")
+    return [_conversion(each, ()) for each in conversions if isinstance(each, dict)]
+
+
+def listing_continues_after(data: Mapping[str, Any]) -> str | None:
+    """Return the key to ask for the next page of a listing with."""
+    key = data.get("LastEvaluatedKey")
+    return json.dumps(key) if isinstance(key, dict) else _text(key)
+
+
+def read_delivery(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -> Conversion:
+    """Return what a webhook says. It is a hint: it has no status, or a forged one.
+
+    The Extraction page's sample is flat and has ``success`` in place of a status.
+    """
+    inner = data.get("conversion")
+    flat = inner if isinstance(inner, dict) else data
+    conversion = _conversion(flat, requested)
+    if conversion.status:
+        return conversion
+    progress = Progress.FAILED if refuses(data) else Progress.COMPLETED
+    return attrs.evolve(conversion, progress=progress)
+
+
+def with_hinted_links(
+    believed: Mapping[str, StemLinks], hinted: Mapping[str, StemLinks]
+) -> dict[str, StemLinks]:
+    """Return the links of a byId answer, with what it leaves out taken from a delivery."""
+    return {
+        stem: StemLinks(
+            mp3=believed.get(stem, _NO_LINKS).mp3 or hinted.get(stem, _NO_LINKS).mp3,
+            wav=believed.get(stem, _NO_LINKS).wav or hinted.get(stem, _NO_LINKS).wav,
+        )
+        for stem in dict.fromkeys([*believed, *hinted])
+    }
+
+
+def refuses(data: Mapping[str, Any]) -> bool:
+    """Return whether an answer says ``success: false``, in any of its spellings."""
+    success = data.get("success", True)
+    return success is False or (isinstance(success, str) and success.strip().lower() == "false")
+
+
+def read_words(body: bytes) -> str | None:
+    """Return the vendor's own words in an error's body, whatever its shape; never fails."""
+    try:
+        return words_of(read_object(body))
+    except ProtocolError:
+        return snippet(body) or None
+
+
+def words_of(data: Mapping[str, Any]) -> str | None:
+    """Return the vendor's own words in an answer that says no."""
+    found = (_words(data.get(key)) for key in ("message", "error", "detail", "status_msg"))
+    return next((words for words in found if words), None)
+
+
+def snippet(value: bytes | Mapping[str, Any]) -> str:
+    """Return a piece of an answer on one line, short enough for a message."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else repr(value)
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[:4096]).split())
+    return line if len(line) <= SNIPPET_LENGTH else line[: SNIPPET_LENGTH - 1] + "…"
+
+
+def _conversion(data: Mapping[str, Any], requested: Sequence[str]) -> Conversion:
+    status = (_text(data.get("status")) or "").upper()
+    return Conversion(
+        task_id=_text(data.get("task_id")) or "",
+        conversion_id=_text(data.get("conversion_id")),
+        progress=_PROGRESS.get(status, Progress.UNFINISHED),
+        status=status,
+        known=status in _PROGRESS,
+        message=words_of({**data, "message": data.get("status_msg") or data.get("message")}),
+        links=_links(data, requested[0] if len(requested) == 1 else UNNAMED_STEM),
+        cost=_number(data.get("conversion_cost")),
+        duration=_number(data.get("conversion_duration")),
+        created=_text(data.get("createdAt")),
+        raw=dict(data),
+    )
+
+
+def _links(data: Mapping[str, Any], lone_stem: str) -> dict[str, StemLinks]:
+    links: dict[str, StemLinks] = {}
+    for kind, keys in _LINK_KEYS.items():
+        for stem, url in _urls([data.get(key) for key in keys], lone_stem):
+            links[stem] = attrs.evolve(links.get(stem, StemLinks()), **{kind: url})
+    return links
+
+
+def _urls(values: Sequence[Any], lone_stem: str) -> Iterator[tuple[str, str]]:
+    """Yield (stem, URL) from the first value that names its stems, else from a plain URL."""
+    read = [_decoded(value) for value in values]
+    for value in read:
+        if isinstance(value, Mapping):
+            named = [(str(stem), url) for stem, url in value.items() if _is_url(url)]
+            if named:
+                yield from named
+                return
+    yield from [(lone_stem, value) for value in read if _is_url(value)][:1]
+
+
+def _decoded(value: Any) -> Any:
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value.strip() if isinstance(value, str) else value
+    try:
+        # The documented sample has line breaks between its entries; strict=False takes them
+        # inside a string too.
+        return json.loads(value, strict=False)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_url(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("http://", "https://"))
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return None
+    try:
+        return str(value).strip() or None
+    except ValueError:  # an integer of more digits than Python will print
+        return None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _words(value: Any) -> str | None:
+    """Return the words in one part of an error: a string, an object, or a list of objects."""
+    if isinstance(value, str):
+        return snippet(value.encode("utf-8", "replace")) or None
+    if isinstance(value, Mapping):
+        parts = [_words(value.get(key)) for key in ("message", "msg", "code", "details")]
+        return next((part for part in parts if part), None)
+    if isinstance(value, list):
+        return "; ".join(filter(None, map(_detail, value[:5]))) or None
+    return None
+
+
+def _detail(item: Any) -> str | None:
+    """Return one entry of a FastAPI validation error: where, and what."""
+    if not isinstance(item, Mapping):
+        return _words(item)
+    place = item.get("loc")
+    where = ".".join(_text(part) or "?" for part in place) if isinstance(place, list) else ""
+    what = _words(item.get("msg")) or _words(item)
+    return f"{where}: {what}" if where and what else what

@@ -1,0 +1,66 @@
+"""Again after n seconds, stop, or unknown: what a failed call means for what comes next."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from musicgpt_async.errors import APIError, MusicGPTError, ProtocolError, TransportError
+
+# Statuses by which the vendor says that it did not take the submission.
+NOT_ACCEPTED = frozenset({429, 503})
+# A link that has run out, or moved: fresh ones come from byId.
+EXPIRED_LINK = frozenset({401, 403, 404, 410})
+# Answers of a file host that may be different a moment later.
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+# Looks in a row that are refused outright before the wait is broken off.
+REFUSED_LOOKS = 5
+# Seconds after acceptance during which a 404 means "not yet".
+NOT_YET = 60.0
+
+
+class Verdict(Enum):
+    """What became of a submit that brought no task_id."""
+
+    NOT_DELIVERED = "not delivered"
+    """No server can have the whole track: it may be sent again."""
+    NOT_ACCEPTED = "not accepted"
+    """The vendor is full: the job keeps its place in line."""
+    REFUSED = "refused"
+    """The vendor, or the track, says no: sending it again would not help."""
+    UNKNOWN = "unknown"
+    """The track went out whole and may have been accepted: never sent again by itself."""
+
+
+def submit_verdict(error: MusicGPTError, *, delivered: bool) -> Verdict:
+    """Return what a failed submit means.
+
+    Args:
+        error: What the answer or its absence was turned into.
+        delivered: Whether the closing boundary was handed to the transport.
+    """
+    if error.status in NOT_ACCEPTED:
+        return Verdict.NOT_ACCEPTED
+    if _may_have_been_accepted(error):
+        return Verdict.UNKNOWN if delivered else Verdict.NOT_DELIVERED
+    return Verdict.REFUSED
+
+
+def look_is_refused(error: MusicGPTError, *, waited: float | None) -> bool:
+    """Return whether a failed look speaks against the job itself, not against the moment.
+
+    Args:
+        error: What the look was turned into.
+        waited: Seconds since the job was accepted, ``None`` where nobody knows.
+    """
+    if error.status == 404:
+        return waited is None or waited > NOT_YET
+    return isinstance(error, APIError) and 400 <= (error.status or 0) < 500 and error.status != 429
+
+
+def _may_have_been_accepted(error: MusicGPTError) -> bool:
+    if isinstance(error, ProtocolError):
+        # No status: a 2xx that cannot be read. A redirect has one, and accepts nothing.
+        return error.status is None
+    if isinstance(error, APIError):
+        return error.status is not None and (error.status >= 500 or error.status == 408)
+    return isinstance(error, TransportError)
