@@ -1,0 +1,25 @@
+"""The vendor's clock, which may run faster than the world's."""
+
+import asyncio
+import time
+
+
+class Clock:
+    """Tells and waits in vendor seconds, of which `speed` pass in one real second."""
+
+    def __init__(self, speed: float = 1.0) -> None:
+        if speed <= 0:
+            raise ValueError(f"speed must be above 0, not {speed}")
+        self.speed = speed
+
+    def now(self) -> float:
+        """The vendor seconds since an arbitrary moment; never goes back."""
+        return time.monotonic() * self.speed
+
+    async def sleep_until(self, moment: float) -> None:
+        """Wait until `now()` has reached `moment`."""
+        await asyncio.sleep(max(0.0, moment - self.now()) / self.speed)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for a number of vendor seconds."""
+        await asyncio.sleep(max(0.0, seconds) / self.speed)

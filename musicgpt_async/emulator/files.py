@@ -1,0 +1,131 @@
+"""The file host: result files on a port of their own, for whoever has the link."""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+
+from musicgpt_async.emulator import answers, wire
+from musicgpt_async.emulator.catalogue import STEMS
+from musicgpt_async.emulator.clock import Clock
+from musicgpt_async.emulator.faults import Fault, Occasion, Script, Stage
+from musicgpt_async.emulator.file_faults import FILE_FAULTS, Served, etag, replace_content
+from musicgpt_async.emulator.studio import Studio
+from musicgpt_async.emulator.vendor import Refusal, Submission, Vendor
+
+TYPES = {".wav": "audio/wav", ".mp3": "audio/mpeg"}
+
+
+@attrs.define(eq=False)
+class FileHost:
+    """Serves files by signed links; takes no key, and notes every one that is sent to it."""
+
+    vendor: Vendor
+    script: Script
+    studio: Studio
+    clock: Clock
+    closing: asyncio.Event
+    root: str = ""
+    leaked_keys: list[str] = attrs.field(factory=list)
+    _secret: str = attrs.field(factory=lambda: secrets.token_hex(8))
+
+    def links(self, submission: Submission, suffix: str) -> dict[str, str]:
+        """The links of a conversion's stems that are good at present."""
+        return {stem: self._link(submission, f"{stem}{suffix}") for stem in submission.stems}
+
+    def _link(self, submission: Submission, name: str) -> str:
+        signature = self._signature(submission, name)
+        return f"{self.root}/files/{submission.conversion_id}/{name}?signature={signature}"
+
+    def _signature(self, submission: Submission, name: str) -> str:
+        text = f"{self._secret}/{submission.conversion_id}/{name}/{submission.link_version}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """The routes of the file host's application."""
+        return [web.get("/files/{conversion}/{name}", self._get)]
+
+    async def _get(self, request: web.Request) -> web.StreamResponse:
+        self._watch(request)
+        try:
+            submission, name = self._find(request)
+        except Refusal as refused:
+            return answers.error(refused.status, refused.message, body="xml")
+        occasion = Occasion(
+            on="file", request=request, upload=submission.upload, submission=submission, file=name
+        )
+        if fault := self.script.take(occasion, Stage.INSTEAD):
+            return self._instead(fault, submission)
+        path = await self.studio.file(submission, Path(name).stem, Path(name).suffix)
+        if fault := self.script.take(occasion, Stage.ANSWER):
+            return await self._strike(fault, request, path)
+        return _File(path)
+
+    def _watch(self, request: web.Request) -> None:
+        if hdrs.AUTHORIZATION in request.headers or self.vendor.api_key in request.path_qs:
+            self.leaked_keys.append(request.path)
+
+    def _find(self, request: web.Request) -> tuple[Submission, str]:
+        """The conversion and the file that a link stands for, where the link is good."""
+        name = request.match_info["name"]
+        submission = self.vendor.find(request.match_info["conversion"])
+        if request.query.get("signature") != self._signature(submission, name):
+            raise Refusal(403, "Request has expired")
+        stem, suffix = Path(name).stem, Path(name).suffix
+        if not submission.is_completed or stem not in STEMS or suffix not in TYPES:
+            raise Refusal(404, "The specified key does not exist.")
+        return submission, name
+
+    def _instead(self, fault: Fault, submission: Submission) -> web.Response:
+        if fault.kind == "expired":
+            self.vendor.expire_links(submission)
+            return answers.error(403, "Request has expired", body="xml")
+        if fault.kind == "redirect":
+            return answers.error(
+                fault.status or 302, fault.message, body="empty", location=fault.location
+            )
+        return answers.error(
+            fault.status or 403,
+            fault.message,
+            body="xml" if fault.body is None else fault.body,
+            retry_after=fault.retry_after,
+        )
+
+    async def _strike(self, fault: Fault, request: web.Request, path: Path) -> web.StreamResponse:
+        if fault.kind == "slow_answer":
+            await self.clock.sleep(fault.seconds)
+            return _File(path)
+        if fault.kind == "stall_answer":
+            await self.closing.wait()
+        if fault.kind in {"stall_answer", "drop_before_answer"}:
+            return wire.drop(request)
+        if fault.kind in {"changed", "changed_anyway"}:
+            await asyncio.get_running_loop().run_in_executor(None, replace_content, path)
+        if fault.kind == "changed":
+            return _File(path)
+        served = await Served.of(request, path, content_type=TYPES[path.suffix])
+        return await FILE_FAULTS[fault.kind](served, fault).send(request, self.closing)
+
+
+class _File(web.FileResponse):
+    """A file, by sendfile where the platform has it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, headers={hdrs.CONTENT_TYPE: TYPES[path.suffix]})
+        self._file = path
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send the whole or the range asked for; aiohttp heeds no If-Range that holds an ETag."""
+        condition = request.headers.get(hdrs.IF_RANGE, "")
+        if condition.startswith(('"', "W/")):
+            stat = await asyncio.get_running_loop().run_in_executor(None, self._file.stat)
+            if condition != etag(stat):
+                headers = request.headers.copy()
+                headers.popall(hdrs.RANGE, None)
+                request = request.clone(headers=headers)
+        return await super().prepare(request)

@@ -1,0 +1,57 @@
+"""The account's conversions by page, as byUser lists them."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from musicgpt_async.emulator.vendor import Submission, invalid
+
+MOST = 100
+"""Conversions on the longest page."""
+
+
+def page(
+    submissions: Sequence[Submission], query: Mapping[str, str]
+) -> tuple[list[Submission], bool]:
+    """The conversions that a query asks for, and whether more would follow."""
+    start, end = _date(query, "startDate"), _date(query, "endDate")
+    found = [
+        each
+        for each in submissions
+        if (start is None or each.created_at >= start) and (end is None or each.created_at <= end)
+    ]
+    if query.get("sortOrder", "desc").lower() != "asc":
+        found.reverse()
+    found = found[_position(found, query.get("LastEvaluatedKey")) :]
+    limit = _limit(query)
+    return found[:limit], len(found) > limit
+
+
+def _position(found: Sequence[Submission], last: str | None) -> int:
+    """Where the page begins: behind the conversion that ended the one before."""
+    if not last:
+        return 0
+    ids = [each.task_id for each in found]
+    if last not in ids:
+        raise invalid(["query", "LastEvaluatedKey"], "Unknown key")
+    return ids.index(last) + 1
+
+
+def _limit(query: Mapping[str, str]) -> int:
+    try:
+        limit = int(query.get("limit") or MOST)
+    except ValueError:
+        limit = 0
+    if not 1 <= limit <= MOST:
+        raise invalid(["query", "limit"], f"Input should be an integer from 1 to {MOST}", "int")
+    return limit
+
+
+def _date(query: Mapping[str, str], name: str) -> datetime | None:
+    text = query.get(name)
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise invalid(["query", name], "Input should be a valid date", "datetime") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,172 @@
+"""Submits as they come off the wire: multipart parsed as a stream, audio to a file."""
+
+import asyncio
+import contextlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+import attrs
+from aiohttp import BodyPartReader, web
+
+from musicgpt_async.emulator.catalogue import DEFAULT_STEMS, PREPROCESSING, STEMS
+from musicgpt_async.emulator.vendor import Refusal, Upload, invalid
+
+BLOCK = 1 << 20
+"""Bytes gathered before they are written to disk, off the event loop."""
+
+
+class _Sink:
+    """Takes the bytes of one upload, at a write for each `BLOCK`, one write at a time."""
+
+    def __init__(self, executor: Executor, directory: Path | None) -> None:
+        self._executor = executor
+        self._directory = directory
+        self._file: BinaryIO | None = None
+        self._gathered: list[bytes] = []
+        self._pending = 0
+        self.size = 0
+        self.fingerprint = ""
+        self.path: Path | None = None
+
+    async def write(self, chunk: bytes) -> None:
+        if not self.size:
+            self.fingerprint = f"{zlib.crc32(chunk[:4096]):08x}"
+        self.size += len(chunk)
+        if self._directory is None:
+            return
+        self._gathered.append(chunk)
+        self._pending += len(chunk)
+        if self._pending >= BLOCK:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        blocks, self._gathered, self._pending = self._gathered, [], 0
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._store, blocks)
+
+    def _store(self, blocks: list[bytes]) -> None:
+        if self._file is None:
+            descriptor, name = tempfile.mkstemp(dir=self._directory, prefix="upload-")
+            self.path, self._file = Path(name), os.fdopen(descriptor, "wb")
+        self._file.writelines(blocks)
+
+    async def close(self, *, keep: bool) -> None:
+        if self._directory is None:
+            return
+        if keep:
+            await self._flush()
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._end, keep)
+
+    def _end(self, keep: bool) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self.path is not None and not keep:
+            self.path.unlink(missing_ok=True)
+
+
+@attrs.frozen
+class Receiver:
+    """Reads submits; `directory` is None where audio is counted and thrown away."""
+
+    executor: Executor
+    directory: Path | None
+
+    async def receive(self, request: web.Request) -> Upload:
+        """The upload that a submit's body holds, or the vendor's refusal of it."""
+        if request.content_type != "multipart/form-data":
+            raise _neither()
+        fields: dict[str, str] = {}
+        async with self._sink() as sink:
+            name = await self._read(request, sink, fields)
+            return _validated(fields, name, sink)
+
+    async def discard(self, upload: Upload | None) -> None:
+        """Delete the audio of an upload that was not accepted."""
+        if upload is not None and upload.audio is not None:
+            await asyncio.get_running_loop().run_in_executor(self.executor, upload.audio.unlink)
+
+    @contextlib.asynccontextmanager
+    async def _sink(self) -> AsyncIterator[_Sink]:
+        sink = _Sink(self.executor, self.directory)
+        try:
+            yield sink
+        except BaseException:
+            await asyncio.shield(sink.close(keep=False))
+            raise
+
+    async def _read(self, request: web.Request, sink: _Sink, fields: dict[str, str]) -> str | None:
+        """Take in every part up to the closing boundary; the name of the file, if one came."""
+        name = None
+        try:
+            async for part in await request.multipart():
+                if not isinstance(part, BodyPartReader):
+                    raise Refusal(400, "There was an error parsing the body")
+                if part.filename is None:
+                    fields[part.name or ""] = (await part.read(decode=True)).decode()
+                elif part.name == "audio_file":
+                    name = part.filename
+                    await _drain(part, sink)
+        except (ValueError, AssertionError) as error:
+            raise Refusal(400, "There was an error parsing the body") from error
+        await sink.close(keep=True)
+        return name
+
+
+async def _drain(part: BodyPartReader, sink: _Sink) -> None:
+    while chunk := await part.read_chunk(BLOCK):
+        await sink.write(chunk)
+
+
+def _neither() -> Refusal:
+    return invalid(["body"], "Either audio_file or audio_url must be provided")
+
+
+def _validated(fields: dict[str, str], name: str | None, sink: _Sink) -> Upload:
+    url = fields.get("audio_url", "").strip() or None
+    if name is None and url is None:
+        raise _neither()
+    if name is not None and url is not None:
+        raise invalid(["body"], "Provide either audio_file or audio_url, not both")
+    return Upload(
+        fields=fields,
+        stems=_choice(fields, "stems", STEMS) or DEFAULT_STEMS,
+        preprocessing=_choice(fields, "preprocessing_options", PREPROCESSING),
+        webhook_url=_url(fields, "webhook_url"),
+        audio_url=_url(fields, "audio_url"),
+        file_name=name,
+        size=sink.size,
+        audio=sink.path,
+        fingerprint=f"{sink.size}-{sink.fingerprint}" if name else f"url-{url}",
+    )
+
+
+def _choice(fields: dict[str, str], field: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """A field that holds a JSON list of names out of `allowed`."""
+    text = fields.get(field, "").strip()
+    try:
+        names = json.loads(text) if text else []
+    except ValueError:
+        raise invalid(["body", field], "Invalid JSON", "json_invalid") from None
+    if not isinstance(names, list):
+        raise invalid(["body", field], "Input should be a valid list", "list_type")
+    for index, name in enumerate(names):
+        if name not in allowed:
+            expected = ", ".join(f"'{each}'" for each in allowed)
+            raise invalid(["body", field, str(index)], f"Input should be {expected}", "enum")
+    return tuple(dict.fromkeys(names))
+
+
+def _url(fields: dict[str, str], field: str) -> str | None:
+    text = fields.get(field, "").strip()
+    if not text:
+        return None
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise invalid(["body", field], "Input should be a valid URL", "url_parsing")
+    return text

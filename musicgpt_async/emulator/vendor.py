@@ -1,0 +1,261 @@
+"""The vendor's state: the account, its conversions and its limits, changed nowhere else."""
+
+import collections
+import math
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import attrs
+
+from musicgpt_async.emulator.clock import Clock
+
+QUEUED = "IN_QUEUE"
+COMPLETED = "COMPLETED"
+PROGRESS = (QUEUED, "PENDING", "PROCESSING", "IN_PROGRESS")
+"""The status words an unfinished conversion goes through, in order."""
+
+CREDITS_PER_MINUTE = 1.5
+"""What a minute of audio costs; the real tariff is not published."""
+
+UNKNOWN_DURATION = 180.0
+"""The seconds that an estimate goes by while the audio has not been read, as for a URL."""
+
+MINUTE = 60.0
+
+
+@attrs.frozen
+class Upload:
+    """A validated submit, before the vendor has accepted it.
+
+    `fields` holds the text fields as they arrived, `audio` the file that the upload was written
+    to (None with `keep_audio=False` or for an `audio_url`), `size` its bytes, and `duration` its
+    seconds, where they are known before the audio is worked on.
+    """
+
+    fields: Mapping[str, str]
+    stems: tuple[str, ...]
+    preprocessing: tuple[str, ...]
+    webhook_url: str | None
+    audio_url: str | None = None
+    file_name: str | None = None
+    size: int = 0
+    audio: Path | None = None
+    fingerprint: str = ""
+    duration: float | None = None
+
+
+@attrs.define(eq=False)
+class Submission:
+    """The record of one accepted submit: what was sent, and what has become of it.
+
+    Times named `created` and `finished` are vendor seconds of the emulator's clock, `created_at`
+    and `updated_at` the dates that the API tells; `seconds` is the time the conversion is to take.
+    `status` is one of IN_QUEUE, PENDING,
+    PROCESSING, IN_PROGRESS, COMPLETED, or the word of a failure. `sha256` is known by the time
+    the conversion is finished.
+    """
+
+    number: int
+    task_id: str
+    conversion_id: str
+    upload: Upload = attrs.field(repr=False)
+    created: float
+    created_at: datetime
+    updated_at: datetime
+    seconds: float = 0.0
+    eta: int = -1
+    credit_estimate: float = 0.0
+    status: str = QUEUED
+    status_msg: str = ""
+    finished: float | None = None
+    cost: float | None = None
+    duration: float | None = None
+    sha256: str | None = None
+    looks: int = 0
+    link_version: int = 1
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """The text fields of the submit as they arrived."""
+        return self.upload.fields
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """The stems asked for, or the vendor's four where none was named."""
+        return self.upload.stems
+
+    @property
+    def preprocessing(self) -> tuple[str, ...]:
+        """The preprocessing options asked for."""
+        return self.upload.preprocessing
+
+    @property
+    def file_name(self) -> str | None:
+        """The name of the uploaded file; None for an `audio_url`."""
+        return self.upload.file_name
+
+    @property
+    def size(self) -> int:
+        """The bytes of audio received."""
+        return self.upload.size
+
+    @property
+    def webhook_url(self) -> str | None:
+        """Where the result is to be posted, if anywhere."""
+        return self.upload.webhook_url
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the conversion has completed or failed."""
+        return self.finished is not None
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether the conversion has completed: its files are there."""
+        return self.status == COMPLETED
+
+
+@attrs.frozen
+class Refusal(Exception):  # noqa: N818  it is the vendor's answer, not a defect
+    """A request that the vendor refuses: the status and the words of its answer.
+
+    `detail` holds FastAPI's list of complaints for a 422.
+    """
+
+    status: int
+    message: str
+    detail: Sequence[Mapping[str, object]] = ()
+    retry_after: float | None = None
+
+
+def invalid(loc: Sequence[str], message: str, kind: str = "value_error") -> Refusal:
+    """The 422 of a FastAPI service for one field."""
+    return Refusal(422, message, [{"loc": list(loc), "msg": message, "type": kind}])
+
+
+def _credits(seconds: float) -> float:
+    return max(0.01, round(seconds / MINUTE * CREDITS_PER_MINUTE, 2))
+
+
+@attrs.define(eq=False)
+class Vendor:
+    """One account and everything it ever submitted.
+
+    Each method is one event in the vendor's life; whatever changes, changes here.
+    """
+
+    clock: Clock
+    api_key: str
+    forbidden_keys: frozenset[str]
+    parallel: float
+    polls_per_minute: float
+    credits: float
+    seconds: Callable[[Submission], float]
+    eta: Callable[[Submission], int]
+    submissions: list[Submission] = attrs.field(factory=list)
+    unfinished: int = 0
+    most_unfinished: int = 0
+    looks: int = 0
+    throttled: collections.Counter[str] = attrs.field(factory=collections.Counter)
+    _by_id: dict[str, Submission] = attrs.field(factory=dict)
+    _window: collections.deque[float] = attrs.field(factory=collections.deque)
+    _reserved: float = 0.0
+
+    def check_key(self, key: str | None) -> None:
+        """Refuse a request without the account's key (401) or with one that may not (403)."""
+        if key in self.forbidden_keys:
+            raise Refusal(403, "This API key is not allowed to use this feature")
+        if key != self.api_key:
+            raise Refusal(401, "Invalid or missing API key")
+
+    def accept(self, upload: Upload) -> Submission:
+        """Take up a conversion, or refuse it for want of credit (402) or of a slot (429)."""
+        estimate = _credits(UNKNOWN_DURATION if upload.duration is None else upload.duration)
+        if self.unfinished >= self.parallel:
+            self.throttled["parallel"] += 1
+            raise Refusal(429, "Parallel conversion limit reached, wait for one to finish")
+        if estimate > self.credits - self._reserved:
+            raise Refusal(402, "Insufficient credits")
+        submission = self._register(upload, estimate)
+        self.unfinished += 1
+        self.most_unfinished = max(self.most_unfinished, self.unfinished)
+        self._reserved += estimate
+        return submission
+
+    def _register(self, upload: Upload, estimate: float) -> Submission:
+        now = datetime.now(UTC)
+        submission = Submission(
+            number=len(self.submissions),
+            task_id=str(uuid.uuid4()),
+            conversion_id=str(uuid.uuid4()),
+            upload=upload,
+            created=self.clock.now(),
+            created_at=now,
+            updated_at=now,
+            credit_estimate=estimate,
+        )
+        submission.seconds = self.seconds(submission)
+        submission.eta = self.eta(submission)
+        self.submissions.append(submission)
+        self._by_id[submission.task_id] = self._by_id[submission.conversion_id] = submission
+        return submission
+
+    def asked(self) -> None:
+        """Count a byId call, whatever comes of it."""
+        self.looks += 1
+
+    def admit_look(self) -> None:
+        """Let a byId call pass, or refuse it (429) past the account's calls a minute."""
+        now = self.clock.now()
+        while self._window and self._window[0] <= now - MINUTE:
+            self._window.popleft()
+        if len(self._window) >= self.polls_per_minute:
+            self.throttled["polls"] += 1
+            wait = self._window[0] + MINUTE - now if self._window else MINUTE
+            raise Refusal(429, "Rate limit exceeded", retry_after=math.ceil(wait))
+        self._window.append(now)
+
+    def find(self, identifier: str) -> Submission:
+        """The conversion of a task_id or conversion_id, or a 404."""
+        submission = self._by_id.get(identifier)
+        if submission is None:
+            raise Refusal(404, "Conversion not found")
+        return submission
+
+    def looked_at(self, submission: Submission) -> None:
+        """Count a byId call that was about this conversion."""
+        submission.looks += 1
+
+    def advance(self, submission: Submission, status: str) -> None:
+        """Move an unfinished conversion to its next status word."""
+        if not submission.is_finished:
+            submission.status = status
+            submission.updated_at = datetime.now(UTC)
+
+    def received(self, submission: Submission, *, sha256: str | None) -> None:
+        """Note the digest of the audio, once it has been reckoned."""
+        submission.sha256 = sha256
+
+    def complete(self, submission: Submission, *, duration: float) -> None:
+        """Finish a conversion, charge for it and free its slot."""
+        submission.duration = round(duration, 3)
+        submission.cost = _credits(duration)
+        self.credits -= submission.cost
+        self._finish(submission, COMPLETED, "")
+
+    def fail(self, submission: Submission, message: str, *, status: str = "ERROR") -> None:
+        """Finish a conversion as failed, free of charge."""
+        self._finish(submission, status, message)
+
+    def _finish(self, submission: Submission, status: str, message: str) -> None:
+        submission.status, submission.status_msg = status, message
+        submission.finished = self.clock.now()
+        submission.updated_at = datetime.now(UTC)
+        self.unfinished -= 1
+        self._reserved -= submission.credit_estimate
+
+    def expire_links(self, submission: Submission) -> None:
+        """Make every link handed out so far answer 403; the next byId brings fresh ones."""
+        submission.link_version += 1

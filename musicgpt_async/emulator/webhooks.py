@@ -1,0 +1,251 @@
+"""Webhook deliveries: the vendor's payloads, and the ways in which deliveries go wrong."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+import aiohttp
+import attrs
+
+from musicgpt_async.emulator import answers
+from musicgpt_async.emulator.clock import Clock
+from musicgpt_async.emulator.faults import Fault, Occasion, Script, Stage
+from musicgpt_async.emulator.tasks import Tasks
+from musicgpt_async.emulator.vendor import COMPLETED, Submission
+
+Payload = Literal["extraction", "general", "status"]
+Moment = Literal["finished", "before_answer", "processing"]
+
+RETRIES = (1.0, 2.0, 4.0)
+"""Vendor seconds waited before each new attempt at a delivery that got no 2xx."""
+
+TIMEOUT = aiohttp.ClientTimeout(total=10)
+
+
+@attrs.frozen(kw_only=True)
+class Delivery:
+    """One delivery, as it is to be made.
+
+    Args:
+        moment: "finished", after the end of the conversion; "before_answer", after its end and
+            before the submit is answered; "processing", while byId says not finished.
+        delay: vendor seconds waited after that moment.
+        payload: the shape of the body, a name out of `PAYLOADS`; None for the emulator's own.
+        forged: sent to a URL whose last path segment is altered, with links that lead nowhere.
+        other_task: about another task_id, with links that lead nowhere.
+        garbled: the body is no JSON.
+    """
+
+    moment: Moment = "finished"
+    delay: float = 0.0
+    payload: Payload | None = None
+    forged: bool = False
+    other_task: bool = False
+    garbled: bool = False
+
+
+BEHAVIOURS: Mapping[str, tuple[Delivery, ...]] = {
+    "normal": (Delivery(),),
+    "before_answer": (Delivery(moment="before_answer"),),
+    "early": (Delivery(moment="processing"),),
+    "twice": (Delivery(), Delivery()),
+    "late": (Delivery(delay=5.0),),
+    "lost": (),
+    "garbled": (Delivery(garbled=True),),
+    "forged": (Delivery(forged=True),),
+    "other_task": (Delivery(other_task=True),),
+}
+"""Ways to deliver, by name; they mix: `webhooks=("forged", "early", "normal")`."""
+
+Behaviour = str | Delivery | Sequence["str | Delivery"]
+"""A name out of `BEHAVIOURS`, a `Delivery`, or several of either, all of which are made."""
+
+Webhooks = Behaviour | Callable[[Submission], Behaviour]
+"""How deliveries behave, for all submissions or for each one."""
+
+
+@attrs.define(eq=False)
+class Delivered:
+    """One attempt at a delivery, and what it got: a status, or the error in its place.
+
+    `started` and `ended` are readings of `time.monotonic()`.
+    """
+
+    task_id: str
+    url: str
+    delivery: Delivery
+    attempt: int
+    started: float
+    ended: float | None = None
+    status: int | None = None
+    error: str | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the receiver answered with a 2xx."""
+        return self.status is not None and 200 <= self.status < 300
+
+
+def deliveries(behaviour: Behaviour) -> tuple[Delivery, ...]:
+    """The deliveries that a behaviour, or a mixture of them, amounts to."""
+    if isinstance(behaviour, Delivery):
+        return (behaviour,)
+    if isinstance(behaviour, str):
+        if behaviour not in BEHAVIOURS:
+            raise ValueError(f"no behaviour {behaviour!r}; there are: {', '.join(BEHAVIOURS)}")
+        return BEHAVIOURS[behaviour]
+    return tuple(each for one in behaviour for each in deliveries(one))
+
+
+def _extraction(submission: Submission, mp3: answers.Links, wav: answers.Links) -> dict[str, Any]:
+    """The Extraction page's sample: links in strings of JSON, a string for the cost, no status."""
+    told: dict[str, Any] = {
+        "success": True,
+        "conversion_type": "Extraction",
+        "task_id": submission.task_id,
+        "conversion_id": submission.conversion_id,
+    }
+    if submission.is_finished and not submission.is_completed:
+        return told | {"success": False, "message": submission.status_msg}
+    return told | {
+        "audio_url": answers.indented(mp3),
+        "audio_url_wav": answers.indented(wav),
+        "conversion_cost": str(submission.cost or submission.credit_estimate),
+        "conversion_duration": submission.duration or 0.0,
+    }
+
+
+def _general(submission: Submission, mp3: answers.Links, wav: answers.Links) -> dict[str, Any]:
+    """The general page's sample: a status, one plain URL, a number for the cost."""
+    failed = submission.is_finished and not submission.is_completed
+    return {
+        "success": not failed,
+        "conversion_type": "EXTRACTION",
+        "task_id": submission.task_id,
+        "conversion_id": submission.conversion_id,
+        "status": submission.status if failed else COMPLETED,
+        "status_msg": submission.status_msg,
+        "audio_url": None if failed else next(iter(mp3.values())),
+        "audio_url_wav": None if failed else next(iter(wav.values())),
+        "conversion_cost": submission.cost or 0.0,
+        "createdAt": answers.date(submission.created_at),
+        "updatedAt": answers.date(submission.updated_at),
+    }
+
+
+def _status(submission: Submission, mp3: answers.Links, wav: answers.Links) -> dict[str, Any]:
+    """The general sample without `success`: the status alone tells how it ended."""
+    told = _general(submission, mp3, wav)
+    del told["success"]
+    return told
+
+
+PAYLOADS: Mapping[str, Callable[[Submission, answers.Links, answers.Links], dict[str, Any]]] = {
+    "extraction": _extraction,
+    "general": _general,
+    "status": _status,
+}
+"""The payloads the documents show, by name."""
+
+
+@attrs.define(eq=False)
+class Postman:
+    """Makes deliveries: tries, tries again, and keeps a record of what they got."""
+
+    client: aiohttp.ClientSession
+    clock: Clock
+    tasks: Tasks
+    script: Script
+    behaviour: Webhooks
+    payload: Payload
+    links: Callable[[Submission, str], answers.Links]
+    record: list[Delivered]
+
+    def plan(self, submission: Submission) -> tuple[Delivery, ...]:
+        """The deliveries that are to be made about a conversion."""
+        if submission.webhook_url is None:
+            return ()
+        occasion = Occasion(on="webhook", upload=submission.upload, submission=submission)
+        fault = self.script.take(occasion, Stage.ANSWER)
+        if fault is not None:
+            return _scripted(fault)
+        behaviour = self.behaviour(submission) if callable(self.behaviour) else self.behaviour
+        return deliveries(behaviour)
+
+    async def post(self, submission: Submission, plan: Sequence[Delivery], moment: Moment) -> None:
+        """Start the deliveries due at this moment; returns when each has been tried once."""
+        due = [delivery for delivery in plan if delivery.moment == moment]
+        tried = [asyncio.Event() for _ in due]
+        for delivery, event in zip(due, tried, strict=True):
+            self.tasks.start(self._deliver(submission, delivery, event))
+        for event in tried:
+            await event.wait()
+
+    async def _deliver(
+        self, submission: Submission, delivery: Delivery, tried: asyncio.Event
+    ) -> None:
+        await self.clock.sleep(delivery.delay)
+        url, body = self._letter(submission, delivery)
+        for attempt, pause in enumerate((*RETRIES, None), start=1):
+            record = Delivered(
+                task_id=submission.task_id,
+                url=url,
+                delivery=delivery,
+                attempt=attempt,
+                started=time.monotonic(),
+            )
+            self.record.append(record)
+            await self._try(record, body)
+            tried.set()
+            if record.is_taken or pause is None:
+                return
+            await self.clock.sleep(pause)
+
+    def _letter(self, submission: Submission, delivery: Delivery) -> tuple[str, bytes]:
+        url = submission.webhook_url or ""
+        if delivery.forged:
+            url = _altered(url)
+        if delivery.garbled:
+            return url, b'{"success": true, "task_id": '
+        mp3, wav = self.links(submission, ".mp3"), self.links(submission, ".wav")
+        if delivery.forged or delivery.other_task:
+            mp3, wav = _astray(mp3), _astray(wav)
+        told = PAYLOADS[delivery.payload or self.payload](submission, mp3, wav)
+        if delivery.other_task:
+            told |= {"task_id": str(uuid.uuid4()), "conversion_id": str(uuid.uuid4())}
+        return url, json.dumps(told).encode()
+
+    async def _try(self, record: Delivered, body: bytes) -> None:
+        headers = {"Content-Type": "application/json"}
+        try:
+            async with self.client.post(
+                record.url, data=body, headers=headers, allow_redirects=False, timeout=TIMEOUT
+            ) as answer:
+                record.status = answer.status
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            record.error = f"{type(error).__name__}: {error}"
+        finally:
+            record.ended = time.monotonic()
+
+
+def _scripted(fault: Fault) -> tuple[Delivery, ...]:
+    planned = BEHAVIOURS[fault.kind]
+    if fault.kind == "late":
+        return tuple(attrs.evolve(delivery, delay=fault.seconds) for delivery in planned)
+    return planned
+
+
+def _altered(url: str) -> str:
+    """The same URL with another last path segment of the same length."""
+    parts = urlsplit(url)
+    head, slash, last = parts.path.rpartition("/")
+    altered = "".join("b" if char == "a" else "a" for char in last) or "a"
+    return urlunsplit(parts._replace(path=head + (slash or "/") + altered))
+
+
+def _astray(links: answers.Links) -> answers.Links:
+    return {stem: url.replace("/files/", "/files/nowhere-") for stem, url in links.items()}

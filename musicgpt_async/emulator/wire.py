@@ -1,0 +1,47 @@
+"""Answers written to the socket by hand, for what a well-behaved server cannot be made to do."""
+
+import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Literal
+
+import attrs
+from aiohttp import web
+
+from musicgpt_async.emulator.log import Dropped, answered
+
+
+@attrs.frozen(kw_only=True)
+class RawAnswer:
+    """A status, headers and body sent exactly as they stand, and what comes after them."""
+
+    status: int = 200
+    headers: Mapping[str, str]
+    body: bytes
+    then: Literal["close", "stall"] = "close"
+
+    async def send(self, request: web.Request, closing: asyncio.Event) -> Dropped:
+        """Write it, then close the connection or leave it hanging until `closing`."""
+        phrase = HTTPStatus(self.status).phrase
+        lines = [f"HTTP/1.1 {self.status} {phrase}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        head = "\r\n".join([*lines, "", ""]).encode()
+        answered(self.status)
+        if request.transport is not None:
+            request.transport.write(head + (b"" if request.method == "HEAD" else self.body))
+        if self.then == "stall":
+            await closing.wait()
+        return drop(request)
+
+
+def drop(request: web.Request) -> Dropped:
+    """Close the connection of a request; what was written before still goes out."""
+    if request.transport is not None:
+        request.transport.close()
+    return Dropped()
+
+
+async def read_body(request: web.Request, size: int) -> None:
+    """Take at least `size` bytes of a request's body off the wire, and throw them away."""
+    while size > 0 and (chunk := await request.content.readany()):
+        size -= len(chunk)
