@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -41,7 +42,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _DERIVED = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{32}")
-_SHUTDOWN_SECONDS = 2.0
+_SHUTDOWN_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class WebhookReceiver:
@@ -134,8 +137,13 @@ class WebhookReceiver:
 
         app = web.Application()
         app.add_routes(self.routes("/"))
-        # aiohttp's access log would show the URLs of jobs.
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        runner = web.AppRunner(
+            app,
+            access_log=None,  # it would show the URLs of jobs
+            logger=_Discreet(_log),
+            auto_decompress=False,  # compressed bodies are refused, not unpacked
+            shutdown_timeout=_SHUTDOWN_SECONDS,
+        )
         try:
             await runner.setup()
             yield await _listen(runner, host, port)
@@ -211,7 +219,7 @@ class _Core:
             return _ONLY_POST
         if not self.inbox.knows(token):
             return _NO_SUCH_JOB
-        if headers.get("content-encoding", "identity").lower() != "identity":
+        if headers.get("content-encoding", "").lower() not in {"", "identity"}:
             return _COMPRESSED  # some servers would unpack it, past any bound
         return _TOO_LARGE if _announced(headers) > MAX_BODY else None
 
@@ -251,6 +259,16 @@ def _pattern(base: tuple[str, ...]) -> str:
     return prefix + "{tail:(/.*)?}" if base else "/{tail:.*}"
 
 
+class _Discreet(logging.LoggerAdapter[logging.Logger]):
+    """What aiohttp's server logs, without the tracebacks, which quote malformed requests."""
+
+    def process(
+        self, msg: Any, kwargs: MutableMapping[str, Any]
+    ) -> tuple[Any, MutableMapping[str, Any]]:
+        error = kwargs.pop("exc_info", None)
+        return (f"{msg} ({type(error).__name__})" if error else msg), kwargs
+
+
 async def _listen(runner: web.AppRunner, host: str, port: int) -> str:
     from aiohttp import web  # noqa: PLC0415  # a client that only polls needs no server
 
@@ -285,14 +303,11 @@ class _ASGIDoor:
         headers = {
             name.decode("latin-1"): text.decode("latin-1") for name, text in scope["headers"]
         }
-        try:
+        with suppress(OSError):  # the other side is gone, and nobody is left to answer
             answer = await self.core.answer(scope["method"], path, headers, _reader(receive))
-        except ConnectionError:
-            return
-        start = {"type": "http.response.start", "status": answer.status, "headers": _raw(answer)}
-        await send(start)
-        content = b"" if scope["method"] == "HEAD" else answer.content
-        await send({"type": "http.response.body", "body": content})
+            await send(_start(answer))
+            content = b"" if scope["method"] == "HEAD" else answer.content
+            await send({"type": "http.response.body", "body": content})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         for phase in ("startup", "shutdown"):
@@ -316,13 +331,14 @@ def _reader(receive: Receive) -> Callable[[], Awaitable[bytes]]:
     return read
 
 
-def _raw(answer: _Answer) -> list[tuple[bytes, bytes]]:
+def _start(answer: _Answer) -> dict[str, Any]:
     headers = {
         "content-type": "application/json",
         "content-length": str(len(answer.content)),
         **answer.headers,
     }
-    return [(name.lower().encode(), text.encode()) for name, text in headers.items()]
+    raw = [(name.lower().encode(), text.encode()) for name, text in headers.items()]
+    return {"type": "http.response.start", "status": answer.status, "headers": raw}
 
 
 def _announced(headers: Mapping[str, str]) -> int:
@@ -349,8 +365,8 @@ def _checked_url(text: str) -> str:
         url = URL(text)
     except (TypeError, ValueError):
         url = URL()
-    strange = any(char in "?#@\\" or char.isspace() for char in str(text))
-    if url.scheme not in {"http", "https"} or not url.host or strange:
+    strange = any(char in "?#\\" or char.isspace() for char in str(text))
+    if url.scheme not in {"http", "https"} or not url.host or url.user or url.password or strange:
         raise ConfigurationError(
             "The public URL of a webhook receiver must look like https://example.com/musicgpt: "
             "http or https, a host, perhaps a port and a path, and nothing else."
