@@ -87,6 +87,11 @@ def test_what_is_kept_is_bounded_in_number_and_size() -> None:
         inbox.deliver(name, {}, size=KEPT_BYTES // 2)
     assert handed_over(inbox, "big1.x") == []
     assert handed_over(inbox, "big3.x") == [{}]
+    inbox.deliver("first.x", {})
+    for _ in range(3):
+        inbox.deliver("big.x", {}, size=KEPT_BYTES // 2)
+        assert handed_over(inbox, "big.x") == [{}]
+    assert handed_over(inbox, "first.x") == [{}]
     inbox.deliver("huge.x", {}, size=KEPT_BYTES + 1)
     assert handed_over(inbox, "huge.x") == []
 
@@ -107,6 +112,11 @@ def test_the_memory_of_closed_letterboxes_is_bounded() -> None:
         inbox.close(f"job{number}.x")
     assert not inbox.knows("job0.x")
     assert inbox.knows("job1.x")
+    for name in ("job1.x", "new.x"):
+        inbox.open(name, print)
+        inbox.close(name)
+    assert inbox.knows("job1.x")
+    assert not inbox.knows("job2.x")
     assert len(inbox) == 0
 
 
