@@ -1,28 +1,55 @@
 """How many jobs may be unfinished at the vendor, learned where nobody said.
 
-The vendor counts conversions that are not finished, for the whole account, and answers a submit past
-the limit with 429 (MusicGPT docs, rate limits). So a slot is taken before the upload and given back
-when the job is terminal or let go of, never at the answer to the submit.
+The vendor counts conversions that are not finished, for the whole account, and answers a submit
+past the limit with 429 (MusicGPT docs, rate limits: 2, 5 or 10 by plan). So a slot is taken before
+the upload and given back when the job is terminal or let go of, never at the answer to the submit.
+
+The limit moves by three rules:
+
+- It **grows** by one when every slot is taken, every upload is accepted and others stand in line:
+  only then is a larger limit worth a refused upload to find, and the next submit alone finds it.
+- It **shrinks** on a 429 to what is still taken, at least 1: the vendor holds no more, be it for
+  the plan or because another process with the same key eats from the same account.
+- After a refusal it grows again only after some accepted submits, twice as many for each growth
+  that failed in a row. Up to a limit that once proved true this begins at one submit, beyond it
+  at 16, so that an account's plan is found by one 429 and seldom asked for again.
+
+After a 429 one waits until something finishes. While jobs of our own run that is a slot given back,
+and no clock is needed; where none runs the next try comes after a growing pause. A `Retry-After`
+is kept to whatever else happens.
 """
 
 from __future__ import annotations
 
 FREE_PARALLEL = 2
-"""What every plan allows at least."""
+"""What every plan allows at least (MusicGPT docs, rate limits)."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds
+_LONGEST_RETRY_AFTER = 300.0  # seconds
+_PATIENCE_WITHIN, _PATIENCE_BEYOND = range(1, 33), range(16, 257)  # accepted submits
 
 
 class Slots:
-    """The account's slots: how many there are, how many are taken, when to try again."""
+    """The account's slots: how many there are, how many are taken, when to try again.
+
+    Args:
+        parallel: how many unfinished jobs the account allows; None: learn it, beginning at the free
+            plan's.
+    """
 
     def __init__(self, *, parallel: int | None = None) -> None:
         if parallel is not None and parallel < 1:
             raise ValueError(f"parallel must be at least 1, not {parallel}")
         self._given = parallel
-        self._limit = parallel or FREE_PARALLEL
+        self._limit = self._proven = parallel or FREE_PARALLEL
         self._taken = 0
-        self._retry_at: float | None = None
+        self._uploading = 0  # at most; one that was cancelled may still be counted
+        self._patience = 0
+        self._probing = False  # the limit has grown and has not proved true yet
+        self._since_growth = 0
+        self._failed_growths = 0
         self._refusals = 0
-        self._until_growth = 0
+        self._retry_at: float | None = None
 
     @property
     def limit(self) -> int:
@@ -36,13 +63,16 @@ class Slots:
 
     def take(self, *, now: float) -> bool:
         """Take a slot for a job about to be uploaded; False when none may be had now."""
-        if self._taken >= self._limit or (self._retry_at is not None and now < self._retry_at):
+        if self._retry_at is not None and now >= self._retry_at:
+            self._retry_at = None
+        if self._retry_at is not None or self._taken >= self._limit:
             return False
         self._taken += 1
+        self._uploading += 1
         return True
 
     def give_back(self) -> None:
-        """Give a slot back: the job is terminal, refused or let go of.
+        """Give a slot back: its job is terminal, was refused or is let go of.
 
         Raises:
             RuntimeError: more slots are given back than were taken.
@@ -50,25 +80,63 @@ class Slots:
         if self._taken == 0:
             raise RuntimeError("a slot was given back that nobody had taken")
         self._taken -= 1
+        self._uploading = min(self._uploading, self._taken)
 
     def accepted(self, *, waiting: bool) -> None:
         """Learn from an accepted submit; `waiting`: others stand in line for a slot."""
+        self._uploading = max(0, self._uploading - 1)
+        self._since_growth += 1
         self._refusals = 0
         self._retry_at = None
-        at_most = self._given or self._taken + 1
-        if waiting and self._taken >= self._limit and self._limit < at_most:
-            self._until_growth -= 1
-            if self._until_growth < 0:
-                self._limit += 1
+        if waiting and self._is_held_full():
+            self._grow()
 
-    def refused(self, *, now: float, retry_after: float | None = None) -> None:
-        """Learn from a submit refused with 429 or 503; the caller still gives the slot back."""
-        self._limit = max(1, min(self._limit, self._taken - 1))
+    def _is_held_full(self) -> bool:
+        """Whether the vendor is known to hold as many jobs as the limit says."""
+        settled = self._uploading == 0 or self._since_growth > self._limit
+        return settled and self._taken >= self._limit
+
+    def _grow(self) -> None:
+        if self._probing:
+            self._proven, self._failed_growths = max(self._proven, self._limit), 0
+            self._probing = False
+        if self._since_growth <= self._patience:
+            return
+        if self._given is None or self._limit < self._given:
+            self._limit += 1
+            self._probing = True
+            self._since_growth = self._uploading = 0
+
+    def refused(self, *, now: float, retry_after: float | None, full: bool = True) -> None:
+        """Learn from a refused submit, before its slot is given back.
+
+        Args:
+            now: monotonic seconds.
+            retry_after: seconds, as the vendor told; None: it told nothing.
+            full: the vendor said that the account is full (429); False: it is unwell (503), which
+                says nothing about the limit.
+        """
+        left = max(0, self._taken - 1)
+        self._uploading = max(0, self._uploading - 1)
         self._refusals += 1
-        self._until_growth = 20 * self._refusals
-        pause = min(2.0 * 2**self._refusals, 60.0)
-        self._retry_at = now + (pause if retry_after is None else min(max(retry_after, 1.0), 120.0))
+        if full and left < self._limit:
+            self._shrink(max(1, left))
+        if retry_after is not None:
+            self._retry_at = now + min(max(1.0, retry_after), _LONGEST_RETRY_AFTER)
+        elif left == 0 or not full:
+            doublings = min(self._refusals - 1, 10)
+            self._retry_at = now + min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE)
+
+    def _shrink(self, limit: int) -> None:
+        if limit == self._limit:
+            return
+        patience = _PATIENCE_WITHIN if self._limit <= self._proven else _PATIENCE_BEYOND
+        self._since_growth = 0
+        self._patience = min(patience.start * 2**self._failed_growths, patience.stop - 1)
+        self._failed_growths = min(self._failed_growths + 1, 10)
+        self._limit = limit
+        self._probing = False
 
     def next_try(self) -> float | None:
-        """The moment from which a refused submit may be tried again; None: as soon as one is free."""
+        """The moment before which a refusal lets no slot be had; None: as soon as one is free."""
         return self._retry_at
