@@ -8,6 +8,7 @@
     ├── SourceError (OSError)                 the track cannot be read
     │   └── SourceChangedError                the track changed while it was being sent
     ├── SessionClosedError (RuntimeError)     the session is not open
+    ├── NotFinishedError (InvalidStateError)  the job has not ended yet
     ├── TransportError (ConnectionError)      no connection, or it broke before an answer
     │   └── StalledError (TimeoutError)       the other side stopped reading or sending
     ├── ProtocolError (ValueError)            an answer that does not fit the API
@@ -34,6 +35,7 @@ Each error bears the same data, ``None`` where it does not apply: see :class:`Mu
 
 from __future__ import annotations
 
+from asyncio import InvalidStateError
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -117,6 +119,10 @@ class SourceChangedError(SourceError):
 
 class SessionClosedError(MusicGPTError, RuntimeError):
     """The session was used before it was started or after it was closed."""
+
+
+class NotFinishedError(MusicGPTError, InvalidStateError):
+    """A job's result was asked for before it had one."""
 
 
 class TransportError(MusicGPTError, ConnectionError):

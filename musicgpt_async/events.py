@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -110,7 +111,8 @@ class Feed:
     """Hands events to any number of readers, none of which can hold anything up."""
 
     def __init__(self) -> None:
-        self._readers: list[Reader] = []
+        # Weak, so that a stream that somebody stopped reading goes with its last reference.
+        self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
 
     def __bool__(self) -> bool:
         """Whether anybody reads: where nobody does, no event need be made."""
@@ -118,25 +120,23 @@ class Feed:
 
     def publish(self, event: Event) -> None:
         """Give an event to every reader."""
-        for reader in self._readers:
+        for reader in tuple(self._readers):
             reader.put(event)
 
     def reader(self, job_id: str | None = None) -> Reader:
         """Return a new reader, of everything or of one job."""
         reader = Reader(self, job_id)
-        self._readers.append(reader)
+        self._readers.add(reader)
         return reader
 
     def drop(self, reader: Reader) -> None:
         """Stop giving events to a reader."""
-        if reader in self._readers:
-            self._readers.remove(reader)
+        self._readers.discard(reader)
 
     def close(self) -> None:
         """End every reader's stream once it has read what it was given."""
-        for reader in self._readers:
+        for reader in tuple(self._readers):
             reader.end()
-        self._readers = []
 
 
 class Reader(AsyncIterator[Event]):

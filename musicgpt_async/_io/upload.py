@@ -66,6 +66,10 @@ class Content(Protocol):
     def size(self) -> int:
         """Bytes."""
 
+    @property
+    def version(self) -> str:
+        """What changes with the content; empty where nothing tells."""
+
     def blocks(self) -> AsyncGenerator[bytes, None]:
         """Yield the content from its start; the caller closes the iterator."""
 
@@ -125,22 +129,31 @@ async def opened(track: Track, executor: Executor) -> AsyncIterator[Content | No
         if content is None:
             yield None
         elif isinstance(content, bytes):
-            yield _InMemory(track.name, content)
+            yield await _InMemory.of(track.name, content, executor)
         else:
             with _reading(track.name):
-                if not isinstance(content, Path):
-                    content = await _spooled(content, executor, stack)
-                opened_file = await _InFile.open(track.name, content, executor, stack)
-            yield opened_file
+                if isinstance(content, Path):
+                    file = await _InFile.open(track.name, content, executor, stack)
+                else:
+                    path = await _spooled(content, executor, stack)
+                    file = await _InFile.open(track.name, path, executor, stack)
+                    # The temporary file's own times say nothing of the stream.
+                    file = attrs.evolve(file, version="")
+            yield file
 
 
 @attrs.frozen
 class _InMemory:
     name: str
+    version: str
     _data: bytes
 
-    def __attrs_post_init__(self) -> None:
-        _refuse_empty(self.name, self.size)
+    @classmethod
+    async def of(cls, name: str, data: bytes, executor: Executor) -> _InMemory:
+        _refuse_empty(name, len(data))
+        digest = Digest(executor)
+        await digest.update(data)
+        return cls(name, digest.hexdigest, data)
 
     @property
     def size(self) -> int:
@@ -157,6 +170,7 @@ class _InMemory:
 class _InFile:
     name: str
     size: int
+    version: str
     _modified: int
     _file: Any
     _executor: Executor
@@ -172,7 +186,8 @@ class _InFile:
         file = await stack.enter_async_context(aiofiles.open(path, "rb", executor=executor))
         status = await run(executor, os.fstat, file.fileno())
         _refuse_empty(name, status.st_size)
-        return cls(name, status.st_size, status.st_mtime_ns, file, executor)
+        version = f"{status.st_size}:{status.st_mtime_ns}"
+        return cls(name, status.st_size, version, status.st_mtime_ns, file, executor)
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         with _reading(self.name):
@@ -202,7 +217,7 @@ class Body(aiohttp.Payload):
         stall_timeout: Seconds without the other side taking a byte; aiohttp has no such limit.
         hand_over: Awaited before the closing boundary goes out; an error from it stops the body.
         progress: Called with the bytes of the track that have gone out.
-        digest: Updated with the track's content, off the loop.
+        digest: Taken of the track's content.
 
     Attributes:
         delivered: Whether the closing boundary was handed to the transport.
@@ -217,7 +232,7 @@ class Body(aiohttp.Payload):
         stall_timeout: float,
         hand_over: Callable[[], Awaitable[None]],
         progress: Callable[[int], None],
-        digest: Callable[[bytes], Awaitable[None]] | None = None,
+        digest: Digest | None = None,
     ) -> None:
         boundary = f"musicgpt-async-{secrets.token_hex(16)}"
         super().__init__(content, content_type=f'multipart/form-data; boundary="{boundary}"')
@@ -284,7 +299,7 @@ class Body(aiohttp.Payload):
         async with aclosing(content.blocks()) as blocks:
             async for block in blocks:
                 if self._digest is not None:
-                    await self._digest(block)
+                    await self._digest.update(block)
                 await self._put(writer, block)
                 sent += len(block)
                 self._progress(sent)
@@ -329,14 +344,22 @@ class _Watchdog:
         self._timer = self._loop.call_later(self._timeout / 4, self._look)
 
 
-def hasher(executor: Executor) -> tuple[Callable[[bytes], Awaitable[None]], Callable[[], str]]:
-    """Return a digest that is taken off the loop: how to feed it, and its hexadecimal value."""
-    digest = hashlib.sha256()
+class Digest:
+    """A digest of a track, taken off the loop while it is sent."""
 
-    async def update(block: bytes) -> None:
-        await asyncio.get_running_loop().run_in_executor(executor, digest.update, block)
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._sha256 = hashlib.sha256()
 
-    return update, digest.hexdigest
+    @property
+    def hexdigest(self) -> str:
+        """The digest of what was sent so far."""
+        return self._sha256.hexdigest()
+
+    async def update(self, block: bytes) -> None:
+        """Take in what is sent next."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._executor, self._sha256.update, block)
 
 
 def _transport(writer: AbstractStreamWriter) -> asyncio.WriteTransport | None:

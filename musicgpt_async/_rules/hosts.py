@@ -74,6 +74,12 @@ def is_public(address: str | IPv4Address | IPv6Address) -> bool:
     return parsed.is_global and not parsed.is_multicast and (inner is None or is_public(inner))
 
 
+def is_loopback_address(address: str) -> bool:
+    """Return whether an address is this machine's own."""
+    literal = _literal(address)
+    return literal is not None and literal.is_loopback
+
+
 def without_query(url: str) -> str:
     """Return a link fit for a message: its query may hold a signature."""
     return url.partition("?")[0].partition("#")[0][:200]

@@ -224,14 +224,16 @@ def snippet(value: bytes | Mapping[str, Any]) -> str:
 
 def _conversion(data: Mapping[str, Any], requested: Sequence[str]) -> Conversion:
     status = (_text(data.get("status")) or "").upper()
+    links = _links(data, requested[0] if len(requested) == 1 else UNNAMED_STEM)
+    unsaid = Progress.COMPLETED if links and not status else Progress.UNFINISHED
     return Conversion(
         task_id=_text(data.get("task_id")) or "",
         conversion_id=_text(data.get("conversion_id")),
-        progress=_PROGRESS.get(status, Progress.UNFINISHED),
+        progress=_PROGRESS.get(status, unsaid),
         status=status,
         known=status in _PROGRESS,
         message=words_of({**data, "message": data.get("status_msg") or data.get("message")}),
-        links=_links(data, requested[0] if len(requested) == 1 else UNNAMED_STEM),
+        links=links,
         cost=_number(data.get("conversion_cost")),
         duration=_number(data.get("conversion_duration")),
         created=_text(data.get("createdAt")),

@@ -12,8 +12,11 @@ NOT_ACCEPTED = frozenset({429, 503})
 EXPIRED_LINK = frozenset({401, 403, 404, 410})
 # Answers of a file host that may be different a moment later.
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-# Looks in a row that are refused outright before the wait is broken off.
+# Refused looks in a row, and seconds that they lasted, before the wait is broken off.
 REFUSED_LOOKS = 5
+REFUSED_FOR = 60.0
+# The same for an attached task_id, which may simply be mistyped.
+REFUSED_ATTACHED_LOOKS = 3
 # Seconds after acceptance during which a 404 means "not yet".
 NOT_YET = 60.0
 
@@ -55,6 +58,18 @@ def look_is_refused(error: MusicGPTError, *, waited: float | None) -> bool:
     if error.status == 404:
         return waited is None or waited > NOT_YET
     return isinstance(error, APIError) and 400 <= (error.status or 0) < 500 and error.status != 429
+
+
+def gives_up(refusals: int, *, lasted: float, attached: bool) -> bool:
+    """Return whether so many refused looks in a row, over so many seconds, are enough."""
+    if attached:
+        return refusals >= REFUSED_ATTACHED_LOOKS
+    return refusals >= REFUSED_LOOKS and lasted >= REFUSED_FOR
+
+
+def pause_after(refusals: int) -> float:
+    """Return the seconds to wait after a refused look: 0.5, 1, 2, … 30."""
+    return min(0.5 * 2.0 ** (refusals - 1), 30.0)
 
 
 def _may_have_been_accepted(error: MusicGPTError) -> bool:

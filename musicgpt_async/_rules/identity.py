@@ -1,0 +1,22 @@
+"""When two submits are the same one: the same track with the same options."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+
+
+def fingerprint(
+    location: str, version: str, *, stems: Collection[str], preprocessing: Collection[str]
+) -> str:
+    """Return what is equal for the same track with the same options.
+
+    Args:
+        location: Absolute path or URL, or empty.
+        version: Changes with the content: size and time of a file, a digest of bytes.
+        stems: In any order.
+        preprocessing: In any order.
+    """
+    what = json.dumps([location, version, sorted(stems), sorted(preprocessing)])
+    return hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()

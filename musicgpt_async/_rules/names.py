@@ -1,0 +1,65 @@
+"""File names for stems: out of what the vendor and the user call them, into one directory."""
+
+from __future__ import annotations
+
+import string
+import unicodedata
+from pathlib import Path, PurePosixPath
+
+from musicgpt_async.errors import InvalidOptionError
+
+DEFAULT_TEMPLATE = "{track} - {stem}.{ext}"
+FIELDS = ("track", "stem", "ext")
+# Common file systems take 255 bytes; a temporary name adds some.
+LONGEST_NAME = 200
+# Names that Windows keeps for devices, whatever their ending.
+_DEVICES = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+)
+
+
+def checked_template(template: str) -> str:
+    """Return a layout such as ``{track}/{stem}.{ext}``.
+
+    Raises:
+        InvalidOptionError: It has other fields, leads out of the directory, or would give two stems
+            one name.
+    """
+    try:
+        used = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise InvalidOptionError(f"The layout {template!r} is broken: {error}.") from error
+    leads_out = ".." in PurePosixPath(template).parts or template.startswith(("/", "\\"))
+    if used - set(FIELDS) or not {"stem", "ext"} <= used or leads_out:
+        raise InvalidOptionError(
+            f"The layout {template!r} cannot be used: it needs {{stem}} and {{ext}}, may have "
+            "{track}, and stays inside the output directory."
+        )
+    return template
+
+
+def target(directory: Path, template: str, *, track: str, stem: str, ext: str) -> Path:
+    """Return where a stem's file belongs; no name leads out of the directory."""
+    values = {"track": safe(track), "stem": safe(stem), "ext": safe(ext)}
+    return directory.joinpath(*PurePosixPath(template.format(**values)).parts)
+
+
+def numbered(path: Path, number: int) -> Path:
+    """Return the name for the second, third, … file that would have the same one."""
+    return path if number < 2 else path.with_name(f"{path.stem} ({number}){path.suffix}")
+
+
+def safe(name: str) -> str:
+    """Return a name that is one part of a path on every common file system."""
+    normal = unicodedata.normalize("NFC", name)
+    kept = "".join("_" if c in '/\\:*?"<>|' or not _shows(c) else c for c in normal)
+    short = kept.encode("utf-8", "replace")[:LONGEST_NAME].decode("utf-8", "ignore")
+    trimmed = short.strip().rstrip(". ")
+    if not trimmed.strip("."):
+        return "_"
+    return f"_{trimmed}" if trimmed.partition(".")[0].lower() in _DEVICES else trimmed
+
+
+def _shows(character: str) -> bool:
+    # Control characters, and those that make a name read otherwise than it is (bidirectional).
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

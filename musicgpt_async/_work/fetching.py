@@ -1,0 +1,228 @@
+"""Fetching: the stems of a finished job, in parallel, each whole or absent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+
+import anyio
+import attrs
+
+from musicgpt_async._io.download import Downloader
+from musicgpt_async._rules import names, payloads, retrying
+from musicgpt_async._work.desk import Desk
+from musicgpt_async._work.waiting import Watcher
+from musicgpt_async.errors import DownloadError, InvalidOptionError, MusicGPTError
+from musicgpt_async.events import Downloaded, Downloading, Failed
+from musicgpt_async.job import ExtractionJob, Files
+from musicgpt_async.models import StemFile, StemLinks
+
+
+@attrs.frozen
+class _Wanted:
+    """One file to fetch."""
+
+    stem: str
+    format: str
+    target: Path
+
+
+class Fetcher:
+    """Brings finished jobs' files to directories.
+
+    Args:
+        desk: What the rooms share.
+        watcher: Asks for fresh links where old ones have run out.
+        downloader: Brings one file down.
+        template: The layout of the files in a directory.
+    """
+
+    def __init__(
+        self, desk: Desk, *, watcher: Watcher, downloader: Downloader, template: str
+    ) -> None:
+        self.desk = desk
+        self.watcher = watcher
+        self.downloader = downloader
+        self._template = template
+        self._owners: dict[Path, tuple[str, str, str]] = {}
+
+    async def fetch(
+        self,
+        job: ExtractionJob,
+        directory: Path,
+        *,
+        stems: Collection[str] | None,
+        formats: tuple[str, ...],
+    ) -> Files:
+        """Bring a finished job's files to a directory: stem → format → path.
+
+        Raises:
+            InvalidOptionError: The job has no such stem.
+            DownloadError: A file did not arrive whole; the others are there.
+        """
+        format_ = "both" if len(formats) > 1 else formats[0]
+        absolute = Path(os.path.abspath(directory))  # noqa: ASYNC240, PTH100 - no IO; keeps no ".."
+        job.note(directory=str(absolute), format=format_)
+        self.desk.ledger.save_soon(job)
+        fetch = _Fetch(self, job)
+        try:
+            wanted = await fetch.wanted(absolute, stems, formats)
+            files = await fetch.all(wanted)
+        except MusicGPTError as error:
+            if self.desk.feed:
+                self.desk.feed.publish(job.event(Failed, error=error))
+            raise
+        if self.desk.feed:
+            self.desk.feed.publish(job.event(Downloaded, files=files))
+        return files
+
+    def place(self, job: ExtractionJob, directory: Path, stem: str, ext: str) -> Path:
+        """Return the final name of a file, one that no other file of this session has."""
+        owner = (job.id, stem, ext)
+        plain = names.target(directory, self._template, track=job.title, stem=stem, ext=ext)
+        number = 1
+        while self._owners.setdefault(names.numbered(plain, number), owner) != owner:
+            number += 1
+        return names.numbered(plain, number)
+
+
+class _Fetch:
+    """The files of one job."""
+
+    def __init__(self, room: Fetcher, job: ExtractionJob) -> None:
+        self._room = room
+        self._desk = room.desk
+        self._job = job
+        self._links: Mapping[str, StemLinks] = job.result().stems
+        self._refresh = anyio.Lock()
+        self._refreshed = False
+
+    async def wanted(
+        self, directory: Path, stems: Collection[str] | None, formats: tuple[str, ...]
+    ) -> list[_Wanted]:
+        """Return the files to fetch."""
+        chosen = list(self._links if stems is None else stems)
+        if not all(self._url(stem, kind) for stem in chosen for kind in formats) or not chosen:
+            await self._fresh_links()
+            chosen = list(self._links if stems is None else stems)
+        for stem in chosen:
+            self._check(stem, formats)
+        if not chosen:
+            raise DownloadError(
+                f"The vendor gave no links for {self._job.title}; try job.download() again later.",
+                task_id=self._job.task_id,
+                job=self._job,
+            )
+        return [
+            _Wanted(stem, kind, self._known_place(stem, kind, directory))
+            for stem in chosen
+            for kind in formats
+        ]
+
+    async def all(self, wanted: list[_Wanted]) -> Files:
+        """Fetch all files in parallel; one that fails holds up none of the others."""
+        errors: list[MusicGPTError] = []
+        async with anyio.create_task_group() as downloads:
+            for each in wanted:
+                downloads.start_soon(self._one, each, errors)
+        if errors:
+            raise errors[0]
+        files: Files = {}
+        for each in wanted:
+            files.setdefault(each.stem, {})[each.format] = each.target
+        return files
+
+    async def _one(self, wanted: _Wanted, errors: list[MusicGPTError]) -> None:
+        try:
+            if not await self._is_there(wanted):
+                await self._download(wanted)
+        except MusicGPTError as error:
+            errors.append(error.fresh(task_id=self._job.task_id, job=self._job))
+
+    async def _download(self, wanted: _Wanted) -> None:
+        progress = partial(self._progress, wanted)
+        download = self._room.downloader.download
+        url = self._url(wanted.stem, wanted.format)
+        try:
+            fetched = await download(url, wanted.target, progress=progress)
+        except DownloadError as error:
+            if error.status not in retrying.EXPIRED_LINK:
+                raise
+            await self._fresh_links()
+            url = self._url(wanted.stem, wanted.format)
+            fetched = await download(url, wanted.target, progress=progress)
+        if self._desk.ledger.journal is not None:
+            file = StemFile(
+                stem=wanted.stem,
+                format=wanted.format,
+                path=str(fetched.path),
+                size=fetched.size,
+                sha256=fetched.sha256,
+            )
+            others = [each for each in self._job.record.files if each.path != file.path]
+            self._job.note(files=(*others, file))
+            self._desk.ledger.save_soon(self._job)
+
+    async def _fresh_links(self) -> None:
+        """Ask byId for the links again, once for all files of the job."""
+        async with self._refresh:
+            if self._refreshed:
+                return
+            self._refreshed = True
+            task_id = self._job.task_id or ""
+            conversion = await self._room.watcher.ask(task_id, self._job.stems)
+            self._links = payloads.with_hinted_links(conversion.links, self._links)
+
+    async def _is_there(self, wanted: _Wanted) -> bool:
+        """Return whether the journal remembers this very file, and it lies there unharmed."""
+        for file in self._job.record.files:
+            if file.path == str(wanted.target) and (file.stem, file.format) == (
+                wanted.stem,
+                wanted.format,
+            ):
+                has = self._room.downloader.has
+                return await has(wanted.target, size=file.size, sha256=file.sha256)
+        return False
+
+    def _known_place(self, stem: str, kind: str, directory: Path) -> Path:
+        """Return where the file was put before, in this directory, or where it belongs."""
+        for file in self._job.record.files:
+            path = Path(file.path)
+            if (file.stem, file.format) == (stem, kind) and directory in path.parents:
+                return path
+        return self._room.place(self._job, directory, stem, kind)
+
+    def _url(self, stem: str, kind: str) -> str:
+        links = self._links.get(stem, StemLinks())
+        return (links.wav if kind == "wav" else links.mp3) or ""
+
+    def _check(self, stem: str, formats: tuple[str, ...]) -> None:
+        if stem not in self._links:
+            there = ", ".join(self._links) or "none"
+            raise InvalidOptionError(
+                f"{self._job.title} has no stem named {stem!r}; it has: {there}.",
+                task_id=self._job.task_id,
+                job=self._job,
+            )
+        for kind in formats:
+            if not self._url(stem, kind):
+                raise DownloadError(
+                    f"The vendor gave no {kind.upper()} of {stem!r} for {self._job.title}; "
+                    "ask for the other format.",
+                    task_id=self._job.task_id,
+                    job=self._job,
+                )
+
+    def _progress(self, wanted: _Wanted, received: int, total: int | None) -> None:
+        if self._desk.feed:
+            self._desk.feed.publish(
+                self._job.event(
+                    Downloading,
+                    stem=wanted.stem,
+                    format=wanted.format,
+                    received=received,
+                    total=total,
+                )
+            )

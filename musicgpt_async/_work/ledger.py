@@ -1,0 +1,100 @@
+"""The jobs' way into the journal, where there is one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import anyio
+
+from musicgpt_async._work.bell import Bell
+from musicgpt_async.errors import JournalError
+from musicgpt_async.job import ExtractionJob
+from musicgpt_async.journal import Journal
+from musicgpt_async.models import JobRecord, JobState
+
+_LET_GO = frozenset({JobState.RELEASED, JobState.EXPIRED, JobState.UNKNOWN})
+
+_log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Writes jobs down; without a journal it does nothing.
+
+    Args:
+        journal: The durable record.
+        lost: Called with a job that another process has taken over.
+    """
+
+    def __init__(self, journal: Journal | None, *, lost: Callable[[ExtractionJob], None]) -> None:
+        self.journal = journal
+        self._lost = lost
+        self._dirty: dict[str, ExtractionJob] = {}
+        self._bell = Bell()
+
+    async def enter(self, job: ExtractionJob, *, force: bool) -> JobRecord | None:
+        """Write a job down before anything is sent.
+
+        Returns:
+            The record of the same track with the same options that stands in its way.
+        """
+        if self.journal is None:
+            return None
+        record, new = await self.journal.enter(job.record, force=force)
+        return None if new else record
+
+    async def save(self, job: ExtractionJob) -> None:
+        """Write a job down before going on.
+
+        Raises:
+            JournalError: It could not be written.
+        """
+        if self.journal is not None:
+            self._dirty.pop(job.id, None)
+            await self.journal.save(job.record)
+
+    def save_soon(self, job: ExtractionJob) -> None:
+        """Write a job down when there is time: what the vendor would tell again."""
+        if self.journal is not None and self.owns(job):
+            self._dirty[job.id] = job
+            self._bell.ring()
+
+    async def run(self) -> None:
+        """Write what is to be written, and keep the leases of all jobs alive."""
+        if self.journal is None:
+            return
+        renewal = anyio.current_time()
+        while True:
+            if anyio.current_time() >= renewal:
+                renewal = anyio.current_time() + self.journal.lease / 3
+                await self._renew(self.journal)
+            await self._bell.wait(until=renewal)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write everything that is still to be written."""
+        while self._dirty:
+            job = self._dirty[next(iter(self._dirty))]
+            try:
+                await self.save(job)
+                await self._let_go(job)
+            except JournalError as error:
+                # No traceback: its frames hold webhook tokens.
+                _log.error("%s was not written to the journal: %s", job.title, error)
+                if not self.owns(job) and not job.done():
+                    self._lost(job)
+
+    def owns(self, job: ExtractionJob) -> bool:
+        """Return whether the job is this process's to move."""
+        return self.journal is None or self.journal.owns(job.id)
+
+    async def _let_go(self, job: ExtractionJob) -> None:
+        """Let any process take up a job that this one no longer follows."""
+        if self.journal is not None and job.state in _LET_GO:
+            await self.journal.release(job.id)
+
+    async def _renew(self, journal: Journal) -> None:
+        try:
+            await journal.renew()
+        except JournalError as error:
+            _log.warning("The journal's leases could not be renewed: %s", error)

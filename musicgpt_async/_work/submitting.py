@@ -1,0 +1,458 @@
+"""Submitting: a line of jobs, the account's slots, and the three ways that a submit can end."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+
+import anyio
+import anyio.abc
+import attrs
+import stamina
+
+from musicgpt_async._io import upload
+from musicgpt_async._io.upload import Body, Content, Track
+from musicgpt_async._rules import identity, payloads, protocol, retrying
+from musicgpt_async._rules.credit import Credit
+from musicgpt_async._rules.lifecycle import Change
+from musicgpt_async._rules.retrying import Verdict
+from musicgpt_async._rules.slots import Slots
+from musicgpt_async._work.bell import Bell
+from musicgpt_async._work.desk import Desk
+from musicgpt_async._work.waiting import Watcher
+from musicgpt_async.errors import (
+    CreditLimitError,
+    InsufficientCreditsError,
+    MusicGPTError,
+    NotFoundError,
+    ReleasedError,
+    SubmissionUnknownError,
+)
+from musicgpt_async.events import Accepted, Queued, Slowed, Uploading
+from musicgpt_async.job import ExtractionJob
+from musicgpt_async.models import Acceptance, JobRecord, JobState
+
+_log = logging.getLogger(__name__)
+
+# Tries to get a whole body out before the network is blamed.
+DELIVERIES = 5
+# Seconds that the answer to a body that is out may still take once everything is let go of.
+LAST_ANSWER = 5.0
+# Jobs in line at which a batch brings its next track.
+SHORT_LINE = 2
+# Seconds between the questions whether a task that a delivery named is a real one.
+CONFIRMATIONS = (0.0, 1.0, 2.0, 4.0, 8.0)
+
+
+class _NotDeliveredError(Exception):
+    """No server can have the whole track."""
+
+    def __init__(self, error: MusicGPTError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _NotAcceptedError(Exception):
+    """The vendor is full."""
+
+    def __init__(self, error: MusicGPTError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@attrs.define(eq=False)
+class _Entry:
+    """One job on its way in."""
+
+    job: ExtractionJob
+    track: Track
+    force: bool
+    entered: bool
+    scope: anyio.CancelScope | None = None
+    turn: anyio.Event | None = None
+    answer_due: bool = False
+    left: anyio.Event = attrs.field(factory=anyio.Event)
+
+
+class Submitter:
+    """Takes jobs from the line into slots, and hands over those that were accepted.
+
+    Args:
+        desk: What the rooms share.
+        slots: How many jobs may be unfinished at the vendor.
+        credit: How much may be spent.
+        watcher: Looks after accepted jobs.
+        known: Called with a job whose track the journal has already, and its record.
+        stall_timeout: Seconds without the vendor taking a byte of an upload.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        *,
+        slots: Slots,
+        credit: Credit,
+        watcher: Watcher,
+        known: Callable[[ExtractionJob, JobRecord], None],
+        stall_timeout: float,
+    ) -> None:
+        self._desk = desk
+        self._url = protocol.submit_url(desk.base_url)
+        self._slots = slots
+        self._credit = credit
+        self._watcher = watcher
+        self._known = known
+        self._stall_timeout = stall_timeout
+        self._line: list[tuple[int, _Entry]] = []
+        self._entries: dict[str, _Entry] = {}
+        self._tasks: set[str] = set()
+        self._expected: list[tuple[ExtractionJob, SubmissionUnknownError]] = []
+        self._bell = Bell()
+        self._shorter = anyio.Event()
+
+    def enqueue(
+        self, job: ExtractionJob, track: Track, *, force: bool = False, entered: bool = False
+    ) -> None:
+        """Put a job in line.
+
+        Args:
+            job: It is queued.
+            track: What to send.
+            force: Whether to submit it though the journal has the same track already.
+            entered: Whether it stands in the journal itself.
+        """
+        entry = self._entries[job.id] = _Entry(job, track, force, entered)
+        self._stand_in_line(entry)
+
+    def drop(self, job: ExtractionJob) -> None:
+        """Let go of a job that has ended: what was not handed over is never sent."""
+        entry = self._entries.get(job.id)
+        if entry is None:
+            return
+        if entry.scope is None:
+            self._leave(entry)
+        elif not entry.answer_due:
+            entry.scope.cancel()
+
+    def give_back(self, job: ExtractionJob) -> None:
+        """Give a job's slot back, if it holds one."""
+        if job.holds_slot:
+            job.holds_slot = False
+            self._slots.give_back()
+            self._bell.ring()
+
+    def accept(self, job: ExtractionJob, task_id: str, conversion_id: str | None) -> None:
+        """Go on with a job whose lost answer was found again."""
+        self._accepted(job, Acceptance(task_id=task_id, conversion_id=conversion_id))
+
+    def expect(self, job: ExtractionJob, error: SubmissionUnknownError) -> None:
+        """Wait for the webhook of a job whose answer was lost; ``error`` if none comes."""
+        self._expected.append((job, error))
+        self._bell.ring()
+
+    async def run(self) -> None:
+        """Give slots to the jobs in line."""
+        async with anyio.create_task_group() as turns:
+            while True:
+                while self._expected:
+                    turns.start_soon(self._await_webhook, *self._expected.pop())
+                self._dispatch(turns)
+                await self._bell.wait(until=self._next_try())
+
+    async def room_for_another(self) -> None:
+        """Wait until hardly anybody stands in line."""
+        while len(self._line) > SHORT_LINE:
+            await self._shorter.wait()
+
+    async def last_answers(self) -> None:
+        """Wait a little for the answers to bodies that are out, so that they are remembered."""
+        due = [entry for entry in self._entries.values() if entry.answer_due]
+        with anyio.move_on_after(LAST_ANSWER, shield=True):
+            for entry in due:
+                await entry.left.wait()
+
+    def _next_try(self) -> float | None:
+        moment = self._slots.next_try()
+        return moment if moment is not None and moment > anyio.current_time() else None
+
+    def _dispatch(self, turns: anyio.abc.TaskGroup) -> None:
+        while self._line:
+            _, entry = self._line[0]
+            if entry.job.done():
+                heapq.heappop(self._line)
+            elif not self._credit.allows_another() or not self._take_slot(entry.job):
+                break
+            else:
+                heapq.heappop(self._line)
+                self._give_turn(entry, turns)
+        if len(self._line) <= SHORT_LINE:
+            self._shorter.set()
+            self._shorter = anyio.Event()
+
+    def _take_slot(self, job: ExtractionJob) -> bool:
+        job.holds_slot = self._slots.take(now=anyio.current_time())
+        return job.holds_slot
+
+    def _give_turn(self, entry: _Entry, turns: anyio.abc.TaskGroup) -> None:
+        try:
+            self._credit.begin()
+        except CreditLimitError as error:
+            self._desk.end(entry.job, Change.FAIL, error.fresh(job=entry.job))
+            return
+        entry.job.advance(Change.TURN)
+        if entry.turn is not None:
+            entry.turn.set()
+        else:
+            entry.scope = anyio.CancelScope()
+            turns.start_soon(self._turn, entry)
+
+    async def _turn(self, entry: _Entry) -> None:
+        acceptance: Acceptance | None = None
+        assert entry.scope is not None  # noqa: S101 - for the type checker: _give_turn made it
+        try:
+            with entry.scope:
+                acceptance = await self._admit(entry)
+        except (_NotDeliveredError, MusicGPTError) as error:
+            self._fail(entry, error.error if isinstance(error, _NotDeliveredError) else error)
+        except Exception as error:  # noqa: BLE001 - one track's failure is never the batch's
+            self._fail(entry, _unexpected(entry.job, error))
+        finally:
+            if entry.turn is None or entry.turn.is_set():
+                self._credit.end(acceptance.credit_estimate if acceptance else None)
+            self._leave(entry)
+
+    async def _admit(self, entry: _Entry) -> Acceptance | None:
+        job = entry.job
+        async with upload.opened(entry.track, self._desk.executor) as content:
+            if not entry.entered and (found := await self._enter(entry, content)):
+                self.give_back(job)
+                self._known(job, found)
+                return None
+            acceptance = await self._submit(entry, content)
+        self._accepted(job, acceptance)
+        return acceptance
+
+    async def _enter(self, entry: _Entry, content: Content | None) -> JobRecord | None:
+        """Write the job down before anything is sent; return the record that is there already."""
+        job, location = entry.job, entry.track.location
+        version = "" if content is None else content.version
+        mark = identity.fingerprint(
+            location if location or version else job.id,
+            version,
+            stems=job.stems,
+            preprocessing=job.record.preprocessing,
+        )
+        job.note(fingerprint=mark, size=None if content is None else content.size)
+        return await self._desk.ledger.enter(job, force=entry.force)
+
+    async def _submit(self, entry: _Entry, content: Content | None) -> Acceptance:
+        while True:
+            try:
+                async for attempt in stamina.retry_context(
+                    on=_NotDeliveredError, attempts=DELIVERIES, timeout=None, wait_max=20.0
+                ):
+                    with attempt:
+                        return await self._attempt(entry, content)
+            except _NotAcceptedError as refusal:
+                await self._stand_aside(entry, refusal.error)
+
+    async def _attempt(self, entry: _Entry, content: Content | None) -> Acceptance:
+        job = entry.job
+        if job.state is JobState.DELIVERED:  # the connection closed under the closing boundary
+            await self._send_again(job)
+            job.advance(Change.TURN)
+        body = self._body(entry, content)
+        try:
+            answer = await self._desk.http.send(self._url, body)
+            data = protocol.read(answer, now=time.time(), what=f"The submit of {job.title}")
+            return payloads.read_acceptance(data)
+        except MusicGPTError as error:
+            failure = body.failure or error
+        finally:
+            entry.answer_due = False
+        if not isinstance(failure, MusicGPTError):
+            raise failure
+        verdict = retrying.submit_verdict(failure, delivered=body.delivered)
+        if job.done():
+            self._remember_end(job, verdict)
+        match verdict:
+            case Verdict.NOT_DELIVERED:
+                raise _NotDeliveredError(failure)
+            case Verdict.NOT_ACCEPTED:
+                raise _NotAcceptedError(failure)
+            case Verdict.UNKNOWN:
+                return await self._lost_answer(job, failure)
+            case Verdict.REFUSED:
+                raise failure
+
+    def _remember_end(self, job: ExtractionJob, verdict: Verdict) -> None:
+        """Write down how the submit of a job ended that was let go of meanwhile."""
+        if verdict is not Verdict.UNKNOWN:
+            job.note(sent_at=None)
+            self._desk.ledger.save_soon(job)
+        raise ReleasedError(f"{job.title} was let go of.")
+
+    def _body(self, entry: _Entry, content: Content | None) -> Body:
+        job = entry.job
+        webhook_url = self._desk.mail.open(job)
+        fields = payloads.submit_fields(
+            stems=job.stems,
+            preprocessing=job.record.preprocessing,
+            audio_url=entry.track.location if content is None else "",
+            webhook_url=webhook_url,
+        )
+        size = None if content is None else content.size
+        digest = None
+        if self._desk.ledger.journal is not None:
+            digest = upload.Digest(self._desk.executor)
+        return Body(
+            fields,
+            content,
+            stall_timeout=self._stall_timeout,
+            hand_over=partial(self._hand_over, entry, size, digest),
+            progress=partial(self._progress, job, size),
+            digest=digest,
+        )
+
+    async def _hand_over(
+        self, entry: _Entry, size: int | None, digest: upload.Digest | None
+    ) -> None:
+        """Write down that the vendor may have the track, before it can."""
+        job = entry.job
+        if job.done():
+            raise ReleasedError(f"{job.title} was let go of before it was sent.")
+        sha256 = None if digest is None or size is None else digest.hexdigest
+        job.advance(Change.HAND_OVER, sent_at=time.time(), size=size, sha256=sha256)
+        await self._desk.ledger.save(job)
+        entry.answer_due = True
+
+    async def _await_webhook(self, job: ExtractionJob, error: SubmissionUnknownError) -> None:
+        self._desk.mail.open(job)
+        acceptance = await self._named_by_webhook(job)
+        if acceptance is not None:
+            self._accepted(job, acceptance)
+        elif not job.done():
+            self._desk.end(job, Change.GIVE_UP, error)
+
+    async def _named_by_webhook(self, job: ExtractionJob) -> Acceptance | None:
+        """Wait for the job's own webhook to name its task; nothing else can tell it now."""
+        with anyio.move_on_after(job.deadline):
+            while self._desk.mail.expects(job):
+                hint = await self._desk.mail.named_task(job)
+                if hint is None:
+                    break
+                if await self._is_real(hint.task_id, job):
+                    return Acceptance(task_id=hint.task_id, conversion_id=hint.conversion_id)
+        return None
+
+    async def _lost_answer(self, job: ExtractionJob, error: MusicGPTError) -> Acceptance:
+        acceptance = await self._named_by_webhook(job)
+        if acceptance is not None:
+            return acceptance
+        raise SubmissionUnknownError(
+            f"{job.title} was sent whole and no answer told what became of it: {error} "
+            "It may be running and paid for, so it is not sent again by itself. Look for it in "
+            "the MusicGPT dashboard and take it up with session.attach(task_id), or submit it "
+            "again if it is not there.",
+            status=error.status,
+            vendor_message=error.vendor_message,
+            job=job,
+        ) from error
+
+    async def _is_real(self, task_id: str, job: ExtractionJob) -> bool:
+        if task_id in self._tasks:
+            return False
+        for pause in CONFIRMATIONS:
+            await anyio.sleep(pause)
+            try:
+                await self._watcher.ask(task_id, job.stems)
+            except NotFoundError:
+                continue
+            except MusicGPTError:
+                return True  # the look failed, not the task
+            return True
+        return False
+
+    def _accepted(self, job: ExtractionJob, acceptance: Acceptance) -> None:
+        facts = {**attrs.asdict(acceptance), "accepted_at": time.time()}
+        self._tasks.add(acceptance.task_id)
+        if job.done():  # it was let go of while the answer was on its way
+            job.note(**facts)
+            self._desk.ledger.save_soon(job)
+            return
+        job.advance(Change.ACCEPT, **facts)
+        self._desk.ledger.save_soon(job)
+        self._slots.accepted(waiting=bool(self._line))
+        self._bell.ring()
+        _log.debug("%s was accepted as task %s", job.title, acceptance.task_id)
+        if self._desk.feed:
+            self._desk.feed.publish(
+                job.event(Accepted, eta=job.eta, credit_estimate=job.credit_estimate)
+            )
+        self._watcher.watch(job, age=0.0)
+
+    async def _stand_aside(self, entry: _Entry, error: MusicGPTError) -> None:
+        """Give the slot back after a 429 or 503 and wait for another, at the same place."""
+        job, feed = entry.job, self._desk.feed
+        await self._send_again(job)
+        self._slots.refused(now=anyio.current_time(), retry_after=error.retry_after)
+        self._credit.end(None)
+        self.give_back(job)
+        if feed:
+            feed.publish(job.event(Slowed, call="submit", retry_after=error.retry_after))
+        entry.turn = anyio.Event()
+        self._stand_in_line(entry)
+        await entry.turn.wait()
+
+    async def _send_again(self, job: ExtractionJob) -> None:
+        """Write down that the vendor has not got the track after all."""
+        job.advance(Change.SEND_AGAIN, sent_at=None)
+        await self._desk.ledger.save(job)
+
+    def _stand_in_line(self, entry: _Entry) -> None:
+        heapq.heappush(self._line, (entry.job.place, entry))
+        if self._desk.feed:
+            self._desk.feed.publish(entry.job.event(Queued))
+        self._bell.ring()
+
+    def _fail(self, entry: _Entry, error: MusicGPTError) -> None:
+        job = entry.job
+        if job.done():
+            return
+        unknown = isinstance(error, SubmissionUnknownError)
+        self._desk.end(job, Change.GIVE_UP if unknown else Change.FAIL, error.fresh(job=job))
+        if isinstance(error, InsufficientCreditsError):
+            self._leave_unsent(error)
+
+    def _leave_unsent(self, error: MusicGPTError) -> None:
+        """End whatever stands in line: the account's credit is used up."""
+        for _, entry in sorted(self._line):
+            if not entry.job.done():
+                refusal = CreditLimitError(
+                    f"{entry.job.title} was not submitted: the account's credit is used up. "
+                    "Add credit in the MusicGPT dashboard and submit it again.",
+                    status=error.status,
+                    vendor_message=error.vendor_message,
+                    job=entry.job,
+                )
+                self._desk.end(entry.job, Change.FAIL, refusal)
+
+    def _leave(self, entry: _Entry) -> None:
+        self._entries.pop(entry.job.id, None)
+        entry.left.set()
+        self._bell.ring()
+
+    def _progress(self, job: ExtractionJob, total: int | None, sent: int) -> None:
+        if self._desk.feed:
+            self._desk.feed.publish(job.event(Uploading, sent=sent, total=total))
+
+
+def _unexpected(job: ExtractionJob, error: Exception) -> MusicGPTError:
+    _log.error("Submitting %s failed unexpectedly", job.title, exc_info=error)
+    words = f"Submitting {job.title} failed unexpectedly: {error!r}."
+    if job.state is JobState.DELIVERED:  # it may be running and paid for
+        return SubmissionUnknownError(f"{words} It may have been accepted all the same.", job=job)
+    return MusicGPTError(words, job=job)
