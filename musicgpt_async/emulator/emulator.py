@@ -68,7 +68,7 @@ class Emulator:
         speed: the vendor seconds that pass in a real one. It counts for everything timed here.
         separate: whether the track that is sent is split (extra `emulator`: numpy and
             soundfile). False serves quickly made pseudo-audio, valid and deterministic.
-        stem_bytes: the size of a file of pseudo-audio.
+        stem_bytes: the size of a file of pseudo-audio, at least 2048.
         keep_audio: False counts uploads and throws them away, for benchmarks: no
             `upload.audio` and no `sha256`. Needs `separate=False`.
         shape: which of the documented shapes answers have.

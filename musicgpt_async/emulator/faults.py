@@ -119,7 +119,7 @@ class Fault:
         location: where a redirect points.
         seconds: how long what is slow or late takes, in vendor seconds.
         at: where what stops midway stops: bytes for an int, a part of the whole for a float.
-        accepted: for "status", "redirect" and "not_success": the vendor does the work all the
+        accepted: for "status", "redirect" and "not_success" on API calls: the vendor does the work all the
             same, so that a submit is a paid conversion.
         early: for the same: answered before the body is read.
         word: the status word of a conversion that fails.
@@ -148,6 +148,11 @@ class Fault:
             raise ValueError(f"no fault named {self.kind!r}; there are: {', '.join(KINDS)}")
         if self.on not in row.targets:
             raise ValueError(f"{self.kind!r} strikes {sorted(row.targets)}, not {self.on!r}")
+
+        if (self.accepted or self.early) and (
+            self.on not in _API or self.kind not in {"status", "redirect", "not_success"}
+        ):
+            raise ValueError("accepted and early are for API calls answered with something else")
 
     @property
     def stage(self) -> Stage:

@@ -4,8 +4,8 @@ import hashlib
 import struct
 from pathlib import Path
 
-SMALLEST = 512
-"""Bytes below which no valid file of either format is made."""
+SMALLEST = 2048
+"""The least bytes of a file: room for the few frames without which no decoder opens an MP3."""
 
 _BLOCK = 1 << 20
 _RATE = 44_100

@@ -79,9 +79,11 @@ class Receiver:
 
     async def receive(self, request: web.Request) -> Upload:
         """The upload that a submit's body holds, or the vendor's refusal of it."""
-        if request.content_type != "multipart/form-data":
-            raise _neither()
         fields: dict[str, str] = {}
+        if request.content_type != "multipart/form-data":
+            form = await request.post()  # a form without files, for an audio_url
+            fields |= {name: value for name, value in form.items() if isinstance(value, str)}
+            return _validated(fields, None, _Sink(self.executor, None))
         async with self._sink() as sink:
             name = await self._read(request, sink, fields)
             return _validated(fields, name, sink)

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+from aiohttp import web
+
+from musicgpt_async.emulator import Delivery, Fault
+
+pytestmark = pytest.mark.anyio
+
+
+@attrs.define
+class Letter:
+    """A delivery as it arrived."""
+
+    path: str
+    body: bytes
+    at: float
+    headers: Any
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@attrs.define
+class Receiver:
+    """A door for webhooks that answers with the statuses it is given, and 200 after them."""
+
+    url: str
+    statuses: list[int]
+    letters: list[Letter] = attrs.field(factory=list)
+    on_letter: Callable[[Letter], Any] | None = None
+
+    async def take(self, request: web.Request) -> web.Response:
+        letter = Letter(request.path, await request.read(), time.monotonic(), request.headers)
+        self.letters.append(letter)
+        if self.on_letter is not None:
+            await self.on_letter(letter)
+        status = self.statuses.pop(0) if self.statuses else 200
+        return web.Response(status=status, headers={"Location": "/elsewhere"})
+
+    async def count(self, number: int) -> list[Letter]:
+        """The letters, once there are so many."""
+        with anyio.fail_after(60):
+            while len(self.letters) < number:
+                await anyio.sleep(0.01)
+        return self.letters
+
+
+@asynccontextmanager
+async def door(*statuses: int) -> AsyncIterator[Receiver]:
+    receiver = Receiver("", list(statuses))
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", receiver.take)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hooks/token-a1b2"
+    try:
+        yield receiver
+    finally:
+        await runner.cleanup()
+
+
+async def settled(me: Any, attempts: int) -> None:
+    """Wait until so many attempts at deliveries have been made and are over."""
+    with anyio.fail_after(60):
+        while sum(each.ended is not None for each in me.vendor.deliveries) < attempts:
+            await anyio.sleep(0.01)
+
+
+async def test_the_extraction_pages_payload(open_account: Any) -> None:
+    """Links are strings of JSON with line breaks, the cost is a string, there is no status."""
+    async with door() as hooks, open_account() as me:
+        conversion = await me.extract(webhook_url=hooks.url)
+        (letter,) = await hooks.count(1)
+        await settled(me, 1)
+        told = letter.json
+        assert told.keys() == {
+            "success", "conversion_type", "task_id", "conversion_id", "audio_url",
+            "audio_url_wav", "conversion_cost", "conversion_duration",
+        }  # fmt: skip
+        assert "\n    " in told["audio_url"]
+        assert json.loads(told["audio_url_wav"]) == json.loads(conversion["audio_url_wav"])
+        assert (told["success"], told["conversion_cost"]) == (True, "0.01")
+        assert isinstance(told["conversion_duration"], float)
+        assert letter.headers["Content-Type"] == "application/json"
+        (record,) = me.vendor.deliveries
+        assert (record.task_id, record.status, record.attempt) == (told["task_id"], 200, 1)
+        assert record.started <= letter.at <= record.ended
+
+
+@pytest.mark.parametrize("payload", ["general", "status"])
+async def test_the_general_pages_payload(open_account: Any, payload: str) -> None:
+    """A status, one plain URL and a number for the cost; `success` is there or not."""
+    async with door() as hooks, open_account(payload=payload) as me:
+        await me.extract(webhook_url=hooks.url)
+        (letter,) = await hooks.count(1)
+    told = letter.json
+    assert (told["status"], told["conversion_cost"]) == ("COMPLETED", 0.01)
+    assert told["audio_url"].startswith("http://")
+    assert ("success" in told) is (payload == "general")
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        ("extraction", {"success": False, "message": "No"}),
+        ("general", {"success": False, "status": "FAILED", "status_msg": "No", "audio_url": None}),
+        ("status", {"status": "FAILED", "status_msg": "No"}),
+    ],
+)
+async def test_failures_are_told(open_account: Any, payload: str, expected: dict[str, Any]) -> None:
+    """A conversion that failed is delivered with success false, a status, or both."""
+    fault = Fault("job", "fails", word="FAILED", message="No")
+    async with door() as hooks, open_account(payload=payload, faults=[fault]) as me:
+        await me.extract(webhook_url=hooks.url)
+        (letter,) = await hooks.count(1)
+    assert expected.items() <= letter.json.items()
+    assert payload != "extraction" or "status" not in letter.json
+
+
+async def test_before_the_submits_answer(open_account: Any) -> None:
+    """The conversion is finished and told of while the customer still waits for the task_id."""
+    async with door() as hooks, open_account(webhooks="before_answer") as me:
+        words = []
+
+        async def look(letter: Letter) -> None:
+            reply = await me.by_id(letter.json["task_id"])
+            words.append(reply.json["conversion"]["status"])
+
+        hooks.on_letter = look
+        reply = await me.submit(webhook_url=hooks.url)
+        assert words == ["COMPLETED"]
+        assert hooks.letters[0].json["task_id"] == reply.json["task_id"]
+
+
+async def test_early(open_account: Any) -> None:
+    """The delivery claims success while byId still says that the conversion is not finished."""
+    faults = [Fault("job", "never_finishes")]
+    async with door() as hooks, open_account(webhooks="early", faults=faults) as me:
+        reply = await me.submit(webhook_url=hooks.url)
+        (letter,) = await hooks.count(1)
+        assert letter.json["success"] is True
+        conversion = (await me.by_id(reply.json["task_id"])).json["conversion"]
+        assert conversion["status"] != "COMPLETED"
+
+
+async def test_twice(open_account: Any) -> None:
+    """Two deliveries say the same."""
+    async with door() as hooks, open_account(webhooks="twice") as me:
+        await me.extract(webhook_url=hooks.url)
+        one, two = await hooks.count(2)
+    assert one.body == two.body
+
+
+async def test_lost(open_account: Any) -> None:
+    """Nothing is sent."""
+    async with door() as hooks, open_account(webhooks="lost") as me:
+        await me.extract(webhook_url=hooks.url)
+        me.vendor.script(Fault("webhook", "normal"))
+        await me.extract(webhook_url=hooks.url)
+        (letter,) = await hooks.count(1)
+        assert letter.json["task_id"] == me.vendor.submissions[1].task_id
+        assert len(me.vendor.deliveries) == 1
+
+
+async def test_late(open_account: Any) -> None:
+    """The delivery comes the vendor's seconds after the end."""
+    fault = Fault("webhook", "late", seconds=3600)
+    async with door() as hooks, open_account(speed=10_000, faults=[fault]) as me:
+        await me.extract(webhook_url=hooks.url)
+        (letter,) = await hooks.count(1)
+        assert letter.at * me.vendor.speed >= me.vendor.submissions[0].finished + 3600
+
+
+async def test_garbled(open_account: Any) -> None:
+    """The body is no JSON."""
+    async with door() as hooks, open_account(webhooks="garbled") as me:
+        await me.extract(webhook_url=hooks.url)
+        (letter,) = await hooks.count(1)
+    with pytest.raises(ValueError, match="Expecting"):
+        json.loads(letter.body)
+
+
+async def test_forged(open_account: Any) -> None:
+    """The URL's last segment is another, and the links lead nowhere."""
+    async with door() as hooks, open_account(webhooks="forged") as me:
+        await me.extract(webhook_url=hooks.url)
+        (letter,) = await hooks.count(1)
+        url = json.loads(letter.json["audio_url"])["drums"]
+        assert (await me.call("GET", url)).status == 404
+        assert letter.json["task_id"] == me.vendor.submissions[0].task_id
+    assert letter.path.startswith("/hooks/")
+    assert letter.path != "/hooks/token-a1b2"
+    assert len(letter.path) == len("/hooks/token-a1b2")
+
+
+async def test_other_task(open_account: Any) -> None:
+    """The URL is right, and what it is about is another task."""
+    async with door() as hooks, open_account(webhooks="other_task") as me:
+        await me.extract(webhook_url=hooks.url)
+        (letter,) = await hooks.count(1)
+    assert letter.path == "/hooks/token-a1b2"
+    assert letter.json["task_id"] != me.vendor.submissions[0].task_id
+
+
+async def test_behaviours_mix(open_account: Any) -> None:
+    """Several deliveries of several kinds may be made about one conversion, differing by job."""
+    mixed = ["forged", "garbled", Delivery(payload="general"), "normal"]
+    behaviour = lambda submission: mixed if submission.number else "lost"  # noqa: E731
+    async with door() as hooks, open_account(webhooks=behaviour) as me:
+        await me.extract(webhook_url=hooks.url)
+        await me.extract(webhook_url=hooks.url)
+        letters = await hooks.count(4)
+        assert {record.task_id for record in me.vendor.deliveries} == {
+            me.vendor.submissions[1].task_id
+        }
+    assert sum(b'"status"' in letter.body for letter in letters) == 1
+
+
+async def test_what_is_no_behaviour_is_refused(open_account: Any) -> None:
+    """A name that stands for nothing is a ValueError when the emulator is made."""
+    with pytest.raises(ValueError, match="no behaviour 'sometimes'"):
+        async with open_account(webhooks="sometimes"):
+            pass
+
+
+@pytest.mark.parametrize("status", [500, 404, 301, 307])
+async def test_a_delivery_that_is_not_taken_is_made_again(open_account: Any, status: int) -> None:
+    """Anything but a 2xx, a redirect too, is tried again after a while, and stops with a 2xx."""
+    async with door(status, status, 204) as hooks, open_account(speed=20) as me:
+        await me.extract(webhook_url=hooks.url)
+        await settled(me, 3)
+        letters = await hooks.count(3)
+        records = me.vendor.deliveries
+        assert [record.status for record in records] == [status, status, 204]
+        assert [record.is_taken for record in records] == [False, False, True]
+        assert [record.attempt for record in records] == [1, 2, 3]
+        first, second = (records[n + 1].started - records[n].ended for n in (0, 1))
+        assert first * 20 >= 0.9
+        assert second * 20 >= 1.9
+    assert {letter.path for letter in letters} == {"/hooks/token-a1b2"}
+
+
+async def test_a_delivery_is_given_up_in_the_end(open_account: Any) -> None:
+    """After four attempts the vendor gives up; what each got is on record."""
+    async with open_account(speed=1000) as me:
+        await me.extract(webhook_url="http://127.0.0.1:1/nobody")
+        await settled(me, 4)
+        await asyncio.sleep(0)
+        assert [record.attempt for record in me.vendor.deliveries] == [1, 2, 3, 4]
+        assert all("ClientConnector" in record.error for record in me.vendor.deliveries)
