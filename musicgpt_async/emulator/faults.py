@@ -119,8 +119,8 @@ class Fault:
         location: where a redirect points.
         seconds: how long what is slow or late takes, in vendor seconds.
         at: where what stops midway stops: bytes for an int, a part of the whole for a float.
-        accepted: for "status", "redirect" and "not_success" on API calls: the vendor does the work all the
-            same, so that a submit is a paid conversion.
+        accepted: for "status", "redirect" and "not_success" on API calls: the vendor does the
+            work all the same, so that a submit is a paid conversion.
         early: for the same: answered before the body is read.
         word: the status word of a conversion that fails.
         message: the words of an error or of a failure.

@@ -140,7 +140,10 @@ def _smooth(values: Floats, axis: int) -> Floats:
 
 def _denoise(loudness: Floats) -> Floats:
     """Take out what is always there and all over the spectrum."""
-    lowest: Floats = np.percentile(loudness, 10, axis=0).astype(np.float32)
+    sounding = loudness[loudness.any(axis=1)]
+    if not len(sounding):
+        return np.ones_like(loudness)
+    lowest: Floats = np.percentile(sounding, 20, axis=0).astype(np.float32)
     floor = np.minimum(lowest, _smooth(lowest, 0))
     gain: Floats = np.clip(1 - 2 * floor / (loudness + _TINY), 0.1, 1).astype(np.float32)
     return gain

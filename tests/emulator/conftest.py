@@ -30,6 +30,7 @@ class Reply:
 
     @property
     def json(self) -> Any:
+        """The body, parsed."""
         return json.loads(self.body)
 
 
@@ -40,7 +41,15 @@ class Customer:
     vendor: Emulator
     http: aiohttp.ClientSession
 
+    @staticmethod
+    async def until(is_so: Callable[[], bool]) -> None:
+        """Wait for something at the vendor's that nothing tells."""
+        with anyio.fail_after(60):
+            while not is_so():  # noqa: ASYNC110  the state of the emulator has no event
+                await anyio.sleep(0.01)
+
     async def call(self, method: str, url: str, **options: Any) -> Reply:
+        """Request any URL."""
         options.setdefault("allow_redirects", False)
         with anyio.fail_after(60):
             async with self.http.request(method, url, **options) as answer:
@@ -49,6 +58,7 @@ class Customer:
     async def api(
         self, method: str, path: str, *, key: str | None = "the right one", **options: Any
     ) -> Reply:
+        """Request a path of the API."""
         key = self.vendor.api_key if key == "the right one" else key
         headers = {} if key is None else {"Authorization": key}
         return await self.call(method, self.vendor.base_url + path, headers=headers, **options)
@@ -61,6 +71,7 @@ class Customer:
         key: str | None = "the right one",
         **fields: str,
     ) -> Reply:
+        """Send audio, or only fields, to Extraction."""
         form = aiohttp.FormData(quote_fields=False, default_to_multipart=True)
         for field, value in fields.items():
             form.add_field(field, value)
@@ -71,6 +82,7 @@ class Customer:
         return await self.api("POST", "/Extraction", key=key, data=form)
 
     async def by_id(self, task_id: str, **query: str) -> Reply:
+        """Look at a task."""
         query = {"conversionType": "EXTRACTION", "task_id": task_id, **query}
         return await self.api("GET", "/byId", params=query)
 

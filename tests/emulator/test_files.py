@@ -101,7 +101,7 @@ async def test_pseudo_audio_has_the_size_asked_for_and_is_valid(
     await file.write_bytes(reply.body)
     info = soundfile.info(str(file))
     assert len(reply.body) == (65_536 if size is None else size)
-    assert info.format == ("WAV" if suffix else "MPEG-1/2 Audio") or info.format == "MP3"
+    assert info.format in ({"WAV"} if suffix else {"MP3", "MPEG"})
     assert info.frames > 0
 
 

@@ -20,10 +20,12 @@ class HandClock(Clock):
         self.time = 0.0
 
     def now(self) -> float:
+        """What the hand says."""
         return self.time
 
 
 def make_vendor(**settings: Any) -> Vendor:
+    """A vendor without sockets, of small limits."""
     defaults: dict[str, Any] = {
         "clock": HandClock(),
         "api_key": "key",
@@ -38,6 +40,7 @@ def make_vendor(**settings: Any) -> Vendor:
 
 
 def minutes(number: float) -> Upload:
+    """An upload of so many minutes of audio."""
     return Upload(
         fields={}, stems=("drums",), preprocessing=(), webhook_url=None, duration=60 * number
     )
@@ -81,7 +84,7 @@ def test_credit_is_set_aside_for_what_runs_and_charged_at_the_end() -> None:
 
 
 async def test_past_the_parallel_limit_a_submit_gets_429(open_account: Any) -> None:
-    """What is unfinished counts, whatever became of the answers, and a finished one frees its slot."""
+    """What is unfinished counts, whatever became of its answer; what finishes frees its slot."""
     faults = [Fault("job", "never_finishes", times=2), Fault("submit", "drop_before_answer")]
     async with open_account(parallel=3, faults=faults) as me:
         with pytest.raises(aiohttp.ServerDisconnectedError):

@@ -28,6 +28,7 @@ class Letter:
 
     @property
     def json(self) -> Any:
+        """The body, parsed."""
         return json.loads(self.body)
 
 
@@ -39,10 +40,13 @@ class Receiver:
     statuses: list[int]
     letters: list[Letter] = attrs.field(factory=list)
     on_letter: Callable[[Letter], Any] | None = None
+    arrived: anyio.Event = attrs.field(factory=anyio.Event)
 
     async def take(self, request: web.Request) -> web.Response:
+        """The route for everything."""
         letter = Letter(request.path, await request.read(), time.monotonic(), request.headers)
         self.letters.append(letter)
+        self.arrived.set()
         if self.on_letter is not None:
             await self.on_letter(letter)
         status = self.statuses.pop(0) if self.statuses else 200
@@ -52,12 +56,14 @@ class Receiver:
         """The letters, once there are so many."""
         with anyio.fail_after(60):
             while len(self.letters) < number:
-                await anyio.sleep(0.01)
+                self.arrived = anyio.Event()
+                await self.arrived.wait()
         return self.letters
 
 
 @asynccontextmanager
 async def door(*statuses: int) -> AsyncIterator[Receiver]:
+    """Stand a receiver up that answers with these statuses first."""
     receiver = Receiver("", list(statuses))
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", receiver.take)
@@ -73,9 +79,7 @@ async def door(*statuses: int) -> AsyncIterator[Receiver]:
 
 async def settled(me: Any, attempts: int) -> None:
     """Wait until so many attempts at deliveries have been made and are over."""
-    with anyio.fail_after(60):
-        while sum(each.ended is not None for each in me.vendor.deliveries) < attempts:
-            await anyio.sleep(0.01)
+    await me.until(lambda: sum(each.ended is not None for each in me.vendor.deliveries) >= attempts)
 
 
 async def test_the_extraction_pages_payload(open_account: Any) -> None:
