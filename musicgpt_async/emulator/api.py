@@ -120,8 +120,11 @@ class Api:
         return web.json_response({"success": True, "conversion": self._tell(occasion.submission)})
 
     def _tell(self, submission: Submission) -> dict[str, Any]:
+        shape = self.shape(submission)
+        if not submission.is_completed:
+            return answers.conversion(shape, submission, {}, {})
         mp3, wav = self.links(submission, ".mp3"), self.links(submission, ".wav")
-        return answers.conversion(self.shape(submission), submission, mp3, wav)
+        return answers.conversion(shape, submission, mp3, wav)
 
     async def _read_by_user(self, occasion: Occasion, request: web.Request) -> Occasion:
         _check_type(request)

@@ -102,7 +102,7 @@ class Occasion:
     file: str | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Fault:
     """One thing to go wrong: `Fault("byId", "status", status=503, retry_after=1)`.
 
@@ -126,21 +126,21 @@ class Fault:
         message: the words of an error or of a failure.
     """
 
-    on: Target = attrs.field(kw_only=False)
-    kind: str = attrs.field(kw_only=False)
-    times: int | None = 1
-    after: int = 0
-    when: Callable[[Occasion], bool] | None = None
-    status: int | None = None
-    body: str | bytes | None = None
-    retry_after: float | str | timedelta | None = None
-    location: str = "/"
-    seconds: float = 1.0
-    at: float = 0.5
-    accepted: bool = False
-    early: bool = False
-    word: str = "ERROR"
-    message: str = "Something went wrong"
+    on: Target
+    kind: str
+    times: int | None = attrs.field(default=1, kw_only=True)
+    after: int = attrs.field(default=0, kw_only=True)
+    when: Callable[[Occasion], bool] | None = attrs.field(default=None, kw_only=True)
+    status: int | None = attrs.field(default=None, kw_only=True)
+    body: str | bytes | None = attrs.field(default=None, kw_only=True)
+    retry_after: float | str | timedelta | None = attrs.field(default=None, kw_only=True)
+    location: str = attrs.field(default="/", kw_only=True)
+    seconds: float = attrs.field(default=1.0, kw_only=True)
+    at: float = attrs.field(default=0.5, kw_only=True)
+    accepted: bool = attrs.field(default=False, kw_only=True)
+    early: bool = attrs.field(default=False, kw_only=True)
+    word: str = attrs.field(default="ERROR", kw_only=True)
+    message: str = attrs.field(default="Something went wrong", kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         row = KINDS.get(self.kind)
