@@ -87,7 +87,7 @@ async def _stall_answer(struck: Struck) -> web.StreamResponse:
 
 async def _slow_answer(struck: Struck) -> web.StreamResponse:
     await struck.clock.sleep(struck.fault.seconds)
-    return struck.answer or wire.drop(struck.request)
+    return wire.drop(struck.request) if struck.answer is None else struck.answer
 
 
 API_FAULTS: Mapping[str, Callable[[Struck], Awaitable[web.StreamResponse]]] = {
