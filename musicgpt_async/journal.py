@@ -6,6 +6,8 @@ at most one owner at a time, whose lease runs out unless it is renewed; only the
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -17,6 +19,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Iterable,
     Iterator,
     Mapping,
 )
@@ -24,9 +27,10 @@ from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import attrs
 
@@ -39,7 +43,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Journal", "Lease"]
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+Work: TypeAlias = "Callable[[AsyncConnection], Awaitable[T]]"
+Pending: TypeAlias = "tuple[Work[Any], asyncio.Future[Any]]"
 
 SCHEMA_VERSION = 1
 # "mGPT" in the header of an SQLite file says whose it is, to us and to file(1).
@@ -47,10 +55,8 @@ APPLICATION_ID = 0x6D475054
 # Seconds that a writer waits for another process's transaction.
 PATIENCE = 30.0
 # Rows read at a time, so that a slow reader keeps no transaction open.
-PAGE = 500
+PAGE = 100
 EVERYTHING = 2**63 - 1
-
-EXTRA = 'A journal needs SQLAlchemy and aiosqlite: pip install "musicgpt-async[journal]".'
 
 
 @attrs.frozen(kw_only=True)
@@ -131,15 +137,15 @@ class Journal:
         lease: float = 60.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._database = _database(os.fspath(path))
-        self._sql = _statements()
+        self._sql, self._database = _prepared(os.fspath(path))
         self._lease = lease
         self._clock = clock
         self._me = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._owned: set[str] = set()
         self._openings = 0
         self._opening = anyio.Lock()
-        self._turn = anyio.Lock()
+        self._waiting: list[Pending] = []
+        self._writer: asyncio.Task[None] | None = None
         self._engine: AsyncEngine | None = None
 
     def __repr__(self) -> str:
@@ -184,6 +190,8 @@ class Journal:
                 engine = self._engine
                 try:
                     await self._write(self._resign)
+                except JournalError as error:
+                    logger.warning("Leases were not given back, they run out instead: %s", error)
                 finally:
                     self._engine = None
                     self._owned.clear()
@@ -257,8 +265,10 @@ class Journal:
         }
 
         async def work(connection: AsyncConnection) -> list[JobRecord]:
-            found = [_record(row) for row in await connection.execute(self._sql.unowned, values)]
+            rows = await connection.execute(self._sql.unowned, values)
+            found = await _decoded(rows, _record)
             await connection.execute(self._sql.take_unowned, {**values, "me": self._me})
+            await connection.execute(self._sql.forget, values)
             return found
 
         found = await self._write(work)
@@ -285,29 +295,24 @@ class Journal:
     async def records(self) -> AsyncIterator[JobRecord]:
         """Read every job, the oldest first, a page at a time."""
         last = 0
-        while rows := await self._read(self._sql.page, {"last": last}):
-            for row in rows:
-                yield self._explain_record(row)
-            last = rows[-1].seq
+        while found := await self._read(self._sql.page, {"last": last}, _numbered):
+            for last, record in found:  # noqa: B007 - the next page starts behind it
+                yield record
 
     async def find(self, id_or_task_id: str) -> JobRecord | None:
         """Read the job with this id or task_id, the newest where there are several."""
-        rows = await self._read(self._sql.find, {"which": id_or_task_id})
-        return self._explain_record(rows[0]) if rows else None
+        found = await self._read(self._sql.find, {"which": id_or_task_id}, _record)
+        return found[0] if found else None
 
     async def owners(self) -> dict[str, Lease]:
         """Read who works on which job: id → lease, for every job that has an owner."""
-        rows = await self._read(self._sql.owned, {})
         now = self._clock()
-        return {
-            row.id: Lease(
-                owner=row.owner,
-                until=row.lease_until,
-                live=row.lease_until > now,
-                mine=row.owner == self._me,
-            )
-            for row in rows
-        }
+
+        def lease(row: sa.Row[Any]) -> tuple[str, Lease]:
+            until, mine = row.lease_until, row.owner == self._me
+            return row.id, Lease(owner=row.owner, until=until, live=until > now, mine=mine)
+
+        return dict(await self._read(self._sql.owned, {}, lease))
 
     def _about(self, id_: str) -> dict[str, str]:
         return {"which": id_, "me": self._me}
@@ -316,17 +321,53 @@ class Journal:
         await connection.execute(self._sql.release_all, {"me": self._me})
         await connection.execute(self._sql.leave, {"me": self._me})
 
-    async def _write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Do the work in a transaction of its own that also renews the lease."""
-        # A write once begun is finished: what was sent has to be known, cancelled or not.
+    async def _write(self, work: Work[T]) -> T:
+        """Have the work done in a transaction that also renews the lease.
+
+        Works that are asked for while another transaction runs share the next one, and its fsync.
+        """
+        self._opened()
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((work, outcome))
+        if self._writer is None or self._writer.done():
+            # In nobody's cancel scope: what one caller gives up, others may be waiting for.
+            self._writer = asyncio.create_task(self._drain())
+        # A write once asked for is waited for: what was sent has to be known, cancelled or not.
         with anyio.CancelScope(shield=True):
-            async with self._turn:
-                with self._explained():
-                    async with self._opened().begin() as connection:
-                        await connection.execute(self._sql.lock)
-                        await self._stay(connection)
-                        result = await work(connection)
-        return result
+            await asyncio.shield(outcome)
+        return outcome.result()
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                await self._commit(batch)
+            except BaseException:
+                for _, outcome in [*batch, *self._waiting]:
+                    outcome.cancel()
+                raise
+
+    async def _commit(self, batch: list[Pending]) -> None:
+        """Commit works together; one that fails is put aside, and the others are tried again."""
+        results: list[Any] = []
+        working = False
+        try:
+            with self._explained():
+                async with self._opened().begin() as connection:
+                    await connection.execute(self._sql.lock)
+                    await self._stay(connection)
+                    working = True
+                    for work, _ in batch:
+                        results.append(await work(connection))
+                    working = False
+        except Exception as error:  # noqa: BLE001 - each is raised where the work was asked for
+            failed = [batch.pop(len(results))] if working else list(batch)
+            for _, outcome in failed:
+                outcome.set_exception(error.fresh() if isinstance(error, JournalError) else error)
+            self._waiting[:0] = batch if working else ()
+        else:
+            for (_, outcome), result in zip(batch, results, strict=True):
+                outcome.set_result(result)
 
     async def _stay(self, connection: AsyncConnection) -> None:
         values = {"me": self._me, "until": self._clock() + self._lease}
@@ -334,16 +375,13 @@ class Journal:
             await connection.execute(self._sql.join, values)
 
     async def _read(
-        self, statement: sa.Select[Any], values: Mapping[str, Any]
-    ) -> list[sa.Row[Any]]:
+        self, statement: sa.Select[Any], values: Mapping[str, Any], decode: Callable[[Any], T]
+    ) -> list[T]:
         with self._explained():
             engine = self._opened().execution_options(musicgpt_reading=True)
             async with engine.connect() as connection:
-                return list(await connection.execute(statement, values))
-
-    def _explain_record(self, row: sa.Row[Any]) -> JobRecord:
-        with self._explained():
-            return _record(row)
+                rows = await connection.execute(statement, values)
+            return await _decoded(rows, decode)
 
     def _opened(self) -> AsyncEngine:
         if self._engine is None:
@@ -364,6 +402,16 @@ class Journal:
             raise JournalError(
                 f"The journal {self._database.name} cannot be used: {_advice(cause)}"
             ) from cause
+
+
+async def _decoded(rows: Iterable[Any], decode: Callable[[Any], T]) -> list[T]:
+    """Decode rows, letting others run now and then."""
+    found: list[T] = []
+    for row in rows:
+        found.append(decode(row))
+        if not len(found) % PAGE:
+            await anyio.lowlevel.checkpoint()
+    return found
 
 
 async def _nothing(_: AsyncConnection) -> None:
@@ -412,6 +460,10 @@ def _record(row: sa.Row[Any]) -> JobRecord:
     )
 
 
+def _numbered(row: sa.Row[Any]) -> tuple[int, JobRecord]:
+    return row.seq, _record(row)
+
+
 @attrs.frozen
 class _Statements:
     """Every statement that the journal makes; each is right on SQLite and on PostgreSQL."""
@@ -423,6 +475,7 @@ class _Statements:
     stay: sa.Update
     join: sa.Insert
     leave: sa.Delete
+    forget: sa.Delete
     insert: sa.Insert
     save: sa.Update
     same: sa.Select[Any]
@@ -438,11 +491,8 @@ class _Statements:
 
 @cache
 def _statements() -> _Statements:
-    try:
-        # Only those who make a journal need the extra, and pay for its import.
-        import sqlalchemy as sa  # noqa: PLC0415
-    except ImportError as error:
-        raise ConfigurationError(EXTRA) from error
+    # Only those who make a journal need the extra, and pay for its import.
+    import sqlalchemy as sa  # noqa: PLC0415
 
     metadata = sa.MetaData()
     journal, owners, jobs = _tables(metadata)
@@ -466,6 +516,10 @@ def _statements() -> _Statements:
         stay=owners.update().where(owners.c.id == me).values(lease_until=until),
         join=owners.insert().values(id=me, lease_until=until),
         leave=owners.delete().where(owners.c.id == me),
+        # The dead that left no job behind; what a dead owner still holds is claimed first.
+        forget=owners.delete().where(
+            owners.c.lease_until <= now, ~sa.exists().where(jobs.c.owner == owners.c.id)
+        ),
         insert=jobs.insert(),
         save=mine.where(jobs.c.id == which),
         same=sa.select(jobs, free.label("free"))
@@ -541,6 +595,19 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table]:
     return journal, owners, jobs
 
 
+def _prepared(path: str) -> tuple[_Statements, _Database]:
+    try:
+        sql, database = _statements(), _database(path)
+        database.url.get_dialect().import_dbapi()
+    except ImportError as error:
+        driver = " asyncpg" if error.name == "asyncpg" else ""
+        raise ConfigurationError(
+            f"A journal needs {error.name}, which is not installed: "
+            f'pip install "musicgpt-async[journal]"{driver}'
+        ) from error
+    return sql, database
+
+
 @attrs.frozen
 class _Database:
     """Where the journal lies, and how a connection to it is made."""
@@ -553,9 +620,7 @@ class _Database:
         return str(self.file or self.url.render_as_string(hide_password=True))
 
     async def connect(self, sql: _Statements) -> AsyncEngine:
-        if self.file is not None:
-            await anyio.to_thread.run_sync(_inspect, self.file)
-        engine = _engine(self)
+        engine = await anyio.to_thread.run_sync(_engine, self)
         try:
             async with engine.begin() as connection:
                 await connection.run_sync(self._prepare, sql)
@@ -568,6 +633,8 @@ class _Database:
         return engine
 
     def _prepare(self, connection: sa.Connection, sql: _Statements) -> None:
+        if self.file is None:  # SQLite's transaction keeps others out already
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({APPLICATION_ID})")
         if not connection.dialect.has_table(connection, "musicgpt_journal"):
             if self.file is not None:
                 connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -577,15 +644,16 @@ class _Database:
 
 
 def _database(path: str) -> _Database:
-    try:
-        from sqlalchemy import URL, make_url  # noqa: PLC0415 - see _statements
-    except ImportError as error:
-        raise ConfigurationError(EXTRA) from error
+    from sqlalchemy import URL, make_url  # noqa: PLC0415 - see _statements
+    from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - see _statements
 
     if "://" not in path:
         file = Path(path).absolute()
         return _Database(URL.create("sqlite+aiosqlite", database=str(file)), file)
-    url = make_url(path)
+    try:
+        url = make_url(path)
+    except ArgumentError:
+        url = URL.create("unreadable")
     if url.get_backend_name() == "sqlite" and url.database:
         return _database(url.database)
     if url.get_backend_name() != "postgresql":
@@ -594,6 +662,7 @@ def _database(path: str) -> _Database:
 
 
 def _engine(database: _Database) -> AsyncEngine:
+    """Make an engine, which connects to nothing yet; a file is inspected before."""
     from sqlalchemy import event  # noqa: PLC0415 - see _statements
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see _statements
 
@@ -604,6 +673,7 @@ def _engine(database: _Database) -> AsyncEngine:
         return create_async_engine(
             database.url, pool_pre_ping=True, connect_args={"server_settings": server}, **options
         )
+    _inspect(database.file)
     engine = create_async_engine(
         database.url, connect_args={"isolation_level": None, "timeout": PATIENCE}, **options
     )
@@ -638,20 +708,19 @@ def _check_version(name: str, version: int | None) -> None:
 
 def _inspect(file: Path) -> None:
     """Refuse a file that is no journal, without leaving a trace on it or beside it."""
-    try:
-        mode = file.stat().st_mode
-    except FileNotFoundError:
+    entry = _stat(file)
+    if entry is None:
         _check_folder(file)
         return
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(entry.st_mode):
         raise JournalError(f"{file} is a folder; give the journal the name of a file in it.")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(entry.st_mode):
         raise JournalError(f"{file} is no regular file; choose another path for the journal.")
     _check_header(file)
     _check_folder(file)
     if not os.access(file, os.W_OK):
         raise JournalError(f"The journal {file} may not be written; make it writable.")
-    if file.stat().st_size:
+    if entry.st_size:
         _check_content(file)
 
 
@@ -684,6 +753,22 @@ def _check_header(file: Path) -> None:
 
 
 def _check_content(file: Path) -> None:
+    while True:
+        before = _traces(file)
+        try:
+            return _look_into(file)
+        except (JournalError, sqlite3.Error):
+            if _traces(file) == before:
+                raise
+            # Another process wrote while we looked past its locks: look again.
+
+
+def _traces(file: Path) -> list[tuple[int, int]]:
+    found = (_stat(path) for path in (file, _beside(file, "-wal"), _beside(file, "-journal")))
+    return [(entry.st_size, entry.st_mtime_ns) if entry else (0, 0) for entry in found]
+
+
+def _look_into(file: Path) -> None:
     if _has_content(_beside(file, "-journal")):
         return  # Its creation was broken off: SQLite undoes that when it opens the file.
     # Without a log beside it the file is all there is, and `immutable` makes no log either.
@@ -702,7 +787,12 @@ def _beside(file: Path, ending: str) -> Path:
 
 
 def _has_content(file: Path) -> bool:
+    entry = _stat(file)
+    return entry is not None and entry.st_size > 0
+
+
+def _stat(file: Path) -> os.stat_result | None:
     try:
-        return file.stat().st_size > 0
+        return file.stat()
     except FileNotFoundError:
-        return False
+        return None
