@@ -9,6 +9,7 @@
 """
 
 from musicgpt_async import errors, events
+from musicgpt_async._version import __version__
 from musicgpt_async.batch import Item, Outcome
 from musicgpt_async.errors import (
     APIError,
@@ -96,6 +97,7 @@ __all__ = [
     "TransportError",
     "ValidationError",
     "WebhookReceiver",
+    "__version__",
     "errors",
     "events",
 ]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from blockbuster import blockbuster_ctx
+
+from musicgpt_async import Limits, MusicGPTSession
+from musicgpt_async.emulator import Emulator
+from musicgpt_async.emulator.song import compose
 
 LOOPS: dict[str, dict[str, Any]] = {
     "asyncio": {},
@@ -27,5 +32,29 @@ def anyio_backend(pytestconfig: pytest.Config) -> tuple[str, dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def _loop_is_never_blocked() -> Iterator[None]:
     """Fail a test in which the library itself makes a blocking call on the event loop."""
-    with blockbuster_ctx("musicgpt_async"):
+    with blockbuster_ctx("musicgpt_async") as guard:
+        # It asks for the working directory, which waits for nothing.
+        guard.functions["os.path.abspath"].deactivate()
         yield
+
+
+@pytest.fixture(scope="session")
+def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real track: two seconds of several instruments."""
+    return compose(tmp_path_factory.mktemp("song") / "Mårten's song.flac", seconds=2)
+
+
+@pytest.fixture
+async def vendor() -> AsyncIterator[Emulator]:
+    """The vendor, quick and without real separation."""
+    async with Emulator(seconds=0.05, separate=False, stem_bytes=4096) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+async def session(vendor: Emulator) -> AsyncIterator[MusicGPTSession]:
+    """A session with the vendor that lets go of whatever a test leaves behind."""
+    opened = MusicGPTSession(vendor.api_key, base_url=vendor.base_url, limits=Limits.PRO)
+    await opened.start()
+    yield opened
+    await opened.aclose(drain=False)

@@ -11,7 +11,6 @@ import socket
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Any
 
 import aiohttp
@@ -19,6 +18,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from musicgpt_async._rules.protocol import Answer
+from musicgpt_async._version import __version__
 from musicgpt_async.errors import (
     ConfigurationError,
     MusicGPTError,
@@ -165,7 +165,7 @@ class Transport:
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": f"musicgpt-async/{version('musicgpt-async')}"},
+            headers={"User-Agent": f"musicgpt-async/{__version__}"},
             raise_for_status=False,
         )
 
