@@ -211,10 +211,10 @@ class Emulator:
         directory = await _directory(stack)
         disk = _threads(stack, "disk")
         client = await stack.enter_async_context(aiohttp.ClientSession())
+        studio = self._studio(directory, stack)
         tasks = Tasks()
         stack.push_async_callback(tasks.aclose)
         closing = asyncio.Event()
-        studio = self._studio(directory, stack)
         files = FileHost(
             vendor=self._vendor,
             script=self.faults,

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import ast
 import json
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
 import aiohttp
+import anyio
 import pytest
 
 import musicgpt_async.emulator
+from musicgpt_async.emulator import Emulator
 
 ROOM = Path(musicgpt_async.emulator.__file__).parent
 
@@ -60,6 +63,59 @@ def test_a_missing_extra_is_named(missing: str) -> None:
     command = [sys.executable, "-c", WITHOUT_NUMPY, missing]
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert 'pip install "musicgpt-async[emulator]"' in told.stdout
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    """What is to be separated must be kept, and no clock stands still."""
+    with pytest.raises(ValueError, match="keep_audio"):
+        Emulator(keep_audio=False)
+    with pytest.raises(ValueError, match="speed"):
+        Emulator(speed=0)
+
+
+@pytest.mark.anyio
+async def test_a_port_that_is_taken_is_an_oserror_and_leaves_nothing() -> None:
+    """The error says so at once, and what had been set up is gone."""
+    async with Emulator(separate=False) as vendor:
+        port = int(vendor.url.rpartition(":")[2])
+        with pytest.raises(OSError, match="in use"):
+            async with Emulator(separate=False, port=port):
+                pass
+
+
+@pytest.fixture
+def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's context with a certificate for loopback, and a client's that trusts it."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(certificate, key)
+    return serving, ssl.create_default_context(cafile=certificate)
+
+
+@pytest.mark.anyio
+async def test_it_serves_over_tls(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    """With a context both hosts speak https, and so do the links."""
+    serving, trusting = contexts
+    form = {"audio_url": "https://example.org/a.mp3", "stems": '["bass"]'}
+    async with (
+        Emulator(separate=False, seconds=0, tls=serving) as vendor,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusting)) as http,
+    ):
+        headers = {"Authorization": vendor.api_key}
+        async with http.post(f"{vendor.base_url}/Extraction", data=form, headers=headers) as told:
+            assert told.status == 200
+        while not vendor.submissions[0].is_completed:  # noqa: ASYNC110  it has no event
+            await anyio.sleep(0.01)
+        query = {"conversionType": "EXTRACTION", "task_id": vendor.submissions[0].task_id}
+        async with http.get(f"{vendor.base_url}/byId", params=query, headers=headers) as told:
+            links = json.loads((await told.json())["conversion"]["audio_url_wav"])
+        assert links["bass"].startswith("https://127.0.0.1:")
+        async with http.get(links["bass"]) as file:
+            assert len(await file.read()) == 65_536
 
 
 @pytest.mark.anyio

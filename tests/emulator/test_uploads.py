@@ -76,6 +76,7 @@ async def test_the_file_name_is_kept(open_account: Any, name: str) -> None:
         (HEAD + b"sound", 10_000),
         (HEAD + b"sound" + TAIL[:-6], 10_000),
         (HEAD + b"sound", None),
+        (HEAD + bytes(3 << 20), None),
         (HEAD + b"sound" + TAIL[:-6], None),
         (b"nonsense", None),
     ],
