@@ -1,0 +1,7 @@
+"""`python -m musicgpt_async.cli`: the command where its script is not on the path."""
+
+import sys
+
+from musicgpt_async.cli import main
+
+sys.exit(main())

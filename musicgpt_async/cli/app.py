@@ -1,0 +1,299 @@
+"""The commands: what they are called, what they take, and which function does the work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import anyio
+from cyclopts import App, Parameter, validators
+from cyclopts.exceptions import CycloptsError
+
+from musicgpt_async import InvalidOptionError, MusicGPTError, Preprocessing, Stem
+from musicgpt_async._rules import names
+from musicgpt_async._version import __version__
+from musicgpt_async.cli import output
+from musicgpt_async.cli.running import LAYOUT, Settings
+from musicgpt_async.cli.text import plain
+from musicgpt_async.cli.usage import UsageError
+
+if TYPE_CHECKING:
+    StemName = str
+    PreprocessingName = str
+else:  # shells complete these
+    StemName = Literal[tuple(map(str, Stem))]
+    PreprocessingName = Literal[tuple(map(str, Preprocessing))]
+
+app = App(
+    name="musicgpt-async",
+    help="Split songs into stems with MusicGPT.\n\n"
+    "The key is read from MUSICGPT_API_KEY, the API's address from MUSICGPT_BASE_URL.",
+    version=__version__,
+    help_format="markdown",
+)
+app.register_install_completion_command(help="Install completion for your shell.")
+
+
+Positive = Parameter(validator=validators.Number(gt=0))
+# Without "--no-…" and "--empty-…", which nobody needs, and without "[default: False]".
+FLAG = LIST = Parameter(negative=(), show_default=False)
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class Common:
+    """Options of all commands that work on tracks."""
+
+    out: Annotated[Path, Parameter(name=("--out", "-o"))]
+    """Directory for the stems; made where there is none. Its journal lies there too."""
+    jobs: Annotated[int | None, Parameter(name=("--jobs", "-j")), Positive] = None
+    """Unfinished tracks at the vendor at once; by default what the account turns out to allow."""
+    deadline: Annotated[float | None, Positive] = 3600.0
+    """Seconds from its acceptance in which a track has to finish."""
+    max_credits: Annotated[float | None, Positive] = None
+    """Credits after which nothing more is submitted."""
+    layout: str = LAYOUT
+    """Names of the files below --out, out of {track}, {stem} and {ext}."""
+    webhook: str | None = None
+    """Public URL for the vendor's webhooks, such as https://example.com/musicgpt."""
+    listen: str = "127.0.0.1:8080"
+    """Where the receiver of the webhooks listens, as HOST:PORT."""
+    json: Annotated[bool, FLAG] = False
+    """One JSON object a track on stdout."""
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False
+    """Nothing but failures on stderr."""
+
+    def settings(self, **more: Any) -> Settings:
+        """Return the same, checked."""
+        return Settings(
+            out=self.out,
+            jobs=self.jobs,
+            deadline=self.deadline,
+            max_credits=self.max_credits,
+            layout=checked_layout(self.layout),
+            webhook=self.webhook,
+            listen=host_and_port(self.listen),
+            json=self.json,
+            quiet=self.quiet,
+            **more,
+        )
+
+
+@app.command
+def extract(
+    files_or_urls: Annotated[list[str], LIST] = [],  # noqa: B006 - never changed
+    /,
+    *,
+    stem: Annotated[list[StemName], Parameter(name=("--stem", "-s")), LIST] = [],  # noqa: B006 - never changed
+    preprocess: Annotated[list[PreprocessingName], LIST] = [],  # noqa: B006 - never changed
+    format: Literal["wav", "mp3", "both"] = "wav",  # noqa: A002 - the option's name
+    list: Path | None = None,  # noqa: A002 - the option's name
+    force: Annotated[bool, FLAG] = False,
+    dry_run: Annotated[bool, FLAG] = False,
+    journal: Annotated[bool, Parameter(negative="--no-journal", show_default=False)] = True,
+    common: Common,
+) -> int:
+    """Split songs into stems.
+
+    The same command run again goes on where the last one ended: what was submitted is not paid for
+    twice, and what is there is not fetched twice.
+
+    Args:
+        files_or_urls: Audio files, URLs, directories (for all audio files below them) and globs.
+        stem: A stem to extract, once for each; by default drums, bass, piano and guitar.
+        preprocess: What to do to the song first, once for each.
+        format: Which files of each stem.
+        list: CSV or JSON lines with a track a line: source, stems, preprocessing, label.
+        force: Submit tracks even if they were submitted before.
+        dry_run: List what would be submitted, and send nothing.
+        journal: Remember in the output directory what was submitted.
+        common: What other commands take, too.
+    """
+    from musicgpt_async.cli import extracting  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.sources import OwnFiles, Sources  # noqa: PLC0415 - the same
+
+    settings = common.settings(format=format, journal=journal)
+    sources = Sources(
+        named=files_or_urls,
+        list_file=list,
+        stems=tuple(stem),
+        preprocessing=tuple(preprocess),
+        own=OwnFiles(settings.out, settings.layout),
+        warn=say_to(quiet=settings.quiet),
+    )
+    work = extracting.dry_run if dry_run else extracting.extract
+    return anyio.run(partial(work, settings, sources, force=force))
+
+
+@app.command
+def resume(*, format: Literal["wav", "mp3", "both"] = "wav", common: Common) -> int:  # noqa: A002 - the option's name
+    """Take up what an earlier `extract --out` of the same directory left unfinished.
+
+    Args:
+        format: Which files of each stem, where the journal does not say.
+        common: What other commands take, too.
+    """
+    from musicgpt_async.cli import extracting  # noqa: PLC0415 - other commands go without
+
+    return anyio.run(extracting.resume, common.settings(format=format))
+
+
+@app.command
+def jobs(
+    *,
+    out: Annotated[Path, Parameter(name=("--out", "-o"))],
+    json: Annotated[bool, FLAG] = False,
+) -> int:
+    """List what the journal of an output directory holds.
+
+    Args:
+        out: The directory.
+        json: One JSON object a job.
+    """
+    from musicgpt_async.cli import listing  # noqa: PLC0415 - other commands go without
+
+    return anyio.run(listing.show, Settings(out=out, json=json))
+
+
+@app.command
+def doctor(*, webhook: str | None = None, listen: str = "127.0.0.1:8080") -> int:
+    """Check the key, the API and the webhook URL, and say what to do about what is wrong.
+
+    Args:
+        webhook: Public URL for the vendor's webhooks; a receiver runs while it is asked.
+        listen: Where that receiver listens, as HOST:PORT.
+    """
+    from musicgpt_async.cli import doctor as checks  # noqa: PLC0415 - other commands go without
+
+    return anyio.run(checks.examine, webhook, host_and_port(listen))
+
+
+@app.command
+def emulate(
+    *,
+    port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 0,
+    seconds: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 2.0,
+    parallel: Annotated[int, Positive] = 10,
+    polls: Annotated[int, Positive] = 500,
+    speed: Annotated[float, Positive] = 1.0,
+    credits: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 10_000.0,  # noqa: A002 - the option's name
+    key: str = "emulator-key",
+    separate: Annotated[bool, Parameter(negative="--pretend", show_default=False)] = True,
+) -> int:
+    """Run a stand-in for MusicGPT on this machine, to try things for nothing.
+
+    Its first two lines on stdout are the shell's: `export MUSICGPT_BASE_URL=…` and
+    `export MUSICGPT_API_KEY=…`. It ends when it is interrupted.
+
+    Args:
+        port: The API's port; 0 for any free one.
+        seconds: Time that a track takes at least.
+        parallel: Unfinished tracks that are allowed at once.
+        polls: byId calls that are allowed a minute.
+        speed: Seconds of the vendor's time in one of ours.
+        credits: The account's balance.
+        key: The key that is accepted.
+        separate: Whether tracks are really split; --pretend makes quick noise instead.
+    """
+    from musicgpt_async.cli import emulating  # noqa: PLC0415 - other commands go without
+
+    vendor = emulating.Vendor(
+        port=port,
+        seconds=seconds,
+        parallel=parallel,
+        polls=polls,
+        speed=speed,
+        credits=credits,
+        key=key,
+        separate=separate,
+    )
+    return anyio.run(emulating.emulate, vendor)
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("musicgpt-async-demo"),
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False,
+) -> int:
+    """Compose a song, split it on this machine, and show how the stems measure up.
+
+    It needs neither a key nor a network.
+
+    Args:
+        out: Directory for the song and its stems.
+        quiet: Only the results.
+    """
+    from musicgpt_async.cli import demo as show  # noqa: PLC0415 - other commands go without
+
+    return anyio.run(show.demonstrate, Settings(out=out, quiet=quiet))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code."""
+    # Names of files may hold what the terminal's encoding lacks.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        return (
+            app(
+                list(arguments),
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
+            or 0
+        )
+    except CycloptsError as error:
+        return _refused(" ".join(str(error).split()))
+    except UsageError as error:
+        return _refused(str(error))
+    except BrokenPipeError:
+        output.silence()
+        return 1
+    except MusicGPTError as error:
+        print(f"musicgpt-async: {plain(error.message)}", file=sys.stderr)
+        return 1
+
+
+def _refused(why: str) -> int:
+    print(f"musicgpt-async: {plain(why)}", file=sys.stderr)
+    return 2
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Return the two halves of an address such as ``127.0.0.1:8080`` or ``[::1]:8080``.
+
+    Raises:
+        UsageError: It is no such address.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"{text!r} is no address to listen on; it looks like 127.0.0.1:8080.")
+    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)  # noqa: S104 - asked for
+
+
+def checked_layout(layout: str) -> str:
+    """Return a layout that can be used.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    try:
+        return names.checked_template(layout)
+    except InvalidOptionError as error:
+        raise UsageError(error.message) from error
+
+
+def say_to(*, quiet: bool) -> Callable[[str], None]:
+    """Return what says a warning on stderr, or nothing where it is to be quiet."""
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(plain(text), file=sys.stderr)
+
+    return say

@@ -1,0 +1,226 @@
+"""`doctor`: what is in order, what is not, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import attrs
+
+from musicgpt_async import (
+    APIError,
+    AuthenticationError,
+    ConfigurationError,
+    ForbiddenError,
+    MusicGPTError,
+    ProtocolError,
+    ServerError,
+    TransportError,
+    WebhookReceiver,
+)
+from musicgpt_async._io.http import Transport, translated
+from musicgpt_async._rules import hosts, protocol
+from musicgpt_async.cli import output
+from musicgpt_async.cli.text import plain
+from musicgpt_async.cli.usage import UsageError
+from musicgpt_async.session import BASE_URL_VARIABLE, KEY_VARIABLE
+from musicgpt_async.webhooks import SERVICE
+
+# No task has this id, so that a look at it costs nothing and tells what the key is worth.
+NO_TASK = "00000000-0000-0000-0000-000000000000"
+PATIENCE = 15.0
+KEYS_AT = "get one in the MusicGPT API dashboard"
+
+
+@attrs.frozen
+class Finding:
+    """What one check found."""
+
+    what: str
+    ok: bool
+    advice: str = ""
+
+    def __str__(self) -> str:
+        mark = "ok  " if self.ok else "BAD "
+        return plain(f"{mark}  {self.what}{f' → {self.advice}' if self.advice else ''}")
+
+
+async def examine(webhook: str | None, listen: tuple[str, int]) -> int:
+    """Check everything and say what was found; return the exit code.
+
+    Raises:
+        UsageError: The webhook URL is none.
+    """
+    findings = []
+    async for finding in _all(webhook, listen):
+        output.data(str(finding))
+        findings.append(finding)
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+async def _all(webhook: str | None, listen: tuple[str, int]) -> AsyncIterator[Finding]:
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    yield (
+        Finding(f"{KEY_VARIABLE} is set", ok=True)
+        if key
+        else Finding(f"{KEY_VARIABLE} is not set", ok=False, advice=f"{KEYS_AT} and export it")
+    )
+    base_url = os.environ.get(BASE_URL_VARIABLE) or protocol.DEFAULT_BASE_URL
+    async for finding in _api(base_url, key):
+        yield finding
+    if webhook is not None:
+        async for finding in _webhook(webhook, listen, is_rehearsal=hosts.is_loopback(base_url)):
+            yield finding
+
+
+async def _api(base_url: str, key: str) -> AsyncIterator[Finding]:
+    try:
+        url = hosts.checked_base_url(base_url)
+    except ConfigurationError as error:
+        yield Finding("the API's address", ok=False, advice=error.message)
+        return
+    began = time.monotonic()
+    try:
+        await _look(url, key or "none")
+        refusal: MusicGPTError | None = None
+    except MusicGPTError as error:
+        refusal = error
+    took = f"{(time.monotonic() - began) * 1000:.0f} ms"
+    answered = _answered(url, refusal, took)
+    yield answered
+    if answered.ok and key:
+        yield _key(refusal)
+
+
+async def _look(base_url: str, key: str) -> None:
+    """Look at a task that is none.
+
+    Raises:
+        MusicGPTError: What the API says, or why it could not be asked.
+    """
+    transport = Transport(key, request_timeout=PATIENCE, downloads=1, allows=lambda _: False)
+    transport.open()
+    try:
+        answer = await transport.ask(protocol.look_url(base_url), protocol.look_query(NO_TASK))
+    finally:
+        await transport.close()
+    protocol.read(answer, now=time.time(), what="A look at a task that is none")
+
+
+def _answered(url: str, refusal: MusicGPTError | None, took: str) -> Finding:
+    if isinstance(refusal, TransportError):
+        return Finding(f"{url} does not answer", ok=False, advice=refusal.message)
+    if isinstance(refusal, ServerError):
+        return Finding(f"{url} is unwell", ok=False, advice=refusal.message)
+    if isinstance(refusal, ProtocolError):
+        return Finding(
+            f"{url} is not the API", ok=False, advice=f"check {BASE_URL_VARIABLE}: {refusal}"
+        )
+    return Finding(f"{url} answers in {took}", ok=True)
+
+
+def _key(refusal: MusicGPTError | None) -> Finding:
+    if isinstance(refusal, AuthenticationError):
+        return Finding("the key is not accepted", ok=False, advice=f"check it, or {KEYS_AT}")
+    if isinstance(refusal, ForbiddenError):
+        return Finding("the key may not do this", ok=False, advice=refusal.message)
+    if refusal is None or isinstance(refusal, APIError):
+        return Finding("the key is accepted", ok=True)
+    return Finding("the key could not be checked", ok=False, advice=refusal.message)
+
+
+async def _webhook(
+    public_url: str, listen: tuple[str, int], *, is_rehearsal: bool
+) -> AsyncIterator[Finding]:
+    try:
+        receiver = WebhookReceiver(public_url)
+    except ConfigurationError as error:
+        raise UsageError(error.message) from error
+    if hosts.is_loopback(public_url) and not is_rehearsal:
+        yield Finding(
+            f"{public_url} is this machine alone", ok=False, advice="the vendor cannot reach it"
+        )
+        return
+    async with AsyncExitStack() as stack:
+        try:
+            root = await stack.enter_async_context(receiver.serve(*listen))
+        except ConfigurationError as error:
+            yield Finding("the webhook receiver", ok=False, advice=error.message)
+            return
+        yield Finding(f"the webhook receiver listens on {root}", ok=True)
+        yield await _door(receiver, root)
+
+
+async def _door(receiver: WebhookReceiver, root: str) -> Finding:
+    """Ask at the public URL, and post to it as the vendor will."""
+    url = receiver.public_url
+    try:
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=PATIENCE), trust_env=True
+        ) as http:
+            with translated(url):
+                wrong = await _health(http, receiver, root) or await _post(http, receiver)
+    except TransportError as error:
+        return Finding(
+            f"{url} cannot be reached from here",
+            ok=False,
+            advice=f"{error.message} It has to lead to {root}",
+        )
+    return wrong or Finding(f"{url} leads to this receiver", ok=True)
+
+
+async def _health(
+    http: aiohttp.ClientSession, receiver: WebhookReceiver, root: str
+) -> Finding | None:
+    url = receiver.public_url
+    async with http.get(url, allow_redirects=False) as answer:
+        if redirect := _redirected(url, answer):
+            return redirect
+        if answer.status in (502, 503, 504):
+            advice = f"the proxy there does not reach {root}; point it at that"
+            return Finding(f"{url} answers with status {answer.status}", ok=False, advice=advice)
+        line = await _json(answer)
+    if line.get("service") != SERVICE:
+        advice = f"something else answers there (status {answer.status}); point it at {root}"
+        return Finding(f"{url} is not ours", ok=False, advice=advice)
+    if line.get("instance") != receiver.instance:
+        advice = f"another receiver answers there; end it, or point the URL at {root}"
+        return Finding(f"{url} is not this process's", ok=False, advice=advice)
+    return None
+
+
+async def _post(http: aiohttp.ClientSession, receiver: WebhookReceiver) -> Finding | None:
+    """Post to a job that is none: only the receiver itself answers 404 with its own words."""
+    url = receiver.url_for("doctor")
+    async with http.post(url, json={}, allow_redirects=False) as answer:
+        if redirect := _redirected(url, answer):
+            return redirect
+        if answer.status == 404 and "error" in await _json(answer):
+            return None
+        return Finding(
+            f"a POST to {url} is answered with status {answer.status}",
+            ok=False,
+            advice="let POST requests below the URL through to the receiver",
+        )
+
+
+def _redirected(url: str, answer: aiohttp.ClientResponse) -> Finding | None:
+    if not 300 <= answer.status < 400:
+        return None
+    target = hosts.without_query(answer.headers.get("Location", "nowhere"))
+    advice = "a redirect loses what is posted; use the address it leads to, or end the redirect"
+    where = f" (host {urlsplit(target).hostname})" if "://" in target else ""
+    return Finding(f"{url} redirects to {target}{where}", ok=False, advice=advice)
+
+
+async def _json(answer: aiohttp.ClientResponse) -> dict[str, Any]:
+    try:
+        found = await answer.json(content_type=None)
+    except (ValueError, UnicodeDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,66 @@
+"""`emulate`: the vendor on a loopback port, until it is interrupted."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import attrs
+
+from musicgpt_async.cli import output
+from musicgpt_async.cli.interrupts import Interrupts
+from musicgpt_async.cli.text import count
+from musicgpt_async.cli.usage import UsageError
+
+
+@attrs.frozen(kw_only=True)
+class Vendor:
+    """How the emulated vendor behaves; see ``Emulator``."""
+
+    port: int
+    seconds: float
+    parallel: int
+    polls: int
+    speed: float
+    credits: float
+    key: str
+    separate: bool
+
+
+async def emulate(vendor: Vendor) -> int:
+    """Run the emulator and say how to reach it; return the exit code.
+
+    Raises:
+        UsageError: It could not begin.
+    """
+    from musicgpt_async.emulator import Emulator  # noqa: PLC0415 - an extra, and slow to import
+
+    interrupts = Interrupts()
+    with interrupts.listening():
+        try:
+            emulator = Emulator(
+                api_key=vendor.key,
+                port=vendor.port,
+                seconds=vendor.seconds,
+                parallel=vendor.parallel,
+                polls_per_minute=vendor.polls,
+                speed=vendor.speed,
+                credits=vendor.credits,
+                separate=vendor.separate,
+            )
+            await emulator.__aenter__()
+        except (ImportError, OSError) as error:
+            raise UsageError(f"The emulator cannot run: {error}") from error
+        try:
+            output.data(f"export MUSICGPT_BASE_URL={shlex.quote(emulator.base_url)}")
+            output.data(f"export MUSICGPT_API_KEY={shlex.quote(emulator.api_key)}")
+            print("The emulator runs until it is interrupted (Ctrl-C).", file=sys.stderr)
+            await interrupts.wait()
+        finally:
+            await emulator.__aexit__(None, None, None)
+    print(
+        f"{count(len(emulator.submissions), 'submit')} accepted, "
+        f"{count(emulator.looks, 'byId call')}, at most {emulator.most_unfinished} unfinished.",
+        file=sys.stderr,
+    )
+    return 0

@@ -1,0 +1,166 @@
+"""`extract`, with and without `--dry-run`, and `resume`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from functools import partial
+
+import anyio.to_thread
+
+from musicgpt_async import (
+    ExtractionJob,
+    JobState,
+    Journal,
+    MusicGPTError,
+    MusicGPTSession,
+    Outcome,
+)
+from musicgpt_async._io import upload
+from musicgpt_async._rules import identity
+from musicgpt_async.cli import output
+from musicgpt_async.cli.running import Run, Settings
+from musicgpt_async.cli.sources import Sources, Wanted, taken_by_need
+from musicgpt_async.cli.text import count, plain, size
+from musicgpt_async.cli.usage import UsageError
+from musicgpt_async.events import Downloaded, Failed
+from musicgpt_async.journal import may_be_submitted_again
+
+
+async def extract(settings: Settings, sources: Sources, *, force: bool) -> int:
+    """Submit every track, wait for it and download its stems; return the exit code.
+
+    Raises:
+        UsageError: It could not begin.
+    """
+    total = await anyio.to_thread.run_sync(sources.checked)
+
+    async def outcomes(session: MusicGPTSession, run: Run) -> AsyncGenerator[Outcome, None]:
+        tracks = taken_by_need(sources.tracks(), stopped=lambda: run.is_hopeless)
+        batch = session.extract_many(tracks, settings.out, force=force, format=settings.format)
+        async with aclosing(batch) as each:  # type: ignore[type-var]  # it is a generator
+            async for outcome in each:
+                yield outcome
+
+    return await Run(settings, total=total).execute(outcomes)
+
+
+async def resume(settings: Settings) -> int:
+    """Take up what the journal in the output directory holds; return the exit code.
+
+    Raises:
+        UsageError: There is no journal, or it could not begin.
+    """
+    require_journal(settings)
+    return await Run(settings).execute(partial(_resumed, settings))
+
+
+async def _resumed(
+    settings: Settings, session: MusicGPTSession, run: Run
+) -> AsyncGenerator[Outcome, None]:
+    events = session.events()
+    jobs = {job.id: job for job in await session.resume()}
+    run.tally.total = len(jobs)
+    if not jobs:
+        run.say("There is nothing to take up.")
+    for job in jobs.values():
+        if job.record.directory is None:  # what has one is downloaded by the session itself
+            session.run_errand(partial(_download, job, settings))
+    while jobs and (event := await anext(events, None)) is not None:
+        if event.job_id not in jobs:
+            continue
+        if isinstance(event, Downloaded):
+            files = {stem: dict(paths) for stem, paths in event.files.items()}
+            job = jobs.pop(event.job_id)
+            yield Outcome(source=job.record.source, job=job, files=files)
+        elif isinstance(event, Failed):
+            job = jobs.pop(event.job_id)
+            yield Outcome(source=job.record.source, job=job, error=event.error)
+
+
+async def _download(job: ExtractionJob, settings: Settings) -> None:
+    with suppress(MusicGPTError):  # the session's events tell it
+        await job.download(settings.out, format=settings.format)
+
+
+def require_journal(settings: Settings) -> None:
+    """Refuse to begin where there is no journal.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if not settings.journal_path.is_file():
+        raise UsageError(
+            f"There is no journal in {settings.out}; `extract --out` keeps one there "
+            f"({settings.journal_path.name})."
+        )
+
+
+async def dry_run(settings: Settings, sources: Sources, *, force: bool) -> int:
+    """List what would be sent, sending nothing; return the exit code.
+
+    Raises:
+        UsageError: It would not begin either.
+    """
+    await anyio.to_thread.run_sync(sources.checked)
+    known = {} if force else await _known(settings)
+    sent = 0
+    with ThreadPoolExecutor(1) as executor:
+        for wanted in sources.tracks():
+            sent += await _list_one(wanted, known, settings, executor)
+    print(f"{count(sent, 'track')} would be submitted; nothing was sent.", file=sys.stderr)
+    return 0
+
+
+async def _list_one(
+    wanted: Wanted, known: dict[str, JobState], settings: Settings, executor: ThreadPoolExecutor
+) -> bool:
+    track = upload.track_of(wanted.source, label=wanted.label)
+    async with upload.opened(track, executor) as content:
+        mark = identity.fingerprint(
+            track.location,
+            content.version if content else "",
+            stems=wanted.stems,
+            preprocessing=wanted.preprocessing,
+        )
+        length = content.size if content else None
+    state = known.get(mark)
+    output.data(
+        _as_json(wanted, length, state) if settings.json else _as_line(wanted, length, state)
+    )
+    return state is None
+
+
+def _as_line(wanted: Wanted, length: int | None, state: JobState | None) -> str:
+    options = ", ".join((*(wanted.stems or ("default stems",)), *wanted.preprocessing))
+    there = f"  [{state} already]" if state else ""
+    return f"{plain(wanted.source)}  {'URL' if length is None else size(length)}  {options}{there}"
+
+
+def _as_json(wanted: Wanted, length: int | None, state: JobState | None) -> str:
+    return json.dumps(
+        {
+            "source": wanted.source,
+            "label": wanted.label,
+            "stems": wanted.stems,
+            "preprocessing": wanted.preprocessing,
+            "size": length,
+            "would_submit": state is None,
+            "state": state,
+        }
+    )
+
+
+async def _known(settings: Settings) -> dict[str, JobState]:
+    """Return what the journal has already, by fingerprint."""
+    if not settings.journal or not settings.journal_path.is_file():
+        return {}
+    async with Journal(settings.journal_path) as journal:
+        return {
+            record.fingerprint: record.state
+            async for record in journal.records()
+            if not may_be_submitted_again(record)
+        }

@@ -1,0 +1,64 @@
+"""Ctrl-C and its kin: the first one asks for a clean end, the second one ends at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import anyio
+import attrs
+from anyio.lowlevel import current_token
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SHOW_CURSOR = b"\x1b[?25h\n"
+
+
+@attrs.define
+class Interrupts:
+    """Tells that the command was interrupted.
+
+    Attributes:
+        first: The first signal that came.
+    """
+
+    first: int | None = None
+    _asked: anyio.Event = attrs.field(factory=anyio.Event)
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that a signal ended."""
+        return 128 + (self.first or signal.SIGINT)
+
+    async def wait(self) -> None:
+        """Wait for the first signal."""
+        await self._asked.wait()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take signals for as long as the block lasts, in the event loop that runs now."""
+        token = current_token()
+        call_soon: Callable[..., object] = token.native_token.call_soon_threadsafe  # type: ignore[attr-defined]
+
+        def handle(number: int, _: FrameType | None) -> None:
+            if self.first is not None:
+                _leave(128 + number)
+            self.first = number
+            call_soon(self._asked.set)
+
+        before = {number: signal.signal(number, handle) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _leave(code: int) -> None:
+    """End the process in the middle of whatever it does; a journal is made for that."""
+    if sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), SHOW_CURSOR)
+    os._exit(code)

@@ -1,0 +1,109 @@
+"""The moving part of a terminal: one bar for the batch, a line for each active track."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from musicgpt_async.cli.progress import Board, Track
+from musicgpt_async.cli.screen import Screen, Totals
+from musicgpt_async.cli.text import count, credit, span
+
+# Columns of a bar, of a state and of a speed or time; titles have the rest.
+BAR, STATE, DETAIL = 14, 11, 14
+# A terminal of fewer columns has no room for bars.
+NARROW = 70
+# Lines of a terminal that no track is shown on: the batch's own, "more", and the cursor's.
+OTHER_LINES = 3
+
+
+class LiveScreen(Screen):
+    """Bars that move in place, with lines above them.
+
+    Args:
+        board: The tracks on their way.
+        totals: Returns the batch's numbers.
+    """
+
+    def __init__(self, board: Board, totals: Callable[[], Totals]) -> None:
+        super().__init__()
+        self._board = board
+        self._totals = totals
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._live = Live(
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            vertical_overflow="crop",
+        )
+
+    def open(self) -> None:
+        """Begin to draw."""
+        self._live.start()
+
+    def look(self) -> None:
+        """Take a picture of how things stand; called in the event loop."""
+        self._live.update(self._picture(), refresh=False)
+
+    def paint(self) -> None:
+        """Show lines and bars in one write, so that nothing flickers; called in a thread."""
+        with self._painting, self._console:
+            self._print_lines()
+            self._live.refresh()
+
+    def close(self) -> None:
+        """Take the bars away and leave the lines."""
+        with self._painting, self._console:
+            self._live.update(Text(), refresh=False)
+            self._live.stop()
+            self._print_lines()
+
+    def _print_lines(self) -> None:
+        while self._lines:
+            self._console.print(Text(*self._lines.popleft()), soft_wrap=True)
+
+    def _picture(self) -> RenderableType:
+        tracks = list(self._board.active.values())
+        room = max(1, self._console.height - OTHER_LINES)
+        left = [Text(f"… and {len(tracks) - room} more", "dim")] if len(tracks) > room else []
+        has_bars = self._console.width >= NARROW
+        return Group(_overall(self._totals()), _table(tracks[:room], has_bars=has_bars), *left)
+
+
+def _overall(totals: Totals) -> RenderableType:
+    line = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    line.add_column(ratio=1)
+    line.add_column(no_wrap=True)
+    ended = totals.done + totals.failed
+    numbers = Text(f"{ended:,}/{count(totals.total, 'track')}", "bold")
+    if totals.failed:
+        numbers.append(f"  {totals.failed:,} failed", "red")
+    numbers.append(f"  ~{credit(totals.credits)}  {span(totals.seconds)}")
+    line.add_row(ProgressBar(total=max(1, totals.total), completed=ended), numbers)
+    return line
+
+
+def _table(tracks: Sequence[Track], *, has_bars: bool) -> Table:
+    table = Table.grid(padding=(0, 1, 0, 0), expand=True)
+    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column(width=STATE, no_wrap=True, overflow="ellipsis")
+    if has_bars:
+        table.add_column(width=BAR)
+    table.add_column(width=DETAIL, no_wrap=True, justify="right")
+    now = time.monotonic()
+    for track in tracks:
+        bar = [_bar(track.share(now))] if has_bars else []
+        table.add_row(Text(track.title), Text(track.state), *bar, Text(track.detail(now)))
+    return table
+
+
+def _bar(share: float | None) -> RenderableType:
+    return Text() if share is None else ProgressBar(total=1.0, completed=share)

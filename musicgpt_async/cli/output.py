@@ -1,0 +1,230 @@
+"""What became of each track, as a line, as JSON, and in sum."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import attrs
+
+from musicgpt_async import (
+    AuthenticationError,
+    DeadlineError,
+    ExtractionJob,
+    MusicGPTError,
+    Outcome,
+    SubmissionUnknownError,
+)
+from musicgpt_async.cli.progress import Track
+from musicgpt_async.cli.text import count, credit, plain, span
+
+# Groups of reasons that a summary keeps apart, and tracks that it names for each.
+MOST_GROUPS = 12
+MOST_NAMES = 3
+
+# What errors say in words of the library, said in words of the command.
+ADVICE: Mapping[type[MusicGPTError], str] = {
+    AuthenticationError: "The command reads the key from MUSICGPT_API_KEY.",
+    DeadlineError: "Run the same command again to go on waiting for it; --deadline S waits longer.",
+    SubmissionUnknownError: "If the dashboard does not show it, --force submits it again.",
+}
+
+
+def title(outcome: Outcome) -> str:
+    """Return a track's name for people."""
+    return plain(outcome.job.title if outcome.job else PurePath(str(outcome.source)).stem)
+
+
+def files(outcome: Outcome) -> dict[str, dict[str, str]]:
+    """Return where a track's files lie: stem → format → path."""
+    return {
+        stem: {format_: str(path) for format_, path in _by_format(paths).items()}
+        for stem, paths in outcome.files.items()
+    }
+
+
+def as_json(outcome: Outcome) -> str:
+    """Return one line of JSON; it is pure ASCII, so that it survives any terminal and pipe."""
+    job, done = outcome.job, outcome.extraction
+    return json.dumps(
+        {
+            "track": outcome.job.title if outcome.job else PurePath(str(outcome.source)).stem,
+            "source": str(outcome.source),
+            "ok": outcome.ok,
+            "state": str(job.state) if job else None,
+            "task_id": job.task_id if job else None,
+            "conversion_id": job.conversion_id if job else None,
+            "files": files(outcome),
+            "duration": done.duration if done else None,
+            "credits_estimated": job.credit_estimate if job else None,
+            "credits_charged": done.cost if done else None,
+            "error": outcome.error and _error(outcome.error),
+        }
+    )
+
+
+def as_line(outcome: Outcome) -> str:
+    """Return one line for people."""
+    if outcome.error is not None:
+        return f"failed  {title(outcome)}: {plain(outcome.error.message)}"
+    parts = [count(sum(map(len, files(outcome).values())), "file")]
+    if outcome.extraction and outcome.extraction.cost is not None:
+        parts.append(credit(outcome.extraction.cost))
+    return f"done    {title(outcome)} ({', '.join(parts)})"
+
+
+def data(text: str) -> None:
+    """Write a line of what was asked for, at once.
+
+    Raises:
+        BrokenPipeError: Nobody reads it any more.
+    """
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def silence() -> None:
+    """Write to nowhere from now on: the reader of stdout is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@attrs.define
+class _Group:
+    """Failures for one reason."""
+
+    example: str
+    advice: str | None
+    tracks: list[str] = attrs.field(factory=list)
+    number: int = 0
+
+
+@attrs.define
+class Tally:
+    """The sum of many tracks, in little room.
+
+    Attributes:
+        total: Tracks in all.
+        began: Seconds since the epoch.
+        done: Tracks whose stems lie there.
+        earlier: Those of them that an earlier run had submitted.
+        failed: Tracks that failed.
+        charged: Credits for tracks that this run submitted.
+        charged_earlier: Credits for those that an earlier run had submitted.
+    """
+
+    total: int
+    began: float
+    done: int = 0
+    earlier: int = 0
+    failed: int = 0
+    charged: float = 0.0
+    charged_earlier: float = 0.0
+    _groups: dict[Any, _Group] = attrs.field(factory=dict)
+
+    @property
+    def ended(self) -> int:
+        """Tracks that came to an end."""
+        return self.done + self.failed
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one track."""
+        cost = (outcome.extraction.cost if outcome.extraction else None) or 0.0
+        accepted = outcome.job.record.accepted_at if outcome.job else None
+        is_earlier = accepted is not None and accepted < self.began
+        if is_earlier:
+            self.charged_earlier += cost
+        else:
+            self.charged += cost
+        if outcome.error is not None:
+            self.failed += 1
+            self._group(outcome.error, title(outcome))
+        else:
+            self.done += 1
+            self.earlier += is_earlier
+
+    def _group(self, error: MusicGPTError, track: str) -> None:
+        key = (type(error), error.status, error.vendor_message)
+        if key not in self._groups and len(self._groups) >= MOST_GROUPS:
+            key = (MusicGPTError, None, "and others")
+        advice = next((words for kind, words in ADVICE.items() if isinstance(error, kind)), None)
+        group = self._groups.setdefault(key, _Group(plain(error.message), advice))
+        group.number += 1
+        if len(group.tracks) < MOST_NAMES:
+            group.tracks.append(track)
+
+    def lines(self, *, seconds: float, estimated: float) -> list[str]:
+        """Return the summary.
+
+        Args:
+            seconds: Since the beginning.
+            estimated: Credits that the vendor expected to charge for what was submitted.
+        """
+        found = [f"{count(self.done, 'track')} done in {span(seconds)}{self._of_earlier()}"]
+        if self.failed:
+            found.append(f"{count(self.failed, 'track')} failed:")
+            groups = sorted(self._groups.values(), key=lambda group: -group.number)
+            found += [line for group in groups for line in _told(group)]
+        if left := self.total - self.ended:
+            found.append(f"{count(left, 'track')} not done")
+        found.append(f"{credit(self.charged)} charged, {credit(estimated)} estimated")
+        return found
+
+    def _of_earlier(self) -> str:
+        if not self.earlier:
+            return ""
+        cost = f", {credit(self.charged_earlier)}" if self.charged_earlier else ""
+        return f" ({self.earlier:,} of them submitted by an earlier run{cost})"
+
+
+def left_behind(
+    jobs: Sequence[ExtractionJob], finished: Sequence[Track], *, resume: str | None
+) -> list[str]:
+    """Say what a run that was broken off leaves at the vendor.
+
+    Args:
+        jobs: Handles that were let go of after they were handed over.
+        finished: Tracks that the vendor has finished and whose stems are not all here.
+        resume: The command that takes them up; ``None`` where there is no journal.
+    """
+    found = []
+    if jobs:
+        found.append(f"{count(len(jobs), 'track')} still running at the vendor:")
+        found += [f"  {plain(job.title)}  {_task(job.task_id)}" for job in jobs]
+    if finished:
+        found.append(f"{count(len(finished), 'track')} finished there, with stems not yet here:")
+        found += [f"  {track.title}  {_task(track.task_id)}" for track in finished]
+    if found and resume:
+        found.append(f"Take up again with: {resume}")
+    elif found:
+        found.append("There is no journal: in Python, session.attach(task_id) takes them up.")
+    return found
+
+
+def _task(task_id: str | None) -> str:
+    return f"task {task_id}" if task_id else "(no answer seen: it may have been accepted)"
+
+
+def _told(group: _Group) -> list[str]:
+    names = group.tracks[1:]
+    found = [f"  {group.number:,} x {group.example}"]
+    if names:
+        more = ", …" if group.number > len(group.tracks) else ""
+        found.append(f"      also: {', '.join(names)}{more}")
+    return [*found, f"      {group.advice}"] if group.advice else found
+
+
+def _by_format(paths: Path | Mapping[str, Path]) -> Mapping[str, Path]:
+    return {paths.suffix[1:]: paths} if isinstance(paths, Path) else paths
+
+
+def _error(error: MusicGPTError) -> dict[str, Any]:
+    return {
+        "type": type(error).__name__,
+        "message": error.message,
+        "status": error.status,
+        "vendor_message": error.vendor_message,
+    }

@@ -1,0 +1,162 @@
+"""Where the tracks on their way stand, gathered from a session's events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import attrs
+
+from musicgpt_async import ExtractionJob, ReleasedError
+from musicgpt_async.cli.text import plain, size, span
+from musicgpt_async.events import (
+    Accepted,
+    Completed,
+    Downloaded,
+    Downloading,
+    Event,
+    Failed,
+    Looked,
+    Queued,
+    Slowed,
+    Uploading,
+)
+
+# Seconds over which a speed is measured, so that it can be read.
+MOMENT = 0.5
+
+
+@attrs.define
+class Meter:
+    """Measures bytes a second."""
+
+    speed: float = 0.0
+    _moved: int = 0
+    _at: float | None = None
+
+    def measure(self, moved: int, now: float) -> None:
+        """Take in how many bytes have moved so far; it can go back."""
+        if self._at is None or moved < self._moved:
+            self._moved, self._at = moved, now
+        elif now - self._at >= MOMENT:
+            latest = (moved - self._moved) / (now - self._at)
+            self.speed = latest if not self.speed else (self.speed + latest) / 2
+            self._moved, self._at = moved, now
+
+
+@attrs.define
+class Track:
+    """One track on its way.
+
+    Attributes:
+        title: Fit to be shown.
+        task_id: The vendor's name for it.
+        state: A word or two.
+        done: Share of the state's work done, ``None`` where nobody knows.
+        since: When it was accepted.
+        eta: Seconds that the vendor expected from then on.
+        fetched: Bytes there and in all of each file, where it is being downloaded.
+    """
+
+    title: str
+    task_id: str | None = None
+    state: str = ""
+    done: float | None = None
+    since: float | None = None
+    eta: float | None = None
+    fetched: dict[tuple[str, str], tuple[int, int]] = attrs.field(factory=dict)
+    meter: Meter = attrs.field(factory=Meter)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the vendor has finished it, so that only the download is left."""
+        return self.state in ("finished", "fetching")
+
+    def detail(self, now: float) -> str:
+        """Return a speed or a time, for people."""
+        if self.state in ("uploading", "fetching"):
+            return f"{size(self.meter.speed)}/s" if self.meter.speed else ""
+        if self.since is None or self.is_finished:
+            return ""
+        expected = f" of ~{span(self.eta)}" if self.eta else ""
+        return f"{span(now - self.since)}{expected}"
+
+    def share(self, now: float) -> float | None:
+        """Return how much of what it is at now is done."""
+        if self.since is not None and not self.is_finished:
+            return min((now - self.since) / self.eta, 0.99) if self.eta else None
+        return self.done
+
+
+class Board:
+    """All tracks on their way.
+
+    Args:
+        clock: Seconds, ever growing.
+
+    Attributes:
+        active: Job id → track, from its upload to its last file, the oldest first.
+        released: Handles that were let go of.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.active: dict[str, Track] = {}
+        self.released: list[ExtractionJob] = []
+        self._clock = clock
+
+    def take(self, event: Event) -> None:
+        """Take in what happened."""
+        match event:
+            case Queued() | Slowed(call="submit"):
+                # In line: it is none of the active ones, be it for the first time or again.
+                self.active.pop(event.job_id, None)
+            case Uploading():
+                self._uploading(event)
+            case Accepted():
+                track = self._track(event, "working")
+                track.since, track.eta = self._clock(), event.eta
+            case Looked():
+                track = self._track(event, event.status.lower().replace("_", " ") or "working")
+                track.since = track.since or self._clock()
+            case Completed():
+                if event.job_id in self.active:  # else it was finished before, and is only checked
+                    self._track(event, "finished")
+            case Downloading():
+                self._downloading(event)
+            case Failed() | Downloaded():
+                self._ended(event)
+
+    def _track(self, event: Event, state: str) -> Track:
+        track = self.active.setdefault(event.job_id, Track(plain(event.track)))
+        track.task_id = event.task_id
+        if track.is_finished and state not in ("finished", "fetching"):
+            return track  # a look that was under way when the job ended
+        if state != track.state:
+            track.state, track.done, track.meter = state, None, Meter()
+        return track
+
+    def _uploading(self, event: Uploading) -> None:
+        sent_all = event.total is not None and event.sent >= event.total
+        track = self._track(event, "sent" if sent_all else "uploading")
+        track.since = None
+        track.meter.measure(event.sent, self._clock())
+        track.done = event.sent / event.total if event.total else None
+
+    def _downloading(self, event: Downloading) -> None:
+        track = self._track(event, "fetching")
+        total = event.total or event.received
+        track.fetched[event.stem, event.format] = (event.received, total)
+        received = sum(there for there, _ in track.fetched.values())
+        track.meter.measure(received, self._clock())
+        track.done = received / max(1, sum(_totals(track.fetched)))
+
+    def _ended(self, event: Failed | Downloaded) -> None:
+        self.active.pop(event.job_id, None)
+        if isinstance(event, Failed) and isinstance(event.error, ReleasedError):
+            job = event.error.job
+            if isinstance(job, ExtractionJob):
+                self.released.append(job)
+
+
+def _totals(fetched: Mapping[tuple[str, str], tuple[int, int]]) -> list[int]:
+    return [total for _, total in fetched.values()]

@@ -1,0 +1,283 @@
+"""One run of a session: what is said of it, how it ends, and what it returns."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+from typing import cast
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from musicgpt_async import (
+    AudioFormat,
+    AuthenticationError,
+    ConfigurationError,
+    CreditLimitError,
+    ForbiddenError,
+    InsufficientCreditsError,
+    Journal,
+    Limits,
+    MusicGPTError,
+    MusicGPTSession,
+    Outcome,
+    WebhookReceiver,
+)
+from musicgpt_async.cli import output
+from musicgpt_async.cli.interrupts import Interrupts
+from musicgpt_async.cli.progress import Board
+from musicgpt_async.cli.screen import Totals, screen_for
+from musicgpt_async.cli.text import credit, plain, span
+from musicgpt_async.cli.usage import UsageError
+from musicgpt_async.events import Accepted, Event
+from musicgpt_async.journal import was_delivered
+from musicgpt_async.session import KEY_VARIABLE
+
+JOURNAL = ".musicgpt-async.sqlite"
+LAYOUT = "{track} - {stem}.{ext}"
+
+# After these no other track fares better.
+HOPELESS = (AuthenticationError, ForbiddenError, CreditLimitError, InsufficientCreditsError)
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What every command that works on tracks is told.
+
+    Attributes:
+        out: Where the stems are to lie.
+        format: Which files of each stem.
+        layout: The template of the files' names.
+        jobs: Unfinished at the vendor at once; ``None`` to learn it.
+        deadline: Seconds from acceptance in which a track has to finish.
+        max_credits: Credits after which nothing more is submitted.
+        webhook: The public URL that the vendor's webhooks come to.
+        listen: Host and port that the receiver listens on.
+        journal: Whether what was accepted is remembered in the output directory.
+        json: Whether outcomes go to stdout as JSON.
+        quiet: Whether only failures are told.
+        api_key: ``None`` for the environment's.
+        base_url: ``None`` for the environment's.
+    """
+
+    out: Path
+    format: AudioFormat = "wav"
+    layout: str = LAYOUT
+    jobs: int | None = None
+    deadline: float | None = 3600.0
+    max_credits: float | None = None
+    webhook: str | None = None
+    listen: tuple[str, int] = ("127.0.0.1", 8080)
+    journal: bool = True
+    json: bool = False
+    quiet: bool = False
+    api_key: str | None = attrs.field(default=None, repr=False)
+    base_url: str | None = None
+
+    @property
+    def journal_path(self) -> Path:
+        """Where the journal lies."""
+        return self.out / JOURNAL
+
+    @property
+    def resume_command(self) -> str:
+        """What takes up again what a run let go of."""
+        words = ["musicgpt-async", "resume", "--out", os.fspath(self.out)]
+        return shlex.join(words if self.layout == LAYOUT else [*words, "--layout", self.layout])
+
+
+Outcomes = Callable[[MusicGPTSession, "Run"], AsyncGenerator[Outcome, None]]
+
+
+class Run:
+    """One session from its opening to its summary.
+
+    Args:
+        settings: What the command was told.
+        total: Tracks in all, as far as is known.
+
+    Attributes:
+        tally: The sum of the outcomes so far.
+        is_hopeless: Whether no further track need be tried.
+    """
+
+    def __init__(self, settings: Settings, *, total: int = 0) -> None:
+        self.tally = output.Tally(total=total, began=time.time())
+        self.is_hopeless = False
+        self._settings = settings
+        self._interrupts = Interrupts()
+        self._board = Board()
+        self._session: MusicGPTSession | None = None
+        self._screen = screen_for(self._board, self._totals, quiet=settings.quiet)
+        self._has_journal = False
+        self._failure: Exception | None = None
+
+    async def execute(self, outcomes: Outcomes) -> int:
+        """Work through the outcomes, say what became of them, and return the exit code.
+
+        Raises:
+            UsageError: It could not begin.
+        """
+        with self._interrupts.listening():
+            async with AsyncExitStack() as stack:
+                session = self._session = await self._opened(stack)
+                async with self._screen.shown():
+                    await self._work(session, outcomes)
+                    self._sum_up(session)
+        return self._exit_code()
+
+    def say(self, text: str, style: str = "") -> None:
+        """Say something unless it is to be quiet."""
+        if not self._settings.quiet:
+            self._screen.say(text, style)
+
+    async def _opened(self, stack: AsyncExitStack) -> MusicGPTSession:
+        settings = self._settings
+        if not settings.api_key and not os.environ.get(KEY_VARIABLE, "").strip():
+            raise UsageError(f"There is no API key: set the environment variable {KEY_VARIABLE}.")
+        try:
+            receiver = WebhookReceiver(settings.webhook) if settings.webhook else None
+            session = MusicGPTSession(
+                settings.api_key,
+                base_url=settings.base_url,
+                limits=limits_of(settings.jobs),
+                webhooks=receiver,
+                journal=self._journal(),
+                deadline=settings.deadline,
+                max_credits=settings.max_credits,
+                layout=settings.layout,
+            )
+            make_directory(settings.out)
+            if receiver is not None:
+                await stack.enter_async_context(receiver.serve(*settings.listen))
+            return await session.start()
+        except MusicGPTError as error:
+            raise UsageError(error.message) from error
+
+    def _journal(self) -> Journal | None:
+        if not self._settings.journal:
+            return None
+        try:
+            journal = Journal(self._settings.journal_path)
+        except ConfigurationError as error:
+            self._screen.say(f"There will be no journal: {plain(error.message)}", "yellow")
+            return None
+        self._has_journal = True
+        return journal
+
+    async def _work(self, session: MusicGPTSession, outcomes: Outcomes) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._follow, session.events())
+            with anyio.CancelScope() as scope:
+                tasks.start_soon(self._let_go, scope)
+                await self._take_outcomes(session, outcomes)
+            with anyio.CancelScope(shield=True):
+                is_over = self._interrupts.first is None and self._failure is None
+                await session.aclose(drain=is_over)
+            tasks.cancel_scope.cancel()
+
+    async def _let_go(self, scope: anyio.CancelScope) -> None:
+        await self._interrupts.wait()
+        self._screen.say("Letting go of what is running; interrupt again to leave at once.")
+        scope.cancel()
+
+    async def _take_outcomes(self, session: MusicGPTSession, outcomes: Outcomes) -> None:
+        try:
+            async with aclosing(outcomes(session, self)) as each:
+                async for outcome in each:
+                    await self._took(outcome)
+        except (MusicGPTError, UsageError) as error:
+            self._failure = error
+        except BrokenPipeError as error:
+            self._failure = error
+            output.silence()
+
+    async def _took(self, outcome: Outcome) -> None:
+        self.tally.add(outcome)
+        self.is_hopeless = self.is_hopeless or isinstance(outcome.error, HOPELESS)
+        if outcome.error is not None:
+            self._screen.say(output.as_line(outcome), "red")
+        else:
+            self.say(output.as_line(outcome), "green")
+        if self._settings.json:
+            await anyio.to_thread.run_sync(output.data, output.as_json(outcome))
+
+    async def _follow(self, events: AsyncIterator[Event]) -> None:
+        async for event in events:
+            self._board.take(event)
+            if isinstance(event, Accepted) and not self._screen.shows_progress:
+                self.say(_accepted(event))
+
+    def _totals(self) -> Totals:
+        return Totals(
+            done=self.tally.done,
+            failed=self.tally.failed,
+            total=self.tally.total,
+            seconds=time.time() - self.tally.began,
+            credits=self._session.credits_estimated if self._session else 0.0,
+        )
+
+    def _sum_up(self, session: MusicGPTSession) -> None:
+        if self._failure is not None and not isinstance(self._failure, BrokenPipeError):
+            self._screen.say(plain(str(self._failure)), "red")
+        seconds = time.time() - self.tally.began
+        for line in self.tally.lines(seconds=seconds, estimated=session.credits_estimated):
+            self.say(line)
+        if self._interrupts.first is not None or self._failure is not None:
+            for line in self._left_behind():
+                self._screen.say(line)
+
+    def _left_behind(self) -> list[str]:
+        jobs = [job for job in self._board.released if was_delivered(job.record)]
+        finished = [track for track in self._board.active.values() if track.is_finished]
+        return output.left_behind(
+            jobs,
+            finished,
+            resume=self._settings.resume_command if self._has_journal else None,
+        )
+
+    def _exit_code(self) -> int:
+        if self._interrupts.first is not None:
+            return self._interrupts.exit_code
+        return 1 if self._failure or self.tally.failed else 0
+
+
+def limits_of(jobs: int | None) -> Limits | None:
+    """Return limits that leave the calls a minute to be learned."""
+    return None if jobs is None else cast("Limits", _OnlyJobs(jobs))
+
+
+@attrs.frozen
+class _OnlyJobs:
+    """What Limits cannot say: how many jobs, and nothing of calls a minute."""
+
+    parallel: int
+    polls_per_minute: None = None
+
+
+def make_directory(path: Path) -> None:
+    """Make the output directory where there is none.
+
+    Raises:
+        UsageError: It cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"The directory {path} cannot be made: {error.strerror}.") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"The directory {path} may not be written to.")
+
+
+def _accepted(event: Accepted) -> str:
+    parts = [f"task {event.task_id}"]
+    if event.eta is not None:
+        parts.append(f"expected to take {span(event.eta)}")
+    if event.credit_estimate is not None:
+        parts.append(f"about {credit(event.credit_estimate)}")
+    return f"accepted {plain(event.track)} ({', '.join(parts)})"

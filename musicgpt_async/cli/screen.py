@@ -1,0 +1,117 @@
+"""What people see on stderr while tracks are on their way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from musicgpt_async.cli.progress import Board
+from musicgpt_async.cli.text import plain
+
+# Seconds between two paintings.
+PAUSE = 0.125
+
+
+@attrs.frozen
+class Totals:
+    """The numbers of the whole batch, as they stand."""
+
+    done: int = 0
+    failed: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    credits: float = 0.0
+
+
+class Screen:
+    """Lines on stderr, one after the other.
+
+    Painting happens in a thread: a terminal that is stopped, or a pipe that nobody reads, holds up
+    no upload.
+    """
+
+    shows_progress = False
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[str, str]] = deque()
+        self._painting = threading.Lock()
+
+    def say(self, text: str, style: str = "") -> None:
+        """Show a line when there is time."""
+        self._lines.append((text, style))
+
+    def paint(self) -> None:
+        """Show what was said; called in a thread."""
+        with self._painting:
+            while self._lines:
+                text, _ = self._lines.popleft()
+                sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+    def look(self) -> None:
+        """Take a picture of how things stand; called in the event loop."""
+
+    def open(self) -> None:
+        """Begin."""
+
+    def close(self) -> None:
+        """Show what is left."""
+        self.paint()
+
+    @asynccontextmanager
+    async def shown(self) -> AsyncIterator[None]:
+        """Paint for as long as the block lasts."""
+        self.open()
+        handler = _LogLines(self)
+        logger = logging.getLogger("musicgpt_async")
+        logger.addHandler(handler)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._repaint)
+                yield
+                tasks.cancel_scope.cancel()
+        finally:
+            logger.removeHandler(handler)
+            self.close()
+
+    async def _repaint(self) -> None:
+        while True:
+            await anyio.sleep(PAUSE)
+            self.look()
+            await anyio.to_thread.run_sync(self.paint)
+
+
+class _LogLines(logging.Handler):
+    """Shows the library's warnings as lines, without tracebacks."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.say(plain(record.getMessage()), "yellow")
+
+
+def screen_for(
+    board: Board,
+    totals: Callable[[], Totals],
+    *,
+    quiet: bool,
+    stream_is_terminal: bool | None = None,
+) -> Screen:
+    """Return what suits stderr: moving bars on a terminal, lines elsewhere or where it is quiet."""
+    is_terminal = sys.stderr.isatty() if stream_is_terminal is None else stream_is_terminal
+    if quiet or not is_terminal or os.environ.get("TERM", "") in ("dumb", "unknown"):
+        return Screen()
+    from musicgpt_async.cli.live import LiveScreen  # noqa: PLC0415 - rich, where it is needed
+
+    return LiveScreen(board, totals)

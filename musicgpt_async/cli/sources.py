@@ -1,0 +1,240 @@
+"""What to submit: files, URLs, directories, globs and lists, read as they are needed."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import string
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import anyio.to_thread
+import attrs
+
+from musicgpt_async import Item, Preprocessing, Stem
+from musicgpt_async._rules import protocol
+from musicgpt_async.cli import lists
+from musicgpt_async.cli.usage import UsageError
+from musicgpt_async.errors import InvalidOptionError
+
+AUDIO = frozenset(
+    {".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
+)
+# Tracks taken from the disk at a time.
+HANDFUL = 32
+# What a second file that would have the same name gets before its ending.
+_NUMBER = re.compile(r" \(\d+\)(?=\.\w+$)")
+
+
+@attrs.frozen(kw_only=True)
+class Wanted:
+    """One track to submit: a path or URL, and its options."""
+
+    source: str
+    stems: tuple[str, ...] = ()
+    preprocessing: tuple[str, ...] = ()
+    label: str | None = None
+
+    @property
+    def identity(self) -> tuple[str, frozenset[str], frozenset[str]]:
+        """Equal for the same track with the same options."""
+        place = self.source if is_url(self.source) else os.path.abspath(self.source)  # noqa: PTH100 - Path.absolute() keeps the ".."
+        return place, frozenset(self.stems), frozenset(self.preprocessing)
+
+    @property
+    def item(self) -> Item:
+        """The same, as ``extract_many`` takes it."""
+        options = {"stems": self.stems, "preprocessing": self.preprocessing, "label": self.label}
+        return Item(source=self.source, options=options)
+
+
+@attrs.frozen(kw_only=True)
+class Sources:
+    """The tracks that a command names; each call of `tracks` reads them anew.
+
+    Attributes:
+        named: Files, URLs, directories and globs.
+        list_file: A list of tracks with options of their own.
+        stems: For every track that has none of its own.
+        preprocessing: For every track that has none of its own.
+        own: Tells whether a path is a stem that an earlier run made.
+        warn: Called with what was left out, and why.
+    """
+
+    named: Sequence[str]
+    list_file: Path | None
+    stems: tuple[str, ...]
+    preprocessing: tuple[str, ...]
+    own: OwnFiles
+    warn: Callable[[str], None] = attrs.field(default=lambda _: None)
+
+    def checked(self) -> int:
+        """Go through all tracks once and return how many there are.
+
+        Raises:
+            UsageError: A name, an option or a file is wrong, or there is nothing to do.
+        """
+        _check_options(self.stems, self.preprocessing, "")
+        number = sum(1 for _ in self.tracks(check=True))
+        if not number:
+            raise UsageError("There is nothing to do: no audio file was named or found.")
+        return number
+
+    def tracks(self, *, check: bool = False) -> Iterator[Wanted]:
+        """Yield every track once.
+
+        Args:
+            check: Whether to refuse what cannot be sent, and to warn of what is left out.
+        """
+        seen: set[int] = set()
+        for wanted in self._all(check=check):
+            # Only its hash: a hundred thousand paths would take many times the room.
+            if (mark := hash(wanted.identity)) not in seen:
+                seen.add(mark)
+                yield wanted
+
+    def _all(self, *, check: bool) -> Iterator[Wanted]:
+        warn = self.warn if check else lambda _: None
+        for name in self.named:
+            for source in self._found(name, warn=warn):
+                yield Wanted(source=source, stems=self.stems, preprocessing=self.preprocessing)
+        if self.list_file is not None:
+            for row in lists.rows(self.list_file):
+                yield self._listed(row, self.list_file.parent, check=check)
+
+    def _found(self, name: str, *, warn: Callable[[str], None]) -> Iterator[str]:
+        path = Path(name)
+        if is_url(name):
+            yield name
+        elif path.is_dir():
+            yield from self._walked(path, warn=warn)
+        elif path.exists():
+            _check_readable(path)
+            if self.own.made(path):
+                warn(f"{name} is a stem that an earlier run made; it is left out.")
+            else:
+                yield name
+        elif glob.has_magic(name):
+            yield from self._globbed(name, warn=warn)
+        else:
+            raise UsageError(f"There is no file {name!r}.")
+
+    def _globbed(self, pattern: str, *, warn: Callable[[str], None]) -> Iterator[str]:
+        matched = False
+        for match in glob.iglob(pattern, recursive=True):  # noqa: PTH207 - a pattern may be absolute
+            matched = True
+            path = Path(match)
+            if path.is_dir():
+                # With ** its files match by themselves.
+                if "**" not in pattern:
+                    yield from self._walked(path, warn=warn)
+            elif is_audio(path) and not self.own.made(path):
+                yield match
+        if not matched:
+            raise UsageError(f"Nothing matches {pattern!r}.")
+
+    def _walked(self, root: Path, *, warn: Callable[[str], None]) -> Iterator[str]:
+        def unreadable(error: OSError) -> None:
+            warn(f"{error.filename} is left out: {error.strerror}.")
+
+        for folder, subfolders, files in os.walk(root, onerror=unreadable):
+            subfolders[:] = sorted(
+                each for each in subfolders if not self.own.is_home(Path(folder, each))
+            )
+            for file in sorted(files):
+                path = Path(folder, file)
+                if is_audio(path) and not self.own.made(path):
+                    yield str(path)
+
+    def _listed(self, row: lists.Row, beside: Path, *, check: bool) -> Wanted:
+        source = row.source if is_url(row.source) else str(beside / row.source)
+        stems = self.stems if row.stems is None else row.stems
+        preprocessing = self.preprocessing if row.preprocessing is None else row.preprocessing
+        if check:
+            _check_options(stems, preprocessing, f"{row.where}: ")
+            if not is_url(source):
+                _check_readable(Path(source), f"{row.where}: ")
+        return Wanted(
+            source=source, stems=stems, preprocessing=preprocessing, label=row.label or None
+        )
+
+
+class OwnFiles:
+    """Which files below the output directory are stems of earlier runs, and no tracks.
+
+    Args:
+        out: The output directory.
+        layout: The template of the names in it.
+    """
+
+    def __init__(self, out: Path, layout: str) -> None:
+        self._out = Path(os.path.realpath(out))
+        self._pattern = _pattern(layout)
+
+    def made(self, path: Path) -> bool:
+        """Return whether a file lies in the output directory and is named as stems are."""
+        real = Path(os.path.realpath(path.parent)) / path.name
+        if not real.is_relative_to(self._out):
+            return False
+        name = _NUMBER.sub("", real.relative_to(self._out).as_posix())
+        return self._pattern.fullmatch(name) is not None
+
+    def is_home(self, folder: Path) -> bool:
+        """Return whether a folder is the output directory itself."""
+        return folder.name == self._out.name and Path(os.path.realpath(folder)) == self._out
+
+
+def is_url(source: str) -> bool:
+    """Return whether the vendor is to fetch the track itself."""
+    return source.lower().startswith(("http://", "https://"))
+
+
+def is_audio(path: Path) -> bool:
+    """Return whether a file's name says that it is audio; hidden files never are."""
+    return path.suffix.lower() in AUDIO and not path.name.startswith(".")
+
+
+async def taken_by_need(
+    tracks: Iterator[Wanted], *, stopped: Callable[[], bool]
+) -> AsyncIterator[Item]:
+    """Yield tracks as they are asked for, with the disk read in a thread, until stopped."""
+    while handful := await anyio.to_thread.run_sync(partial(_take, tracks)):
+        for wanted in handful:
+            if stopped():
+                return
+            yield wanted.item
+
+
+def _take(tracks: Iterator[Wanted]) -> list[Wanted]:
+    return list(islice(tracks, HANDFUL))
+
+
+def _check_options(stems: Sequence[str], preprocessing: Sequence[str], where: str) -> None:
+    try:
+        protocol.checked_names(stems, Stem, "stem")
+        protocol.checked_names(preprocessing, Preprocessing, "option")
+    except InvalidOptionError as error:
+        raise UsageError(f"{where}{error}") from error
+
+
+def _check_readable(path: Path, where: str = "") -> None:
+    if not path.exists():
+        raise UsageError(f"{where}There is no file {str(path)!r}.")
+    if not path.is_file():
+        raise UsageError(f"{where}{str(path)!r} is not a file.")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"{where}{str(path)!r} may not be read.")
+
+
+def _pattern(layout: str) -> re.Pattern[str]:
+    """Return what names made by a layout look like."""
+    fields = {"track": "[^/]+", "stem": f"(?:{'|'.join(Stem)})", "ext": "(?:wav|mp3)"}
+    return re.compile(
+        "".join(
+            re.escape(text) + (fields[name] if name else "")
+            for text, name, _, _ in string.Formatter().parse(layout)
+        )
+    )
