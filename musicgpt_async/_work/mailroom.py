@@ -66,6 +66,10 @@ class Mailroom:
         hint = self._hints.get(job.id)
         return hint if hint and hint.task_id == job.task_id else None
 
+    def keep(self, job: ExtractionJob, hint: Conversion) -> None:
+        """Keep a hint that :meth:`named_task` returned and that turned out to be true."""
+        self._hints[job.id] = hint
+
     async def named_task(self, job: ExtractionJob) -> Conversion | None:
         """Wait for a delivery that names a task; ``None`` once the letterbox is closed."""
         while (news := self._news.get(job.id)) is not None:

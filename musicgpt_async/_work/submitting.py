@@ -345,6 +345,7 @@ class Submitter:
                 if hint is None:
                     break
                 if await self._is_real(hint.task_id, job):
+                    self._desk.mail.keep(job, hint)
                     return Acceptance(task_id=hint.task_id, conversion_id=hint.conversion_id)
         return None
 
