@@ -37,7 +37,7 @@ import random
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 
@@ -48,7 +48,7 @@ FREE_POLLS_PER_MINUTE = 20.0
 
 _TYPICAL = 60.0  # seconds; the scale of a job whose eta is unknown
 _SHORTEST = 0.5  # seconds between two looks at one job
-_HAZARD_FLOOR = 1e-4  # ends a second, expected of any job at any age
+_HAZARD_FLOOR = 5e-5  # ends a second, expected of any job at any age
 _NEVER = math.inf
 
 _LOW, _STEP, _KNOTS = -4.0, 0.04, 181  # the table's grid over ln(actual / scale)
@@ -70,24 +70,28 @@ _ANYTHING = _normal_table(0.0, 1.2)
 class Law:
     """The learned distribution of a ratio, actual time over a scale.
 
-    `mean` and `deviation` describe ln(ratio) before anything was seen.
+    `mean` and `deviation` describe ln(ratio) before anything was seen. They are held to be right
+    for a share `sure` of the jobs, and `deviation` to be three times too narrow for the rest.
     """
 
     _FORGET = 0.99
     _PRIOR = 5.0  # finished jobs that the prior weighs as much as
-    _DOUBT = 0.005  # the share of jobs about which nothing is foretold
+    _DOUBT = 0.002  # the share of jobs about which nothing is foretold
 
-    def __init__(self, mean: float, deviation: float) -> None:
+    def __init__(self, mean: float, deviation: float, *, sure: float = 0.7) -> None:
         self._weight = self._PRIOR
-        self._below = [self._PRIOR * p for p in _normal_table(mean, deviation)]
+        tables = _normal_table(mean, deviation), _normal_table(mean, 3.0 * deviation)
+        self._below = [
+            self._PRIOR * (sure * narrow + (1.0 - sure) * wide)
+            for narrow, wide in zip(*tables, strict=True)
+        ]
         self._tabulate()
 
     def observe(self, low: float, high: float) -> None:
         """Learn that a job ended at a ratio between `low` and `high`."""
         mean, variance = self._expected_end(low, high)
-        spread = (self.quantile(0.75) / self.quantile(0.25) or 1.0)
-        width = 0.45 * math.log(spread) * self._weight**-0.2
-        width = min(max(width, 0.04), 0.35)
+        quartiles = math.log(self.quantile(0.75) / self.quantile(0.25))
+        width = min(max(0.35 * quartiles * self._weight**-0.2, 0.03), 0.35)
         deviation = math.sqrt(width * width + variance)
         self._weight = self._FORGET * self._weight + 1.0
         kernel = _normal_table(mean, deviation)
@@ -218,7 +222,7 @@ class Budget:
         self._given = polls_per_minute
         self.estimate = polls_per_minute or FREE_POLLS_PER_MINUTE
         self._tick = tick
-        self._growth = 1.0  # by every answer, until the first 429
+        self._growth = 2.0  # by every answer, until the first 429
         self._made: deque[float] = deque()
         self._paced_at = -_NEVER
         self._paused_until = -_NEVER
@@ -243,8 +247,11 @@ class Budget:
 
     def pace(self, now: float, *, share: float) -> None:
         """Keep the next ordinary look at its distance; what a tick cost is caught up."""
-        gap = self._WINDOW / max(1.0, share * self.estimate)
-        self._paced_at = max(self._paced_at, now - self._tick) + gap
+        self._paced_at = max(self._paced_at, now - self._tick) + self.gap(share=share)
+
+    def gap(self, *, share: float = 1.0) -> float:
+        """Seconds between two looks at an even pace."""
+        return self._WINDOW / max(1.0, share * self.estimate)
 
     @property
     def paused_until(self) -> float:
@@ -255,7 +262,7 @@ class Budget:
         """Pause, and lower the estimate: what the last minute held was too much."""
         if now >= self._paused_until:
             held = sum(1 for at in self._made if at > now - 60.0)
-            self.estimate = max(1.0, 0.5 * self.estimate, min(0.9 * self.estimate, 0.95 * held))
+            self.estimate = max(1.0, 0.3 * self.estimate, min(0.9 * self.estimate, 0.95 * held))
             self._growth = 0.02 if self._given is None else 0.1
             self._throttles += 1
         pause = 10.0 * 2.0 ** (min(self._throttles, 4) - 1) if retry_after is None else retry_after
@@ -277,11 +284,14 @@ class _Job(Generic[K]):
     age_known: bool
     safety: bool
     looked: float
-    earliest: float = 0.0
-    entry: int = 0  # of its live place in a heap; 0: in none
+    entry: int = 0  # the number of its live place in a heap; 0: in none
+    earliest: float = 0.0  # the moment from which an idle budget may serve it
     out: bool = False
     woken: float | None = None
     again: float | None = None  # a wake that came while it was out
+
+
+_Heap: TypeAlias = list[tuple[float, int, _Job[K]]]
 
 
 class Schedule(Generic[K]):
@@ -290,7 +300,7 @@ class Schedule(Generic[K]):
     Args:
         polls_per_minute: the account's budget; None: learn it, beginning at the free plan's.
         rng: spreads the looks of many processes.
-        tick: seconds into which wake-ups for ordinary looks are gathered.
+        tick: seconds into which wake-ups are gathered where the budget is larger than one a tick.
         price: seconds of undetected time that a look must be worth, however idle the budget.
         durations: how long jobs take, where that is known or shared; None: learn it.
     """
@@ -310,11 +320,12 @@ class Schedule(Generic[K]):
         self._tick = tick
         self._least_price = self._price = price
         self._jobs: dict[K, _Job[K]] = {}
-        self._looks: list[tuple[float, int, _Job[K]]] = []
-        self._wakes: list[tuple[float, int, _Job[K]]] = []
+        self._looks: _Heap[K] = []
+        self._wakes: _Heap[K] = []
         self._numbers = itertools.count(1)
         self._safeties = 0
-        self._scarce = False
+        self._scarce = False  # a look was worth its price and the budget had no room for it
+        self._unaged_at = -_NEVER  # first looks at unknown ages take every second look at most
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -346,12 +357,16 @@ class Schedule(Generic[K]):
             safety: a webhook is expected, so only look where it seems to be lost.
         """
         self.forget(key)
-        known = eta if eta is not None and eta > 0 else None
+        known = eta if eta is not None and 1.0 <= eta < math.inf else None
         began = now - max(age or 0.0, 0.0)
         job = _Job(key, known, began, age is not None, safety, began)
         self._jobs[key] = job
         self._safeties += safety
-        self._push(self._looks, job, now if age is None else max(now, self._next(job)))
+        if age is None:
+            self._unaged_at = max(now, self._unaged_at + 2.0 * self._budget.gap())
+            self._push(self._looks, job, self._unaged_at, earliest=now)
+        else:
+            self._plan(job)
 
     def next_due(self) -> float | None:
         """The moment of the next look to make; None while there is none."""
@@ -359,28 +374,30 @@ class Schedule(Generic[K]):
         if self._settle(self._wakes):
             moments.append(max(self._wakes[0][0], self._budget.room_at()))
         if self._settle(self._looks):
-            at = max(self._looks[0][2].earliest, self._budget.paced_at(share=self._share()))
-            moments.append(max(at, math.ceil(at / self._tick) * self._tick))
+            share = self._share()
+            at = max(self._looks[0][2].earliest, self._budget.paced_at(share=share))
+            if self._budget.gap(share=share) < self._tick:
+                at = max(at, math.ceil(at / self._tick) * self._tick)
+            moments.append(at)
         return min(moments) if moments else None
 
     def due(self, now: float) -> list[K]:
         """Take the looks to make now; each key is out until it is answered."""
         taken: list[K] = []
         while (
-            self._settle(self._wakes)
-            and self._wakes[0][0] <= now
-            and self._budget.room_at() <= now
+            self._settle(self._wakes) and self._wakes[0][0] <= now and self._budget.room_at() <= now
         ):
-            taken.append(self._take(self._wakes, now))
+            taken.append(self._send(heapq.heappop(self._wakes)[2], now))
         while (
             self._settle(self._looks)
             and self._looks[0][2].earliest <= now
             and self._budget.paced_at(share=self._share()) <= now
         ):
-            self._learn_price(self._looks[0][2], now)
+            job = heapq.heappop(self._looks)[2]
+            self._learn_price(job, now)
             self._budget.pace(now, share=self._share())
-            taken.append(self._take(self._looks, now))
-        self._scarce = self._settle(self._looks) and self._looks[0][0] <= now
+            taken.append(self._send(job, now))
+        self._scarce = self._settle(self._looks) and self._looks[0][2].earliest <= now
         return taken
 
     def pending(self, key: K, *, now: float) -> None:
@@ -390,20 +407,22 @@ class Schedule(Generic[K]):
             return
         job.out = False
         if job.again is not None:
-            self._push(self._wakes, job, job.again)
+            self._push(self._wakes, job, job.again, earliest=job.again)
             job.again = None
-        elif now < self._budget.paused_until:
-            self._push(self._looks, job, self._budget.paused_until)
+            return
+        job.woken = None  # whoever woke it was wrong, or too early
+        if now < self._budget.paused_until:
+            at = self._budget.paused_until  # perhaps this look was the one refused: it saw nothing
+            self._push(self._looks, job, at, earliest=at)
         else:
             job.looked = now
-            self._push(self._looks, job, self._next(job))
+            self._plan(job)
 
     def finished(self, key: K, *, now: float) -> None:
         """Forget a job that is terminal, and learn from it how long jobs take."""
         job = self._jobs.get(key)
         if job is not None and job.age_known:
-            high = now if job.woken is None else job.woken
-            low = job.looked if job.woken is None else job.woken
+            low, high = (job.looked, now) if job.woken is None else (job.woken, job.woken)
             self._durations.observe(job.eta, low - job.began, high - job.began)
         self.forget(key)
 
@@ -413,6 +432,8 @@ class Schedule(Generic[K]):
         if job is not None:
             job.entry = 0
             self._safeties -= job.safety
+            self._tidy(self._looks)
+            self._tidy(self._wakes)
 
     def wake(self, key: K, *, now: float, delay: float = 0.0) -> None:
         """Look at a job at once, or after `delay` seconds, ahead of all others."""
@@ -424,7 +445,7 @@ class Schedule(Generic[K]):
         if job.out:
             job.again = now + delay
         else:
-            self._push(self._wakes, job, now + delay)
+            self._push(self._wakes, job, now + delay, earliest=now + delay)
 
     def throttled(self, *, now: float, retry_after: float | None) -> None:
         """Pause all looks after a 429, and believe in a smaller budget."""
@@ -433,7 +454,8 @@ class Schedule(Generic[K]):
     def answered(self, *, now: float) -> None:  # noqa: ARG002 - part of the face, like its siblings
         """Believe in a larger budget after a real answer, where a larger one is wanted."""
         if self._scarce:
-            self._budget.answered(wanted=10.0 * len(self._jobs))
+            # The line through all plans: 20, 200 and 500 looks for 2, 5 and 10 jobs.
+            self._budget.answered(wanted=20.0 + 60.0 * max(0, len(self._jobs) - 2))
 
     def _share(self) -> float:
         """The part of the budget for ordinary looks: some is kept for what webhooks will wake."""
@@ -443,38 +465,53 @@ class Schedule(Generic[K]):
         law, scale = self._durations.law(job.eta, age_known=job.age_known)
         last, ratio = (job.looked - job.began) / scale, (now - job.began) / scale
         worth = scale * law.undetected(last, ratio) + 0.5 * _HAZARD_FLOOR * (now - job.looked) ** 2
-        price = self._price + 0.1 * (min(worth, 4.0 * self._price) - self._price)
+        price = self._price + 0.03 * (min(worth, 4.0 * self._price) - self._price)
         self._price = max(price, self._least_price)
 
-    def _next(self, job: _Job[K]) -> float:
-        """The moment of a job's next look, after the one at `job.looked`."""
+    def _plan(self, job: _Job[K]) -> None:
+        """Choose the moment of a job's next look, after the one at `job.looked`."""
         law, scale = self._durations.law(job.eta, age_known=job.age_known)
-        age = job.looked - job.began
         if job.safety:
-            late = job.began + law.quantile(0.99) * scale + 30.0
-            job.earliest = max(late, job.looked + min(max(60.0, 0.5 * age), 300.0))
-            return job.earliest
-        ratio = law.next_look(age / scale, self._price / scale, _HAZARD_FLOOR * scale)
-        wait = max(ratio * scale - age, _SHORTEST)
-        at = job.looked + wait * self._rng.uniform(0.95, 1.05)
-        job.earliest = at
-        if self._price > self._least_price:
-            ratio = law.next_look(age / scale, self._least_price / scale, _HAZARD_FLOOR * scale)
-            job.earliest = min(job.looked + max(ratio * scale - age, _SHORTEST),at)
-        return at
+            at = self._safety_look(job, law, scale)
+            self._push(self._looks, job, at, earliest=at)
+            return
+        spread = self._rng.uniform(0.95, 1.05)
+        at, earliest = (
+            job.looked + spread * self._wait(job, law, scale, price)
+            for price in (self._price, self._least_price)
+        )
+        self._push(self._looks, job, at, earliest=earliest)
 
-    def _push(self, heap: list[tuple[float, int, _Job[K]]], job: _Job[K], at: float) -> None:
-        job.entry = next(self._numbers)
+    def _wait(self, job: _Job[K], law: Law, scale: float, price: float) -> float:
+        """Seconds after its last look at which a job's next one is worth a price."""
+        age = job.looked - job.began
+        ratio = law.next_look(age / scale, price / scale, _HAZARD_FLOOR * scale)
+        return max(ratio * scale - age, _SHORTEST)
+
+    def _safety_look(self, job: _Job[K], law: Law, scale: float) -> float:
+        """When a webhook must be held lost: nearly every job has ended, and half a minute more."""
+        age = job.looked - job.began
+        lost = job.began + law.quantile(0.99) * scale + 30.0
+        return max(lost, job.looked + min(max(60.0, 0.5 * age), 300.0))
+
+    def _push(self, heap: _Heap[K], job: _Job[K], at: float, *, earliest: float) -> None:
+        job.entry, job.earliest = next(self._numbers), earliest
         heapq.heappush(heap, (at, job.entry, job))
+        self._tidy(heap)
 
-    def _settle(self, heap: list[tuple[float, int, _Job[K]]]) -> bool:
+    def _tidy(self, heap: _Heap[K]) -> None:
+        """Rebuild a heap of which most is outdated, so that nothing let go of is held long."""
+        if len(heap) > 2 * len(self._jobs) + 64:
+            heap[:] = [place for place in heap if place[2].entry == place[1]]
+            heapq.heapify(heap)
+
+    def _settle(self, heap: _Heap[K]) -> bool:
         """Drop outdated entries from the top; True when a live one is left."""
         while heap and heap[0][2].entry != heap[0][1]:
             heapq.heappop(heap)
         return bool(heap)
 
-    def _take(self, heap: list[tuple[float, int, _Job[K]]], now: float) -> K:
-        _, _, job = heapq.heappop(heap)
+    def _send(self, job: _Job[K], now: float) -> K:
         job.entry, job.out = 0, True
         self._budget.spend(now)
         return job.key

@@ -1,0 +1,599 @@
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import math
+import random
+import sys
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from musicgpt_async._rules.polling import Law, Schedule
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def simulation() -> ModuleType:
+    """The virtual vendor and the clients of the benchmark."""
+    name = "waiting_simulation"
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def schedule(polls_per_minute: float | None = 500.0, **settings: float) -> Schedule[str]:
+    """A schedule whose jitter is the same on every run."""
+    return Schedule(polls_per_minute=polls_per_minute, rng=random.Random(1), **settings)
+
+
+def next_of(waiting: Schedule[str]) -> float:
+    """The moment of the next look, where there must be one."""
+    at = waiting.next_due()
+    assert at is not None
+    return at
+
+
+def look(
+    waiting: Schedule[str], ends: dict[str, float], *, until: float
+) -> list[tuple[float, str]]:
+    """Make every look until a moment, each job ending when told; returns the looks."""
+    made: list[tuple[float, str]] = []
+    while (at := waiting.next_due()) is not None and at <= until:
+        for key in waiting.due(at):
+            made.append((at, key))
+            waiting.answered(now=at)
+            if ends.get(key, math.inf) <= at:
+                waiting.finished(key, now=at)
+            else:
+                waiting.pending(key, now=at)
+    return made
+
+
+def taught(ratio: float, *, eta: float | None = 100.0) -> Schedule[str]:
+    """A schedule that saw forty jobs take a ratio of their eta (or of 100 s)."""
+    waiting = schedule(math.inf)
+    for n in range(40):
+        begun = n * 1000.0
+        waiting.add(f"{n}", now=begun, eta=eta)
+        look(waiting, {f"{n}": begun + ratio * 100.0}, until=begun + 999.0)
+    return waiting
+
+
+def worst_minute(moments: Iterable[float]) -> int:
+    """The most looks in any sixty seconds."""
+    window: deque[float] = deque()
+    worst = 0
+    for at in moments:
+        window.append(at)
+        while window[0] <= at - 60.0:
+            window.popleft()
+        worst = max(worst, len(window))
+    return worst
+
+
+def test_the_first_look_follows_the_eta() -> None:
+    """A fresh job is left alone until its end becomes likely, and looked at often then."""
+    waiting = schedule()
+    waiting.add("job", now=0.0, eta=100.0)
+    looks = [at for at, _ in look(waiting, {"job": 101.0}, until=1000.0)]
+    assert looks[0] > 10.0
+    assert len([at for at in looks if 80.0 < at < 101.0]) > 3 * len(
+        [at for at in looks if at < 21.0]
+    )
+    assert len(waiting) == 0
+    assert waiting.next_due() is None
+
+
+def test_an_idle_budget_finds_the_end_soon() -> None:
+    """A single job on a pro account is seen done within seconds of its end."""
+    for end in (3.0, 60.0, 101.0, 180.0, 900.0):
+        waiting = schedule()
+        waiting.add("job", now=0.0, eta=100.0)
+        last, _ = look(waiting, {"job": end}, until=2000.0)[-1]
+        assert last - end < 45.0
+
+
+def test_how_long_jobs_take_is_learned() -> None:
+    """When jobs take twice their eta the looks move there."""
+    moments = []
+    for ratio in (0.5, 2.0):
+        waiting = taught(ratio)
+        waiting.add("job", now=1e6, eta=100.0)
+        looks = look(waiting, {"job": 1e6 + 100.0 * ratio}, until=1e6 + 1000.0)
+        moments.append(sum(at for at, _ in looks) / len(looks) - 1e6)
+    assert moments[0] < 60.0
+    assert moments[1] > 130.0
+
+
+def test_jobs_without_an_eta_are_kept_apart() -> None:
+    """What jobs of unknown eta take says nothing about those whose eta is known."""
+    plain, other = schedule(math.inf), taught(5.0, eta=None)
+    for waiting in (plain, other):
+        waiting.add("job", now=1e6, eta=100.0)
+    assert abs(next_of(plain) - next_of(other)) < 5.0
+
+
+@pytest.mark.parametrize("eta", [-1.0, 0.0, math.nan, math.inf, None])
+def test_an_eta_that_says_nothing_works_too(eta: float | None) -> None:
+    """The vendor's -1, and worse, mean an unknown eta, and the end is found all the same."""
+    waiting = schedule()
+    waiting.add("job", now=0.0, eta=eta)
+    last, _ = look(waiting, {"job": 77.0}, until=1000.0)[-1]
+    assert last - 77.0 < 15.0
+
+
+def test_a_handle_of_unknown_age_is_looked_at_at_once() -> None:
+    """Who attaches to an old job need not wait for an eta that passed long ago."""
+    waiting = schedule()
+    waiting.add("attached", now=5.0, eta=None, age=None)
+    assert next_of(waiting) == 5.0
+    assert waiting.due(5.0) == ["attached"]
+
+
+def test_many_attached_handles_do_not_hold_up_a_job_about_to_end() -> None:
+    """First looks at a thousand unknown handles leave every second look to the others."""
+    waiting: Schedule[str] = schedule(60.0)
+    for n in range(1000):
+        waiting.add(f"attached {n}", now=0.0, eta=None, age=None)
+    waiting.add("job", now=0.0, eta=20.0)
+    looks = look(waiting, {"job": 20.0}, until=60.0)
+    assert "job" in {key for _, key in looks}
+    assert min(at for at, key in looks if key == "job" and at >= 20.0) < 40.0
+
+
+def test_a_job_with_a_webhook_gets_a_slow_safety_look() -> None:
+    """A webhook is waited for until nearly every job has ended, then asked after at ease."""
+    waiting = schedule()
+    waiting.add("job", now=0.0, eta=100.0, safety=True)
+    looks = [at for at, _ in look(waiting, {}, until=1000.0)]
+    assert looks[0] > 130.0
+    assert all(60.0 <= b - a <= 301.0 for a, b in itertools.pairwise(looks))
+
+
+def test_fifty_wakes_at_once_are_looked_at_at_once() -> None:
+    """Deliveries spend the unspent budget in one burst, and wait for no tick."""
+    waiting = schedule(500.0)
+    for n in range(50):
+        waiting.add(f"{n}", now=0.0, eta=100.0, safety=True)
+    for n in range(50):
+        waiting.wake(f"{n}", now=10.0 + n * 1e-4)
+    assert next_of(waiting) == 10.0
+    assert len(waiting.due(10.0 + 50e-4)) == 50
+
+
+def test_a_burst_of_wakes_keeps_to_the_budget() -> None:
+    """More wakes than the minute has room for wait until it has, and none is lost."""
+    waiting = schedule(20.0)
+    for n in range(50):
+        waiting.add(f"{n}", now=0.0, eta=100.0, safety=True)
+        waiting.wake(f"{n}", now=1.0)
+    looks = look(waiting, dict.fromkeys(map(str, range(50)), 0.0), until=500.0)
+    assert {key for _, key in looks} == set(map(str, range(50)))
+    assert worst_minute(at for at, _ in looks) == 20
+
+
+def test_a_wake_goes_ahead_of_all_others() -> None:
+    """A woken job is looked at before jobs that stood in line long before it."""
+    waiting = schedule(60.0)
+    for n in range(100):
+        waiting.add(f"{n}", now=0.0, eta=10.0)
+    look(waiting, {}, until=30.0)
+    waiting.wake("77", now=30.0)
+    assert waiting.due(30.0)[0] == "77"
+
+
+def test_a_wake_during_a_look_is_looked_at_right_after() -> None:
+    """A delivery that comes while the job is being asked after is not forgotten."""
+    waiting = schedule()
+    waiting.add("job", now=0.0, eta=None, age=None)
+    assert waiting.due(0.0) == ["job"]
+    waiting.wake("job", now=0.1)
+    assert waiting.next_due() is None
+    waiting.pending("job", now=0.2)
+    assert next_of(waiting) == 0.1
+    assert waiting.due(0.2) == ["job"]
+
+
+def test_a_delayed_wake_asks_again_shortly() -> None:
+    """The API that lags behind its own delivery is asked again after the delay."""
+    waiting = schedule()
+    waiting.add("job", now=0.0, eta=100.0, safety=True)
+    waiting.wake("job", now=10.0, delay=0.5)
+    assert next_of(waiting) == 10.5
+    assert waiting.due(10.4) == []
+    assert waiting.due(10.5) == ["job"]
+
+
+def test_a_forged_wake_teaches_nothing() -> None:
+    """A delivery that the API did not confirm does not count as the job's end."""
+    plain, forged = schedule(math.inf), schedule(math.inf)
+    for waiting in (plain, forged):
+        for n in range(30):
+            waiting.add(f"{n}", now=0.0, eta=100.0)
+            if waiting is forged:
+                waiting.wake(f"{n}", now=1.0)
+        look(waiting, dict.fromkeys(map(str, range(30)), 100.0), until=1000.0)
+        waiting.add("job", now=2000.0, eta=100.0)
+    assert abs(next_of(plain) - next_of(forged)) < 10.0
+
+
+def test_ordinary_looks_come_without_bursts() -> None:
+    """However long the budget lay idle, ordinary looks keep their distance."""
+    waiting = schedule(60.0)
+    for n in range(30):
+        waiting.add(f"{n}", now=0.0, eta=100.0)
+    looks = [at for at, _ in look(waiting, {}, until=200.0)]
+    assert min(b - a for a, b in itertools.pairwise(looks)) > 0.9
+    assert len([at for at in looks if 80.0 <= at < 140.0]) >= 58
+
+
+def test_webhooks_are_kept_a_reserve() -> None:
+    """Where deliveries may come ordinary looks leave a tenth of the budget for them."""
+    waiting = schedule(60.0)
+    for n in range(30):
+        waiting.add(f"{n}", now=0.0, eta=10.0)
+    waiting.add("hooked", now=0.0, eta=100.0, safety=True)
+    looks = [at for at, _ in look(waiting, {}, until=60.0)]
+    waiting.wake("hooked", now=60.0)
+    assert len(looks) <= 54
+    assert next_of(waiting) == 60.0
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"), [(7.0, 7.0), (0.0, 1.0), (-3.0, 1.0), (99999.0, 60.0), (None, 10.0)]
+)
+def test_a_429_pauses_everything(told: float | None, kept: float) -> None:
+    """After a 429 not even a wake is looked at before the pause ends, which is never absurd."""
+    waiting = schedule()
+    waiting.add("slow", now=0.0, eta=None, age=None)
+    waiting.add("woken", now=0.0, eta=100.0)
+    waiting.due(0.0)
+    waiting.throttled(now=0.0, retry_after=told)
+    waiting.pending("slow", now=0.0)
+    waiting.wake("woken", now=0.1)
+    assert waiting.due(kept - 0.01) == []
+    assert next_of(waiting) == kept
+    assert waiting.due(kept)[0] == "woken"
+    assert waiting.polls_per_minute < 500.0
+
+
+def test_many_429s_of_one_burst_count_once() -> None:
+    """Looks that were under way together meet one refusal, not ten."""
+    once, often = schedule(), schedule()
+    once.throttled(now=0.0, retry_after=5.0)
+    for _ in range(10):
+        often.throttled(now=0.0, retry_after=5.0)
+    assert once.polls_per_minute == often.polls_per_minute
+
+
+def test_success_brings_a_given_budget_back() -> None:
+    """When whoever ate the budget is gone, it is used again to what was given and no further."""
+    waiting = schedule(100.0)
+    for n in range(100):
+        waiting.add(f"{n}", now=0.0, eta=30.0)
+    waiting.throttled(now=0.0, retry_after=1.0)
+    lowered = waiting.polls_per_minute
+    look(waiting, {}, until=3600.0)
+    assert lowered < 100.0 == waiting.polls_per_minute
+
+
+def test_an_unknown_budget_begins_at_the_free_plan_and_stays_there_for_two_jobs() -> None:
+    """Two jobs can be anybody's, so no refusal is risked for them."""
+    waiting = schedule(None)
+    for n in range(2):
+        waiting.add(f"{n}", now=0.0, eta=10.0)
+    looks = look(waiting, {}, until=3600.0)
+    assert waiting.polls_per_minute == 20.0
+    assert worst_minute(at for at, _ in looks) <= 20
+
+
+def test_an_unknown_budget_is_found_by_one_refusal() -> None:
+    """With many jobs waiting the estimate rises to what the vendor refuses, and settles below."""
+    waiting = schedule(None)
+    for n in range(200):
+        waiting.add(f"{n}", now=0.0, eta=100.0)
+    made: list[float] = []
+    refusals = []
+    while (at := next_of(waiting)) < 3600.0:
+        for key in waiting.due(at):
+            if sum(then > at - 60.0 for then in made[-300:]) >= 200:
+                refusals.append(at)
+                waiting.throttled(now=at, retry_after=None)
+            else:
+                made.append(at)
+                waiting.answered(now=at)
+            waiting.pending(key, now=at)
+    assert refusals[0] < 600.0
+    assert len(refusals) < 20
+    assert 150.0 < waiting.polls_per_minute <= 210.0
+
+
+def test_no_budget_at_all_is_possible() -> None:
+    """An endless budget looks whenever a look is worth its price."""
+    waiting = schedule(math.inf)
+    for n in range(100):
+        waiting.add(f"{n}", now=0.0, eta=None, age=None)
+    assert len(waiting.due(0.0)) == 100
+
+
+def test_a_budget_below_one_is_refused() -> None:
+    """An account that may never look is a mistake of the caller's."""
+    with pytest.raises(ValueError, match="at least 1"):
+        schedule(0.5)
+
+
+def test_what_is_let_go_of_is_not_held() -> None:
+    """Ten thousand forgotten jobs leave nothing behind, however far off their looks were."""
+    waiting = schedule()
+    waiting.add("first", now=0.0, eta=1.0)
+    for n in range(10_000):
+        waiting.add(f"{n}", now=0.0, eta=1e6, safety=True)
+        waiting.wake(f"{n}", now=0.0, delay=1e6)
+        waiting.forget(f"{n}")
+    assert len(waiting) == 1
+    assert len(waiting._looks) + len(waiting._wakes) < 200
+
+
+@given(
+    seen=st.lists(st.tuples(st.floats(0.0, 1e4), st.floats(0.0, 1e4)), max_size=30),
+    last=st.floats(0.0, 1e4),
+    worth=st.floats(1e-5, 1e4),
+)
+def test_a_law_stays_a_law(seen: list[tuple[float, float]], last: float, worth: float) -> None:
+    """Whatever was observed, chances are between 0 and 1 and the next look is after the last."""
+    law = Law(0.0, 0.35)
+    for low, high in seen:
+        law.observe(min(low, high), max(low, high))
+    assert 0.0 <= law.chance(0.0, last) <= 1.0
+    assert law.quantile(0.25) <= law.quantile(0.75)
+    then = law.next_look(last, worth, 1e-3)
+    assert then > last
+    if then < 20.0:
+        assert law.undetected(last, then) <= worth * 1.01
+
+
+KEYS = st.integers(0, 11)
+
+
+class Waiting(RuleBasedStateMachine):
+    """Calls in any order, a clock that goes on, and a vendor that says anything."""
+
+    @initialize(budget=st.none() | st.sampled_from([1.0, 5.0, 20.0, 500.0]))
+    def begin(self, budget: float | None) -> None:
+        """Open an account."""
+        self.budget, self.now = budget, 1000.0
+        self.schedule: Schedule[int] = Schedule(polls_per_minute=budget, rng=random.Random(1))
+        self.waiting: set[int] = set()
+        self.out: set[int] = set()
+        self.made: list[float] = []
+        self.paused_until = 0.0
+
+    @rule(
+        key=KEYS,
+        eta=st.none() | st.sampled_from([-1.0, 0.0, 1.0, 11.0, 147.0, 1e9]),
+        age=st.none() | st.sampled_from([0.0, 60.0, 1e6]),
+        safety=st.booleans(),
+    )
+    def add(self, key: int, eta: float | None, age: float | None, *, safety: bool) -> None:
+        """A job begins, perhaps under a key that is known."""
+        self.schedule.add(key, now=self.now, eta=eta, age=age, safety=safety)
+        self.waiting.add(key)
+        self.out.discard(key)
+
+    @rule(seconds=st.floats(0.0, 100.0))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self.now += seconds
+
+    @rule()
+    def wait_for_the_next_look(self) -> None:
+        """Time passes as a caller lets it; then there is a look to make."""
+        at = self.schedule.next_due()
+        if at is not None and at < self.now + 1e6:
+            self.now = max(self.now, at)
+            assert self.looks()
+
+    @rule()
+    def look(self) -> None:
+        """Make the looks that are due, perhaps none."""
+        self.looks()
+
+    def looks(self) -> list[int]:
+        """Make the looks that are due."""
+        keys = self.schedule.due(self.now)
+        assert len(set(keys)) == len(keys)
+        assert set(keys) <= self.waiting - self.out
+        assert not keys or self.now >= self.paused_until
+        self.out |= set(keys)
+        self.made += [self.now] * len(keys)
+        return keys
+
+    @rule(key=KEYS)
+    def pending(self, key: int) -> None:
+        """A look, perhaps one never made, saw no end."""
+        self.schedule.pending(key, now=self.now)
+        self.out.discard(key)
+
+    @rule(key=KEYS)
+    def finished(self, key: int) -> None:
+        """A job, perhaps one unknown, has ended."""
+        self.schedule.finished(key, now=self.now)
+        self.waiting.discard(key)
+        self.out.discard(key)
+
+    @rule(key=KEYS)
+    def forget(self, key: int) -> None:
+        """A job, perhaps one unknown, is let go of."""
+        self.schedule.forget(key)
+        self.waiting.discard(key)
+        self.out.discard(key)
+
+    @rule(key=KEYS, delay=st.sampled_from([0.0, 0.5, 30.0]))
+    def wake(self, key: int, delay: float) -> None:
+        """A delivery comes, perhaps for a job unknown."""
+        self.schedule.wake(key, now=self.now, delay=delay)
+
+    @rule(told=st.none() | st.floats(allow_nan=True, allow_infinity=True))
+    def throttled(self, told: float | None) -> None:
+        """A look was refused."""
+        self.schedule.throttled(now=self.now, retry_after=told)
+        self.paused_until = max(self.paused_until, self.now + 1.0)
+
+    @rule()
+    def answered(self) -> None:
+        """A look was answered."""
+        self.schedule.answered(now=self.now)
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        """It knows its jobs, and has a moment for each that is not out."""
+        if hasattr(self, "schedule"):
+            assert len(self.schedule) == len(self.waiting)
+            assert all(key in self.schedule for key in self.waiting)
+            assert (self.schedule.next_due() is None) == (self.waiting <= self.out)
+            assert self.schedule.polls_per_minute >= 1.0
+
+    @invariant()
+    def the_budget_is_kept(self) -> None:
+        """No window of a minute holds more looks than were given."""
+        if hasattr(self, "schedule") and self.budget is not None:
+            assert worst_minute(self.made) <= self.budget
+
+    def teardown(self) -> None:
+        """Every job left is looked at in the end."""
+        if not hasattr(self, "schedule"):
+            return
+        for key in self.out & self.waiting:
+            self.schedule.pending(key, now=self.now)
+        for _ in range(1000):
+            at = self.schedule.next_due()
+            if at is None:
+                break
+            self.now = max(self.now, at)
+            keys = self.schedule.due(self.now)
+            assert keys
+            for key in keys:
+                self.schedule.finished(key, now=self.now)
+                self.waiting.remove(key)
+        assert not self.waiting
+
+
+TestWaiting = Waiting.TestCase
+
+
+@pytest.mark.parametrize(
+    ("sigma", "of_fixed", "of_exponential", "of_optimum"),
+    [(0.15, 0.35, 0.3, 1.25), (0.3, 0.6, 0.35, 1.15), (0.6, 0.9, 0.5, 1.05)],
+)
+def test_delay_at_equal_looks(
+    simulation: ModuleType,
+    sigma: float,
+    of_fixed: float,
+    of_exponential: float,
+    of_optimum: float,
+) -> None:
+    """With no budget in the way it beats the other spacings at equal looks, near the optimum."""
+    family, count = simulation.lognormal(sigma), 1200
+    trade, sparse = (simulation.Trade.of(family, price, count) for price in (0.2, 0.4))
+    assert trade.result.mean <= of_fixed * trade.fixed
+    jobs = simulation.draw(family, count, seed=1)
+    ratio = simulation.over_own_looks((trade, sparse), jobs, simulation.exponential)
+    assert ratio <= of_exponential
+    assert trade.late_mean <= of_optimum * simulation.optimum(sigma).delay_at(trade.late_looks)
+
+
+@pytest.mark.parametrize("sigma", [0.15, 0.3, 0.6])
+@pytest.mark.parametrize("given_budget", [20.0, None])
+def test_delay_on_the_free_plan(
+    simulation: ModuleType, sigma: float, given_budget: float | None
+) -> None:
+    """Two jobs under twenty looks a minute wait three seconds at most, and meet no 429."""
+    jobs = simulation.draw(simulation.lognormal(sigma), 300, seed=3)
+    policy = simulation.Learned(schedule(given_budget))
+    ours = simulation.simulate(policy, jobs, at_once=2, polls_per_minute=20.0)
+    assert ours.mean <= 3.0
+    assert ours.refused == 0
+
+
+@pytest.mark.parametrize(("sigma", "bound"), [(0.15, 0.15), (0.3, 0.25), (0.6, 0.4)])
+def test_delay_of_two_hundred_handles(simulation: ModuleType, sigma: float, bound: float) -> None:
+    """With far more jobs than looks the looks go where they are worth most."""
+    jobs = simulation.draw(simulation.lognormal(sigma), 1000, seed=3)
+    ours, sdk = (
+        simulation.simulate(policy, jobs, at_once=200, polls_per_minute=500.0)
+        for policy in (
+            simulation.Learned(schedule(500.0)),
+            simulation.Timers(simulation.every(3.0)),
+        )
+    )
+    assert ours.mean <= bound * sdk.mean
+    assert ours.refused == 0
+    assert ours.worst_minute <= 500
+
+
+FAMILIES = (
+    "eta half of the truth",
+    "eta twice the truth",
+    "5 % fail early",
+    "10 % take three times",
+    "two modes",
+    "heavy tail",
+    "drift",
+    "eta says nothing",
+    "eta says nothing, flat",
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_durations_it_was_not_made_for(simulation: ModuleType, family: str) -> None:
+    """On families no constant was chosen on it is no worse than a fixed interval, nor ever late."""
+    assert set(FAMILIES) == set(simulation.FAMILIES)
+    trade = simulation.Trade.of(simulation.FAMILIES[family], 0.1, 1000)
+    assert trade.result.mean <= trade.fixed
+    assert trade.result.quantile(0.99) <= 30.0
+
+
+def test_a_batch_on_an_account_of_which_nothing_was_said(simulation: ModuleType) -> None:
+    """A hundred tracks on the free plan: no 429 on byId, few on submit, the slots busy."""
+    account = simulation.Batch(parallel=2, polls_per_minute=20.0, tracks=100).run()
+    assert account.looks_refused == 0
+    assert account.submits_refused <= 5
+    assert account.busy > 0.9
+
+
+def test_a_look_costs_no_more_with_more_handles(simulation: ModuleType) -> None:
+    """The work of a look is counted, not timed: comparisons grow as the logarithm of the jobs."""
+    counts = []
+    for handles in (100, 10_000):
+        waiting: Schedule[int] = Schedule(polls_per_minute=500.0, rng=random.Random(3))
+        for n, job in enumerate(simulation.draw(simulation.lognormal(0.3), handles, seed=4)):
+            waiting.add(n, now=0.0, eta=job.eta)
+        calls = 0
+
+        def count(_frame: object, event: str, _argument: object) -> None:
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        made = 0
+        sys.setprofile(count)
+        try:
+            while made < 500:
+                at = waiting.next_due() or 0.0
+                for key in waiting.due(at):
+                    waiting.pending(key, now=at)
+                    made += 1
+        finally:
+            sys.setprofile(None)
+        counts.append(calls)
+    assert counts[1] < 2 * counts[0]

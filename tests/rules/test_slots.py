@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from musicgpt_async._rules.slots import Slots
+
+
+def take_all(slots: Slots, *, now: float = 0.0) -> int:
+    """Take every slot that is free."""
+    taken = 0
+    while slots.take(now=now):
+        taken += 1
+    return taken
+
+
+def grown_to(limit: int) -> Slots:
+    """Slots of an unknown account that has accepted this many unfinished jobs."""
+    slots = Slots()
+    while slots.taken < limit:
+        if slots.take(now=0.0):
+            slots.accepted(waiting=True)
+    return slots
+
+
+@pytest.mark.parametrize(("parallel", "limit"), [(None, 2), (1, 1), (10, 10)])
+def test_it_begins_at_what_is_given_or_the_free_plan(parallel: int | None, limit: int) -> None:
+    """Without a word about the account two jobs may run, else as many as were given."""
+    slots = Slots(parallel=parallel)
+    assert take_all(slots) == limit
+    assert (slots.limit, slots.taken) == (limit, limit)
+
+
+def test_less_than_one_slot_is_refused() -> None:
+    """An account that allows nothing is a mistake of the caller's."""
+    with pytest.raises(ValueError, match="at least 1"):
+        Slots(parallel=0)
+
+
+def test_giving_back_too_much_is_an_error() -> None:
+    """A slot given back twice would let one job too many run for ever, so it raises."""
+    slots = Slots()
+    slots.take(now=0.0)
+    slots.give_back()
+    with pytest.raises(RuntimeError, match="nobody had taken"):
+        slots.give_back()
+
+
+def test_it_grows_while_slots_are_the_bottleneck() -> None:
+    """Each accepted submit that fills the account raises the limit by one while others wait."""
+    assert grown_to(10).limit == 11
+
+
+def test_it_does_not_grow_when_nobody_waits() -> None:
+    """A refused upload is not risked for slots that nobody wants."""
+    slots = Slots()
+    take_all(slots)
+    slots.accepted(waiting=False)
+    slots.accepted(waiting=False)
+    assert slots.limit == 2
+
+
+def test_only_one_upload_at_a_time_tries_a_larger_limit() -> None:
+    """While another upload may still be refused the limit stands, so that one 429 is enough."""
+    slots = Slots()
+    take_all(slots)
+    slots.accepted(waiting=True)
+    assert slots.limit == 2
+    slots.accepted(waiting=True)
+    assert slots.limit == 3
+    assert take_all(slots) == 1
+
+
+def test_a_cancelled_upload_does_not_stop_growth_for_ever() -> None:
+    """An upload that ended without an answer is forgotten after a few accepted submits."""
+    slots = Slots()
+    take_all(slots)
+    slots.give_back()  # cancelled during its upload
+    for _ in range(6):
+        slots.take(now=0.0)
+        slots.accepted(waiting=True)
+        if slots.limit > 2:
+            return
+        slots.give_back()
+    pytest.fail("the limit never grew")
+
+
+def test_a_given_limit_is_never_exceeded() -> None:
+    """However many submits are accepted, the user's word is kept."""
+    slots = Slots(parallel=5)
+    for _ in range(100):
+        take_all(slots)
+        slots.accepted(waiting=True)
+    assert slots.limit == 5
+
+
+def test_a_refusal_shrinks_to_what_still_runs() -> None:
+    """After a 429 the account is held to be full, and nothing is tried until a slot comes back."""
+    slots = Slots(parallel=5)
+    take_all(slots)
+    slots.refused(now=0.0, retry_after=None)
+    slots.give_back()
+    assert (slots.limit, slots.taken) == (4, 4)
+    assert slots.next_try() is None
+    assert not slots.take(now=1e9)
+    slots.give_back()
+    assert slots.take(now=0.0)
+
+
+def test_the_limit_never_falls_below_one() -> None:
+    """When other processes hold every slot one job still asks, at a growing distance."""
+    slots = Slots(parallel=3)
+    now, waits = 0.0, []
+    for _ in range(12):
+        assert slots.take(now=now)
+        slots.refused(now=now, retry_after=None)
+        slots.give_back()
+        again = slots.next_try()
+        assert again is not None
+        assert not slots.take(now=again - 0.01)
+        waits.append(again - now)
+        now = again
+    assert slots.limit == 1
+    assert waits == sorted(waits)
+    assert (waits[0], waits[-1]) == (2.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"), [(30.0, 30.0), (0.0, 1.0), (-5.0, 1.0), (99999.0, 300.0)]
+)
+def test_retry_after_is_kept_to_within_reason(told: float, kept: float) -> None:
+    """The vendor's own word decides when to try again, unless it is absurd."""
+    slots = Slots()
+    take_all(slots)
+    slots.refused(now=100.0, retry_after=told)
+    slots.give_back()
+    slots.give_back()
+    assert slots.next_try() == 100.0 + kept
+    assert not slots.take(now=100.0 + kept - 0.01)
+    assert slots.take(now=100.0 + kept)
+    assert slots.next_try() is None
+
+
+def test_an_unwell_vendor_costs_no_slot() -> None:
+    """A 503 says nothing about how many may run, only that now is a bad moment."""
+    slots = Slots(parallel=5)
+    take_all(slots)
+    slots.refused(now=0.0, retry_after=None, full=False)
+    slots.give_back()
+    assert slots.limit == 5
+    assert slots.next_try() == 2.0
+
+
+def test_success_grows_it_again_up_to_what_was_given() -> None:
+    """When the other process is gone the whole account is used again."""
+    slots = Slots(parallel=5)
+    take_all(slots)
+    for _ in range(3):
+        slots.refused(now=0.0, retry_after=None)
+        slots.give_back()
+    assert slots.limit == 2
+    for _ in range(40):
+        slots.give_back()
+        while slots.take(now=0.0):
+            slots.accepted(waiting=True)
+    assert slots.limit == 5
+
+
+def test_an_account_that_was_found_is_seldom_asked_for_again() -> None:
+    """On the free plan a hundred tracks meet three refusals, at ever larger distances."""
+    slots = Slots()
+    refused_after: list[int] = []
+    accepted = running = 0
+    while accepted < 100:
+        while slots.take(now=0.0):
+            if running == 2:
+                slots.refused(now=0.0, retry_after=None)
+                slots.give_back()
+                refused_after.append(accepted)
+            else:
+                running += 1
+                accepted += 1
+                slots.accepted(waiting=True)
+        slots.give_back()
+        running -= 1
+    assert len(refused_after) <= 3
+    assert refused_after[0] == 2
+
+
+class Line(RuleBasedStateMachine):
+    """Jobs of one process in line at a vendor whose limit another process eats from, or not."""
+
+    @initialize(parallel=st.none() | st.integers(1, 12), room=st.integers(0, 12))
+    def begin(self, parallel: int | None, room: int) -> None:
+        """Open an account."""
+        self.parallel, self.room, self.now = parallel, room, 0.0
+        self.slots = Slots(parallel=parallel)
+        self.uploading = self.running = 0
+
+    @rule()
+    def take(self) -> None:
+        """The next in line asks for a slot."""
+        before, limit = self.slots.next_try(), self.slots.limit
+        got = self.slots.take(now=self.now)
+        barred = before is not None and self.now < before
+        assert got == (not barred and self.uploading + self.running < limit)
+        self.uploading += got
+
+    @precondition(lambda self: self.uploading > 0)
+    @rule(
+        waiting=st.booleans(),
+        retry_after=st.none() | st.floats(allow_nan=True, allow_infinity=True),
+        full=st.booleans(),
+    )
+    def answer(self, *, waiting: bool, retry_after: float | None, full: bool) -> None:
+        """The vendor answers a submit."""
+        self.uploading -= 1
+        if self.running < self.room:
+            self.running += 1
+            self.slots.accepted(waiting=waiting)
+        else:
+            self.slots.refused(now=self.now, retry_after=retry_after, full=full)
+            self.slots.give_back()
+
+    @precondition(lambda self: self.uploading > 0)
+    @rule()
+    def cancel_an_upload(self) -> None:
+        """An upload ends without an answer."""
+        self.uploading -= 1
+        self.slots.give_back()
+
+    @precondition(lambda self: self.running > 0)
+    @rule()
+    def finish(self) -> None:
+        """A job is terminal, or let go of."""
+        self.running -= 1
+        self.slots.give_back()
+
+    @rule(room=st.integers(0, 12))
+    def another_process_comes_or_goes(self, room: int) -> None:
+        """What the account has room for changes."""
+        self.room = room
+
+    @rule(seconds=st.floats(0.0, 100.0))
+    def wait(self, seconds: float) -> None:
+        """Time passes."""
+        self.now += seconds
+
+    @invariant()
+    def no_slot_leaks(self) -> None:
+        """As many are taken as are in use, and the limit stays within its bounds."""
+        if hasattr(self, "slots"):
+            assert self.slots.taken == self.uploading + self.running
+            assert self.slots.limit >= 1
+            assert self.parallel is None or self.slots.limit <= self.parallel
+
+    def teardown(self) -> None:
+        """Whatever happened, once all is given back a slot may be had within minutes."""
+        if hasattr(self, "slots"):
+            for _ in range(self.slots.taken):
+                self.slots.give_back()
+            assert self.slots.take(now=self.now + 300.0)
+
+
+TestLine = Line.TestCase
