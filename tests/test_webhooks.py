@@ -39,7 +39,9 @@ async def uvicorn_running(app: Any, **options: Any) -> AsyncIterator[str]:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", **options)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=5, **options
+    )
     server = uvicorn.Server(config)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve, [listener])
@@ -135,7 +137,8 @@ class Open:
         stream = await anyio.connect_tcp("127.0.0.1", URL(self.root).port or 0)
         async with stream:
             await stream.send(request)
-            return await stream.receive() if listen else b""
+            with anyio.fail_after(10):
+                return await stream.receive() if listen else b""
 
 
 @pytest.fixture(params=DOORS)
@@ -455,6 +458,21 @@ async def test_an_asgi_client_that_hangs_up_is_not_answered() -> None:
     assert got == []
 
 
+async def test_an_asgi_answer_to_head_has_no_body() -> None:
+    """The door itself leaves the body out, whether or not the server would."""
+    scope = {"type": "http", "method": "HEAD", "path": "/", "headers": []}
+    start, body = await called(WebhookReceiver(PUBLIC_URL).asgi, scope)
+    assert start["status"] == 200
+    assert body["body"] == b""
+
+
+async def test_lifespan_is_answered() -> None:
+    """A server that waits for startup and shutdown to be complete is told so."""
+    events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    sent = await called(WebhookReceiver(PUBLIC_URL).asgi, {"type": "lifespan"}, *events)
+    assert [m["type"] for m in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
 async def test_a_websocket_is_closed() -> None:
     """Somebody who asks the ASGI door for a websocket is sent away, without an exception."""
     sent = await called(WebhookReceiver(PUBLIC_URL).asgi, {"type": "websocket", "path": "/"})
@@ -467,6 +485,7 @@ async def test_a_server_of_its_own_is_gone_after_its_block() -> None:
     token = receiver.token_for("job")
     receiver.inbox.open(token, print)
     head = f"POST /{token} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".encode()
+    before = asyncio.all_tasks()
     with anyio.CancelScope() as scope:
         async with receiver.serve(port=0) as root:
             port = URL(root).port
@@ -475,6 +494,7 @@ async def test_a_server_of_its_own_is_gone_after_its_block() -> None:
                 await stream.send(head)
                 scope.cancel()
                 await anyio.sleep_forever()
+    assert asyncio.all_tasks() <= before
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", port))
@@ -503,6 +523,17 @@ async def test_its_own_server_logs_no_token(caplog: pytest.LogCaptureFixture) ->
             assert answer.split()[1] == b"400"
     assert token not in caplog.text
     assert GARBAGE_TOKEN not in caplog.text
+
+
+async def test_its_own_server_does_not_unpack(caplog: pytest.LogCaptureFixture) -> None:
+    """Under serve a body that claims to be compressed costs an answer, and no error in a log."""
+    receiver, got = WebhookReceiver(PUBLIC_URL), []
+    async with receiver.serve(port=0) as root, aiohttp.ClientSession() as client:
+        opened = Open(receiver, root, receiver.token_for("job"), got, client)
+        for _ in range(3):
+            status, _, _ = await opened.send("POST", "/TOKEN", b"{}", Content_Encoding="gzip")
+            assert status == 404
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
 def test_tokens_are_unguessable_or_derived() -> None:
