@@ -112,6 +112,7 @@ class MusicGPTSession:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._host: asyncio.Task[None] | None = None
         self._closed = False
+        self._closing = anyio.Lock()
         self._count = 0
         self._jobs: set[ExtractionJob] = set()
         self._errands = 0
@@ -211,7 +212,7 @@ class MusicGPTSession:
         Args:
             drain: Whether to wait for the jobs that still run, or to let go of them.
         """
-        if self._host is None or self._closed:
+        if self._host is None:
             self._closed = True
             return
         try:
@@ -219,7 +220,9 @@ class MusicGPTSession:
                 await self._drained()
         finally:
             with anyio.CancelScope(shield=True):
-                await self._shut_down()
+                async with self._closing:
+                    if not self._closed:
+                        await self._shut_down()
 
     def submit(
         self,
@@ -512,9 +515,9 @@ class MusicGPTSession:
             await self._idle.wait()
 
     async def _shut_down(self) -> None:
+        self._closed = True
         self._let_go_of_all()
         await self._submitter.last_answers()
-        self._closed = True
         self._leaving.set()
         try:
             if self._host is not None:

@@ -399,7 +399,9 @@ class Submitter:
         """Give the slot back after a 429 or 503 and wait for another, at the same place."""
         job, feed = entry.job, self._desk.feed
         await self._send_again(job)
-        self._slots.refused(now=anyio.current_time(), retry_after=error.retry_after)
+        self._slots.refused(
+            now=anyio.current_time(), retry_after=error.retry_after, full=error.status == 429
+        )
         self._credit.end(None)
         self.give_back(job)
         if feed:
