@@ -128,7 +128,9 @@ class Law:
             range(_KNOTS), worth, lo=first, key=lambda k: expected(_RATIOS[k], self._area[k])
         )
         if k == _KNOTS:
-            return max(last, _RATIOS[-1]) + math.sqrt(2.0 * worth / floor)
+            # Far past its time: nothing is known but that old jobs end ever more seldom.
+            begin = max(last, _RATIOS[-1])
+            return begin + math.sqrt(2.0 * worth / max(floor, 0.25 / begin))
         left, before = last, 0.0
         if k > first:
             left = _RATIOS[k - 1]
@@ -268,9 +270,13 @@ class Budget:
         pause = 10.0 * 2.0 ** (min(self._throttles, 4) - 1) if retry_after is None else retry_after
         self._paused_until = max(self._paused_until, now + min(max(pause, 1.0), 60.0))
 
-    def answered(self, wanted: float) -> None:
-        """Raise the estimate by a real answer, up to what is given or else `wanted`."""
-        self._throttles = 0
+    def answered(self, now: float) -> None:
+        """Note a real answer: the next pause begins short again."""
+        if now >= self._paused_until:
+            self._throttles = 0
+
+    def grow(self, wanted: float) -> None:
+        """Raise the estimate, up to what is given or else `wanted`."""
         ceiling = wanted if self._given is None else self._given
         if self.estimate < ceiling:
             self.estimate = min(self.estimate + self._growth, ceiling)
@@ -287,8 +293,8 @@ class _Job(Generic[K]):
     entry: int = 0  # the number of its live place in a heap; 0: in none
     earliest: float = 0.0  # the moment from which an idle budget may serve it
     out: bool = False
-    woken: float | None = None
-    again: float | None = None  # a wake that came while it was out
+    woken: float | None = None  # when a delivery said that it ended, unless a look denied it since
+    again: float | None = None  # the moment for a wake that came while it was out
 
 
 _Heap: TypeAlias = list[tuple[float, int, _Job[K]]]
@@ -352,12 +358,12 @@ class Schedule(Generic[K]):
         Args:
             key: the job, told back by `due`.
             now: monotonic seconds.
-            eta: seconds from acceptance as the vendor told; None or below 1: unknown.
+            eta: seconds from acceptance as the vendor told; None or negative: unknown.
             age: seconds since the vendor accepted it; None: nobody knows, so look soon.
             safety: a webhook is expected, so only look where it seems to be lost.
         """
         self.forget(key)
-        known = eta if eta is not None and 1.0 <= eta < math.inf else None
+        known = max(eta, 1.0) if eta is not None and 0.0 <= eta < math.inf else None
         began = now - max(age or 0.0, 0.0)
         job = _Job(key, known, began, age is not None, safety, began)
         self._jobs[key] = job
@@ -407,15 +413,15 @@ class Schedule(Generic[K]):
             return
         job.out = False
         if job.again is not None:
-            self._push(self._wakes, job, job.again, earliest=job.again)
-            job.again = None
-            return
-        job.woken = None  # whoever woke it was wrong, or too early
-        if now < self._budget.paused_until:
-            at = self._budget.paused_until  # perhaps this look was the one refused: it saw nothing
-            self._push(self._looks, job, at, earliest=at)
+            job.woken, job.again = job.again, None
+            self._push(self._wakes, job, job.woken, earliest=job.woken)
+        elif now < self._budget.paused_until:
+            # Perhaps this look was the one refused: it saw nothing, and is due after the pause.
+            heap = self._looks if job.woken is None else self._wakes
+            at = self._budget.paused_until
+            self._push(heap, job, at, earliest=at)
         else:
-            job.looked = now
+            job.looked, job.woken = now, None  # whoever woke it was wrong, or too early
             self._plan(job)
 
     def finished(self, key: K, *, now: float) -> None:
@@ -440,22 +446,23 @@ class Schedule(Generic[K]):
         job = self._jobs.get(key)
         if job is None:
             return
-        if job.woken is None:
-            job.woken = now
+        at = now + delay
         if job.out:
-            job.again = now + delay
-        else:
-            self._push(self._wakes, job, now + delay, earliest=now + delay)
+            job.again = at if job.again is None else min(at, job.again)
+        elif job.woken is None or at < job.earliest:
+            job.woken = now if job.woken is None else job.woken
+            self._push(self._wakes, job, at, earliest=at)
 
     def throttled(self, *, now: float, retry_after: float | None) -> None:
         """Pause all looks after a 429, and believe in a smaller budget."""
         self._budget.throttled(now, retry_after)
 
-    def answered(self, *, now: float) -> None:  # noqa: ARG002 - part of the face, like its siblings
+    def answered(self, *, now: float) -> None:
         """Believe in a larger budget after a real answer, where a larger one is wanted."""
+        self._budget.answered(now)
         if self._scarce:
             # The line through all plans: 20, 200 and 500 looks for 2, 5 and 10 jobs.
-            self._budget.answered(wanted=20.0 + 60.0 * max(0, len(self._jobs) - 2))
+            self._budget.grow(wanted=20.0 + 60.0 * max(0, len(self._jobs) - 2))
 
     def _share(self) -> float:
         """The part of the budget for ordinary looks: some is kept for what webhooks will wake."""
@@ -489,9 +496,9 @@ class Schedule(Generic[K]):
         return max(ratio * scale - age, _SHORTEST)
 
     def _safety_look(self, job: _Job[K], law: Law, scale: float) -> float:
-        """When a webhook must be held lost: nearly every job has ended, and half a minute more."""
+        """When to hold a webhook lost: most jobs have ended by then, half a minute ago."""
         age = job.looked - job.began
-        lost = job.began + law.quantile(0.99) * scale + 30.0
+        lost = job.began + law.quantile(0.9) * scale + 30.0
         return max(lost, job.looked + min(max(60.0, 0.5 * age), 300.0))
 
     def _push(self, heap: _Heap[K], job: _Job[K], at: float, *, earliest: float) -> None:

@@ -26,7 +26,7 @@ FREE_PARALLEL = 2
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds
 _LONGEST_RETRY_AFTER = 300.0  # seconds
-_PATIENCE_WITHIN, _PATIENCE_BEYOND = range(1, 33), range(16, 257)  # accepted submits
+_PATIENCE_WITHIN, _PATIENCE_BEYOND = (1, 32), (16, 256)  # accepted submits, at first and at most
 
 
 class Slots:
@@ -87,7 +87,6 @@ class Slots:
         self._uploading = max(0, self._uploading - 1)
         self._since_growth += 1
         self._refusals = 0
-        self._retry_at = None
         if waiting and self._is_held_full():
             self._grow()
 
@@ -130,9 +129,10 @@ class Slots:
     def _shrink(self, limit: int) -> None:
         if limit == self._limit:
             return
-        patience = _PATIENCE_WITHIN if self._limit <= self._proven else _PATIENCE_BEYOND
+        within = self._limit <= self._proven
+        first, longest = _PATIENCE_WITHIN if within else _PATIENCE_BEYOND
+        self._patience = min(first * 2**self._failed_growths, longest)
         self._since_growth = 0
-        self._patience = min(patience.start * 2**self._failed_growths, patience.stop - 1)
         self._failed_growths = min(self._failed_growths + 1, 10)
         self._limit = limit
         self._probing = False
