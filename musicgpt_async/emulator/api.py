@@ -1,6 +1,5 @@
 """The API host: the routes under /api/public/v1, each a request read, worked on and answered."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -42,7 +41,6 @@ class Api:
     links: Callable[[Submission, str], answers.Links]
     lists: bool
     retry_after: bool
-    closing: asyncio.Event
 
     def routes(self) -> Sequence[web.RouteDef]:
         """The routes of the API host's application."""
@@ -85,7 +83,7 @@ class Api:
     async def _strike(
         self, fault: Fault, request: web.Request, answer: web.Response | None = None
     ) -> web.StreamResponse:
-        struck = Struck(fault, request, self.closing, self.vendor.clock, answer)
+        struck = Struck(fault, request, self.vendor.clock, answer)
         return await API_FAULTS[fault.kind](struck)
 
     async def _read_submit(self, occasion: Occasion, request: web.Request) -> Occasion:

@@ -18,7 +18,6 @@ class Struck:
 
     fault: Fault
     request: web.Request
-    closing: asyncio.Event
     clock: Clock
     answer: web.Response | None = None
 
@@ -67,7 +66,7 @@ async def _stall_read(struck: Struck) -> web.StreamResponse:
     await wire.read_body(struck.request, struck.fault.cut(struck.request.content_length or 0))
     if isinstance(struck.request.transport, asyncio.ReadTransport):
         struck.request.transport.pause_reading()
-    await struck.closing.wait()
+    await wire.stall()
     return wire.drop(struck.request)
 
 
@@ -77,11 +76,11 @@ async def _drop_mid_answer(struck: Struck) -> web.StreamResponse:
         headers={"Content-Type": "application/json", "Content-Length": str(length)},
         body=struck.body[: struck.fault.cut(length)],
     )
-    return await answer.send(struck.request, struck.closing)
+    return await answer.send(struck.request)
 
 
 async def _stall_answer(struck: Struck) -> web.StreamResponse:
-    await struck.closing.wait()
+    await wire.stall()
     return wire.drop(struck.request)
 
 

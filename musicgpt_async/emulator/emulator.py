@@ -35,6 +35,9 @@ from musicgpt_async.emulator.uploads import Receiver
 from musicgpt_async.emulator.vendor import PROGRESS, Submission, Vendor
 from musicgpt_async.emulator.webhooks import Delivered, Payload, Postman, Webhooks, deliveries
 
+GRACE = 0.05
+"""Seconds that requests under way have to end by themselves when the emulator goes."""
+
 REQUESTS_KEPT = 100_000
 """Requests that `Emulator.requests` remembers before it forgets the oldest."""
 
@@ -214,13 +217,11 @@ class Emulator:
         studio = self._studio(directory, stack)
         tasks = Tasks()
         stack.push_async_callback(tasks.aclose)
-        closing = asyncio.Event()
         files = FileHost(
             vendor=self._vendor,
             script=self.faults,
             studio=studio,
             clock=self._clock,
-            closing=closing,
             leaked_keys=self._leaked,
         )
         jobs = Jobs(
@@ -252,11 +253,9 @@ class Emulator:
             links=files.links,
             lists=self._lists,
             retry_after=self._retry_after,
-            closing=closing,
         )
         self.files_url = files.root = await self._listen(stack, files.routes(), self._file_port)
         self.url = await self._listen(stack, api.routes(), self._port)
-        stack.callback(closing.set)
 
     def _studio(self, directory: Path, stack: AsyncExitStack) -> Studio:
         executor = _threads(stack, "studio")
@@ -286,7 +285,7 @@ class Emulator:
         application.on_response_prepare.append(note_answer)
         application.add_routes(routes)
         runner = web.AppRunner(
-            application, access_log=None, shutdown_timeout=0.2, read_bufsize=1 << 20
+            application, access_log=None, shutdown_timeout=GRACE, read_bufsize=1 << 20
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

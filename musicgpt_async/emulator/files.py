@@ -29,7 +29,6 @@ class FileHost:
     script: Script
     studio: Studio
     clock: Clock
-    closing: asyncio.Event
     root: str = ""
     leaked_keys: list[str] = attrs.field(factory=list)
     _secret: str = attrs.field(factory=lambda: secrets.token_hex(8))
@@ -101,7 +100,7 @@ class FileHost:
             await self.clock.sleep(fault.seconds)
             return _File(path)
         if fault.kind == "stall_answer":
-            await self.closing.wait()
+            await wire.stall()
         if fault.kind in {"stall_answer", "drop_before_answer"}:
             return wire.drop(request)
         if fault.kind in {"changed", "changed_anyway"}:
@@ -109,7 +108,7 @@ class FileHost:
         if fault.kind == "changed":
             return _File(path)
         served = await Served.of(request, path, content_type=TYPES[path.suffix])
-        return await FILE_FAULTS[fault.kind](served, fault).send(request, self.closing)
+        return await FILE_FAULTS[fault.kind](served, fault).send(request)
 
 
 class _File(web.FileResponse):

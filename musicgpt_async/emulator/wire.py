@@ -20,8 +20,8 @@ class RawAnswer:
     body: bytes
     then: Literal["close", "stall"] = "close"
 
-    async def send(self, request: web.Request, closing: asyncio.Event) -> Dropped:
-        """Write it, then close the connection or leave it hanging until `closing`."""
+    async def send(self, request: web.Request) -> Dropped:
+        """Write it, then close the connection or leave it hanging."""
         phrase = HTTPStatus(self.status).phrase
         lines = [f"HTTP/1.1 {self.status} {phrase}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
@@ -30,8 +30,13 @@ class RawAnswer:
         if request.transport is not None:
             request.transport.write(head + (b"" if request.method == "HEAD" else self.body))
         if self.then == "stall":
-            await closing.wait()
+            await stall()
         return drop(request)
+
+
+async def stall() -> None:
+    """Do nothing until the emulator goes and cancels what is under way."""
+    await asyncio.Event().wait()
 
 
 def drop(request: web.Request) -> Dropped:
