@@ -1,7 +1,6 @@
 """The vendor's clock, which may run faster than the world's."""
 
 import asyncio
-import time
 
 
 class Clock:
@@ -13,8 +12,8 @@ class Clock:
         self.speed = speed
 
     def now(self) -> float:
-        """The vendor seconds since an arbitrary moment; never goes back."""
-        return time.monotonic() * self.speed
+        """The vendor seconds since an arbitrary moment, by the running loop; never goes back."""
+        return asyncio.get_running_loop().time() * self.speed
 
     async def sleep_until(self, moment: float) -> None:
         """Wait until `now()` has reached `moment`."""

@@ -1,0 +1,144 @@
+"""A pytest plugin: the emulator as a fixture, and time that runs as fast as a test wants.
+
+It is found by pytest as soon as the package is installed with its extra ``emulator``::
+
+    @pytest.mark.musicgpt(seconds=0.1, faults=[Fault("byId", "status", status=503)])
+    async def test_my_service(musicgpt_session):
+        async with musicgpt_session as session:
+            assert (await session.submit(("song.mp3", b"ID3..."))).stems
+
+The fixtures are plain ones, so they work with anyio's plugin, with pytest-asyncio and with tests
+that run a loop themselves. They set ``MUSICGPT_API_KEY`` and ``MUSICGPT_BASE_URL``, so that a
+program under test that makes a session of its own talks to the emulator too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from musicgpt_async import MusicGPTSession
+    from musicgpt_async.emulator import Emulator
+
+MARKER = "musicgpt(**settings): the emulator's settings for this test, faults= among them"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line("markers", MARKER)
+
+
+@pytest.fixture
+def musicgpt_emulator(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Emulator]:
+    """The vendor on a loopback port, in a thread of its own, with the marker's settings.
+
+    It does not separate unless it is told ``separate=True``: it serves small pseudo-audio.
+    """
+    settings: dict[str, Any] = {"seconds": 0.05, "separate": False}
+    for marker in reversed(list(request.node.iter_markers("musicgpt"))):
+        settings |= marker.kwargs
+    with running_emulator(**settings) as vendor:
+        monkeypatch.setenv("MUSICGPT_API_KEY", vendor.api_key)
+        monkeypatch.setenv("MUSICGPT_BASE_URL", vendor.base_url)
+        yield vendor
+
+
+@pytest.fixture
+def musicgpt_session(musicgpt_emulator: Emulator) -> MusicGPTSession:
+    """A session with the emulator, to be opened by the test: ``async with musicgpt_session: …``."""
+    from musicgpt_async import MusicGPTSession  # noqa: PLC0415 - pytest loads plugins before coverage
+
+    return MusicGPTSession(musicgpt_emulator.api_key, base_url=musicgpt_emulator.base_url)
+
+
+@contextmanager
+def running_emulator(**settings: Any) -> Iterator[Emulator]:
+    """Run an emulator in a thread of its own, for tests that have no loop or one for each test.
+
+    Args:
+        settings: As for :class:`musicgpt_async.emulator.Emulator`.
+    """
+    from musicgpt_async.emulator import Emulator  # noqa: PLC0415 - it needs an extra
+
+    vendor = Emulator(**settings)
+    thread = _Standing(vendor)
+    thread.start()
+    thread.standing.wait()
+    try:
+        if thread.error is not None:
+            raise thread.error
+        yield vendor
+    finally:
+        thread.stop()
+
+
+class _Standing(threading.Thread):
+    """The thread that an emulator stands in."""
+
+    def __init__(self, vendor: Emulator) -> None:
+        super().__init__(name="musicgpt-emulator", daemon=True)
+        self._vendor = vendor
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self.standing = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            asyncio.run(self._stand())
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever started the thread
+            self.error = error
+        finally:
+            self.standing.set()
+
+    def stop(self) -> None:
+        if self._loop is not None and self._stop is not None and self.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self.join()
+
+    async def _stand(self) -> None:
+        self._stop = asyncio.Event()
+        async with self._vendor:
+            self._loop = asyncio.get_running_loop()
+            self.standing.set()
+            await self._stop.wait()
+
+
+def hasty_loop(speed: float) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes event loops whose clock runs ``speed`` times as fast as the real one.
+
+    All that the library waits for runs on the loop's clock, and so does the emulator in the same
+    loop: a vendor's minute takes ``60 / speed`` seconds. For ``asyncio.Runner(loop_factory=…)`` or
+    anyio's ``anyio_backend`` fixture: ``("asyncio", {"loop_factory": hasty_loop(50)})``.
+    """
+    return lambda: _HastyLoop(speed)
+
+
+class _HastyLoop(asyncio.SelectorEventLoop):
+    def __init__(self, speed: float) -> None:
+        self._speed = speed
+        super().__init__(_HastySelector(speed))
+
+    def time(self) -> float:
+        return super().time() * self._speed
+
+
+class _HastySelector(selectors.DefaultSelector):
+    """Waits for its share of the real time."""
+
+    def __init__(self, speed: float) -> None:
+        super().__init__()
+        self._speed = speed
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for files, as long as the loop's clock says."""
+        return super().select(None if timeout is None else timeout / self._speed)
