@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from musicgpt_async.errors import InvalidOptionError
@@ -12,6 +13,8 @@ DEFAULT_TEMPLATE = "{track} - {stem}.{ext}"
 FIELDS = ("track", "stem", "ext")
 # Common file systems take 255 bytes; a temporary name adds some.
 LONGEST_NAME = 200
+MOST_NAMESAKES = 1000
+_File = tuple[str, str]
 # Names that Windows keeps for devices, whatever their ending.
 _DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
@@ -47,6 +50,29 @@ def target(directory: Path, template: str, *, track: str, stem: str, ext: str) -
 def numbered(path: Path, number: int) -> Path:
     """Return the name for the second, third, … file that would have the same one."""
     return path if number < 2 else path.with_name(f"{path.stem} ({number}){path.suffix}")
+
+
+def number_of(known: Mapping[_File, Path], plain: Mapping[_File, Path]) -> int | None:
+    """Return the number that a job's files bear already, ``None`` where it has none there."""
+    for file, path in known.items():
+        if file in plain and path.parent == plain[file].parent:
+            for number in range(1, MOST_NAMESAKES):
+                if path == numbered(plain[file], number):
+                    return number
+    return None
+
+
+def distinct(paths: Mapping[_File, Path]) -> dict[_File, Path]:
+    """Return the paths with numbers where the vendor's names for two stems look the same."""
+    taken: set[str] = set()
+    result: dict[_File, Path] = {}
+    for file, path in paths.items():
+        number = 1
+        while str(numbered(path, number)).casefold() in taken:
+            number += 1
+        result[file] = numbered(path, number)
+        taken.add(str(result[file]).casefold())
+    return result
 
 
 def safe(name: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import anyio
 import attrs
@@ -46,7 +48,8 @@ class Fetcher:
         self.watcher = watcher
         self.downloader = downloader
         self._template = template
-        self._owners: dict[Path, tuple[str, str, str]] = {}
+        self._namesakes: Counter[int] = Counter()
+        self._numbers: WeakKeyDictionary[ExtractionJob, int] = WeakKeyDictionary()
 
     async def fetch(
         self,
@@ -78,14 +81,38 @@ class Fetcher:
             self.desk.feed.publish(job.event(Downloaded, files=files))
         return files
 
-    def place(self, job: ExtractionJob, directory: Path, stem: str, ext: str) -> Path:
-        """Return the final name of a file, one that no other file of this session has."""
-        owner = (job.id, stem, ext)
-        plain = names.target(directory, self._template, track=job.title, stem=stem, ext=ext)
-        number = 1
-        while self._owners.setdefault(names.numbered(plain, number), owner) != owner:
-            number += 1
-        return names.numbered(plain, number)
+    async def places(
+        self, job: ExtractionJob, directory: Path, files: Collection[tuple[str, str]]
+    ) -> dict[tuple[str, str], Path]:
+        """Return the final names of a job's files, which no other job's files have.
+
+        Args:
+            job: Its title is in the names; of namesakes the second gets a number.
+            directory: Where the files are to lie.
+            files: Stems and formats.
+        """
+        plain = {
+            (stem, kind): names.target(
+                directory, self._template, track=job.title, stem=stem, ext=kind
+            )
+            for stem, kind in files
+        }
+        known = {(file.stem, file.format): Path(file.path) for file in job.record.files}
+        number = names.number_of(known, plain) or self._numbers.get(job)
+        if number is None:
+            number = await self._next_number(directory, job.title, plain.values())
+        self._numbers[job] = number
+        return names.distinct({file: names.numbered(path, number) for file, path in plain.items()})
+
+    async def _next_number(self, directory: Path, title: str, plain: Collection[Path]) -> int:
+        """Count this track among its namesakes; with a journal, those of earlier processes too."""
+        namesake = hash((directory, names.safe(title).casefold()))
+        while True:
+            self._namesakes[namesake] += 1
+            number = self._namesakes[namesake]
+            paths = [names.numbered(path, number) for path in plain]
+            if self.desk.ledger.journal is None or not await self.downloader.any_exist(paths):
+                return number
 
 
 class _Fetch:
@@ -115,11 +142,9 @@ class _Fetch:
                 task_id=self._job.task_id,
                 job=self._job,
             )
-        return [
-            _Wanted(stem, kind, self._known_place(stem, kind, directory))
-            for stem in chosen
-            for kind in formats
-        ]
+        files = [(stem, kind) for stem in chosen for kind in formats]
+        places = await self._room.places(self._job, directory, files)
+        return [_Wanted(stem, kind, places[stem, kind]) for stem, kind in files]
 
     async def all(self, wanted: list[_Wanted]) -> Files:
         """Fetch all files in parallel; one that fails holds up none of the others."""
@@ -185,14 +210,6 @@ class _Fetch:
                 has = self._room.downloader.has
                 return await has(wanted.target, size=file.size, sha256=file.sha256)
         return False
-
-    def _known_place(self, stem: str, kind: str, directory: Path) -> Path:
-        """Return where the file was put before, in this directory, or where it belongs."""
-        for file in self._job.record.files:
-            path = Path(file.path)
-            if (file.stem, file.format) == (stem, kind) and directory in path.parents:
-                return path
-        return self._room.place(self._job, directory, stem, kind)
 
     def _url(self, stem: str, kind: str) -> str:
         links = self._links.get(stem, StemLinks())
