@@ -18,12 +18,14 @@ from aiohttp import BodyPartReader, web
 from musicgpt_async.emulator.catalogue import DEFAULT_STEMS, PREPROCESSING, STEMS
 from musicgpt_async.emulator.vendor import Refusal, Upload, invalid
 
+_HEAD = 4096
+
 BLOCK = 1 << 20
 """Bytes gathered before they are written to disk, off the event loop."""
 
 
 class _Sink:
-    """Takes the bytes of one upload, at a write for each `BLOCK`, one write at a time."""
+    """Takes the bytes of one upload; a block is written while the next one is gathered."""
 
     def __init__(self, executor: Executor, directory: Path | None) -> None:
         self._executor = executor
@@ -31,13 +33,19 @@ class _Sink:
         self._file: BinaryIO | None = None
         self._gathered: list[bytes] = []
         self._pending = 0
+        self._writing: asyncio.Future[None] | None = None
+        self._head = b""
         self.size = 0
-        self.fingerprint = ""
         self.path: Path | None = None
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells uploads apart well enough for pseudo-audio, at no cost."""
+        return f"{self.size}-{zlib.crc32(self._head):08x}"
+
     async def write(self, chunk: bytes) -> None:
-        if not self.size:
-            self.fingerprint = f"{zlib.crc32(chunk[:4096]):08x}"
+        if len(self._head) < _HEAD:
+            self._head += chunk[: _HEAD - len(self._head)]
         self.size += len(chunk)
         if self._directory is None:
             return
@@ -47,8 +55,18 @@ class _Sink:
             await self._flush()
 
     async def _flush(self) -> None:
+        await self._wait()
         blocks, self._gathered, self._pending = self._gathered, [], 0
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._store, blocks)
+        loop = asyncio.get_running_loop()
+        self._writing = loop.run_in_executor(self._executor, self._store, blocks)
+
+    async def _wait(self) -> None:
+        """Wait for the write under way; who is cancelled here leaves it to end by itself."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+            if error := self._writing.exception():
+                self._writing = None
+                raise error
 
     def _store(self, blocks: list[bytes]) -> None:
         if self._file is None:
@@ -61,6 +79,7 @@ class _Sink:
             return
         if keep:
             await self._flush()
+        await self._wait()
         await asyncio.get_running_loop().run_in_executor(self._executor, self._end, keep)
 
     def _end(self, keep: bool) -> None:
@@ -144,7 +163,7 @@ def _validated(fields: dict[str, str], name: str | None, sink: _Sink) -> Upload:
         file_name=name,
         size=sink.size,
         audio=sink.path,
-        fingerprint=f"{sink.size}-{sink.fingerprint}" if name else f"url-{url}",
+        fingerprint=sink.fingerprint if name else f"url-{url}",
     )
 
 

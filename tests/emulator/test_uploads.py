@@ -122,6 +122,24 @@ async def test_memory_stays_flat(open_account: Any) -> None:
     assert peak < 24 << 20
 
 
+async def test_how_the_audio_was_cut_up_does_not_matter(open_account: Any) -> None:
+    """The same audio has the same fingerprint, and so the same pseudo-audio, piece by piece."""
+    audio = os.urandom(10_000)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for begin in range(0, len(audio), 100):
+            yield audio[begin : begin + 100]
+            await asyncio.sleep(0)
+
+    async with open_account() as me:
+        form = aiohttp.FormData()
+        form.add_field("audio_file", pieces(), filename="song.wav")
+        await me.api("POST", "/Extraction", data=form)
+        await me.submit(audio)
+        in_pieces, whole = me.vendor.submissions
+    assert in_pieces.upload.fingerprint == whole.upload.fingerprint
+
+
 async def test_audio_can_be_thrown_away(open_account: Any) -> None:
     """For benchmarks uploads are counted and not kept."""
     async with open_account(keep_audio=False) as me:
