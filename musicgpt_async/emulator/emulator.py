@@ -118,8 +118,10 @@ class Emulator:
                 raise ValueError("keep_audio=False leaves nothing to separate: separate=False")
         if not callable(webhooks):
             deliveries(webhooks)  # refuses a name there is none of
-        self.api_key = api_key
-        self.faults = Script(faults)
+        self.api_key: str = api_key
+        """The key that is accepted."""
+        self.faults: Script = Script(faults)
+        """The faults to come; see `script`."""
         self.deliveries: list[Delivered] = []
         """Every attempt at a webhook delivery, in order, and what it got."""
         self.requests: deque[Exchange] = deque(maxlen=REQUESTS_KEPT)
@@ -141,9 +143,9 @@ class Emulator:
         )
         self._stack = AsyncExitStack()
         self._leaked: list[str] = []
-        self.url = ""
+        self.url: str = ""
         """The root of the API host, such as http://127.0.0.1:40001."""
-        self.files_url = ""
+        self.files_url: str = ""
         """The root of the file host."""
 
     @property

@@ -23,7 +23,7 @@ from musicgpt_async.emulator.webhooks import Delivery, Postman
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
 
@@ -140,7 +140,7 @@ class Jobs:
         except UnreadableAudioError as error:
             return error
         except Exception:  # a defect of the emulator's must not leave a conversion unfinished
-            logger.exception("conversion %s broke the emulator", submission.conversion_id)
+            _logger.exception("conversion %s broke the emulator", submission.conversion_id)
             return RuntimeError("Internal error")
 
     async def _wait(self, submission: Submission, plan: Sequence[Delivery]) -> None:

@@ -40,7 +40,7 @@ class Masks:
         loudness = centre + side
         self.frequencies = frequencies
         self.centred: Floats = (centre**2 + _TINY) / (centre**2 + 4 * side**2 + _TINY)
-        self.percussive = _percussive(loudness)
+        self.percussive: Floats = _percussive(loudness)
         cleaned = np.ones_like(loudness)
         for option in preprocessing:
             cleaned *= PREPROCESSORS[option](loudness)
