@@ -28,6 +28,7 @@ class Request:
 
     @property
     def path(self) -> str:
+        """The target of the request line."""
         return self.line.split(" ")[1]
 
 
@@ -54,6 +55,7 @@ class Peer:
         return attrs.evolve(head, body=await self.reader.readexactly(length))
 
     async def say(self, data: bytes) -> None:
+        """Send these very bytes."""
         self.writer.write(data)
         await self.writer.drain()
 
@@ -91,6 +93,7 @@ class Server:
 
     @property
     def url(self) -> str:
+        """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
 
 
@@ -138,7 +141,7 @@ async def serving(handler: Handler, *, window: int | None = None) -> AsyncIterat
 
 @pytest.fixture
 def serve() -> Serve:
-    """Start a raw server: ``async with serve(handler) as server``."""
+    """Start raw servers, for as long as a block takes."""
     return serving
 
 
@@ -162,7 +165,7 @@ async def _opened(**settings: object) -> AsyncIterator[Transport]:
 
 @pytest.fixture
 def lanes() -> Callable[..., AbstractAsyncContextManager[Transport]]:
-    """Open a transport: ``async with lanes(request_timeout=1) as transport``."""
+    """Open transports with the settings given, for as long as a block takes."""
     return _opened
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
 
@@ -33,10 +34,12 @@ MIB = 1 << 20
 
 
 def mp3(size: int) -> bytes:
+    """Make what passes for an MP3."""
     return b"\xff\xfb\x90\x00" + secrets.token_bytes(size - 4)
 
 
 def wav(size: int) -> bytes:
+    """Make a WAV whose header tells its size."""
     return b"RIFF" + (size - 8).to_bytes(4, "little") + b"WAVE" + secrets.token_bytes(size - 12)
 
 
@@ -73,6 +76,7 @@ class Host:
     requests: list[dict[str, str]] = attrs.field(factory=list)
 
     async def __call__(self, peer: Any) -> None:
+        """Do what is planned, then serve."""
         while True:
             request = await peer.request()
             self.requests.append(request.headers)
@@ -80,6 +84,7 @@ class Host:
             await step(peer, request)
 
     async def serve(self, peer: Any, request: Any, *, cut: int | None = None) -> None:
+        """Serve what was asked for, cut after so many bytes."""
         start = self._start(request)
         piece = self.data[start:]
         headers = {"Content_Type": "audio/mpeg", "Content_Length": str(len(piece))}
@@ -109,6 +114,8 @@ class Host:
 
 
 def say(status: int, body: bytes = b"", **headers: str) -> Callable[[Any, Any], Any]:
+    """Answer once with these."""
+
     async def step(peer: Any, _: Any) -> None:
         await peer.answer(status, body, **headers)
 
@@ -136,7 +143,15 @@ def held(path: Path) -> list[str]:
     return found
 
 
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait for what another process, thread or kernel does."""
+    with anyio.fail_after(LONG):
+        while not condition():  # noqa: ASYNC110 - none of them sets an event
+            await anyio.sleep(0.002)
+
+
 def nothing_lies_in(directory: Path) -> bool:
+    """Tell whether a directory is empty and nothing in it is open."""
     return not list(directory.iterdir()) and not held(directory)
 
 
@@ -182,8 +197,7 @@ async def test_an_older_file_is_replaced_at_once_and_only_by_a_whole_one(
 
     async def in_halves(peer: Any, _: Any) -> None:
         await peer.answer(200, host.data[: 2 * MIB], Content_Length=str(len(host.data)))
-        while not list(tmp_path.glob(".*.part")):
-            await anyio.sleep(0.002)
+        await until(lambda: list(tmp_path.glob(".*.part")))
         seen.append(target.read_bytes())
         await peer.say(host.data[2 * MIB :])
 
@@ -390,9 +404,7 @@ async def test_a_range_beyond_the_end_starts_over(serve: Any, get: Get, tmp_path
 
 
 @pytest.mark.parametrize("status", [204, 400, 401, 403, 404, 410, 451])
-async def test_a_refusal_is_told_at_once(
-    status: int, serve: Any, get: Get, tmp_path: Path
-) -> None:
+async def test_a_refusal_is_told_at_once(status: int, serve: Any, get: Get, tmp_path: Path) -> None:
     """One request, the status in the error, and no signature in its message."""
     host = Host(b"", plan=[say(status, b"<Error>AccessDenied</Error>" if status > 300 else b"")])
     async with serve(host) as server:
@@ -442,7 +454,7 @@ async def test_a_host_that_stops_sending_is_asked_again(
     """A stalled read goes on from where it stopped."""
     host = Host(mp3(4 * MIB))
 
-    async def stall(peer: Any, request: Any) -> None:
+    async def stall(peer: Any, _: Any) -> None:
         headers = {"Content-Length": str(len(host.data)), "ETag": '"one"'}
         await peer.answer(200, host.data[: 3 * MIB], **headers)
         await peer.rest()
@@ -515,13 +527,11 @@ async def test_a_host_that_announces_less_than_the_wav_has_is_not_believed(
     assert nothing_lies_in(tmp_path)
 
 
-def chunked(
-    pieces: list[bytes], *, end: bool = True, extra: str = ""
-) -> Callable[[Any, Any], Any]:
+def chunked(pieces: list[bytes], *, end: bool = True, extra: str = "") -> Callable[[Any, Any], Any]:
+    """Answer in chunks, with or without the last one."""
+
     async def step(peer: Any, _: Any) -> None:
-        await peer.say(
-            f"HTTP/1.1 200 OK\r\n{extra}Transfer-Encoding: chunked\r\n\r\n".encode()
-        )
+        await peer.say(f"HTTP/1.1 200 OK\r\n{extra}Transfer-Encoding: chunked\r\n\r\n".encode())
         for piece in pieces:
             await peer.say(b"%x\r\n%b\r\n" % (len(piece), piece))
         if end:
@@ -659,9 +669,7 @@ async def test_no_redirect_leads_into_a_private_network(
     assert nothing_lies_in(tmp_path)
 
 
-async def test_redirects_that_do_not_end_are_given_up(
-    serve: Any, get: Get, tmp_path: Path
-) -> None:
+async def test_redirects_that_do_not_end_are_given_up(serve: Any, get: Get, tmp_path: Path) -> None:
     """A circle of redirects is an error after a few hops."""
     host = Host(b"", plan=[say(302, Location="/again")] * 1000)
     async with serve(host) as server:
@@ -830,7 +838,7 @@ async def stalling(serve: Any) -> AsyncIterator[tuple[Any, anyio.Event]]:
 @pytest.mark.parametrize("how", ["task", "scope"])
 async def test_cancelling_leaves_no_part(how: str, serve: Any, get: Get, tmp_path: Path) -> None:
     """Whoever cancels a download finds no half file and no open descriptor."""
-    async with stalling(serve) as (server, sent):
+    async with stalling(serve) as (server, _):
         written = anyio.Event()
 
         async def download() -> None:
@@ -849,9 +857,7 @@ async def test_cancelling_leaves_no_part(how: str, serve: Any, get: Get, tmp_pat
                 await written.wait()
                 assert list(tmp_path.glob(".*.part"))
                 group.cancel_scope.cancel()
-        with anyio.fail_after(LONG):
-            while not nothing_lies_in(tmp_path):
-                await anyio.sleep(0.005)
+        await until(lambda: nothing_lies_in(tmp_path))
 
 
 class _Slow(ThreadPoolExecutor):
@@ -882,10 +888,9 @@ async def test_cancelling_while_the_part_is_made_leaves_none(
     async with serve(Host(mp3(100))) as server:
         with _Slow() as threads:
             task = asyncio.create_task(get(server.url, tmp_path / "a.mp3", executor=threads))
-            while not threads.worked.is_set():
-                await anyio.sleep(0.002)
+            await until(threads.worked.is_set)
             task.cancel()
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             threads.free.set()
             with pytest.raises(asyncio.CancelledError):
                 await task

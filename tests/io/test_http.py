@@ -21,7 +21,6 @@ from musicgpt_async._rules.protocol import Answer
 from musicgpt_async._rules.retrying import Verdict, submit_verdict
 from musicgpt_async.errors import (
     APIError,
-    AuthenticationError,
     ConfigurationError,
     MusicGPTError,
     ProtocolError,
@@ -42,6 +41,7 @@ async def _nothing() -> None:
 
 
 async def submit(transport: Transport, url: str, data: bytes = b"sound") -> Answer:
+    """Send a small track."""
     with ThreadPoolExecutor(1) as executor:
         async with upload.opened(track_of(("a.wav", data)), executor) as content:
             body = Body(
@@ -55,6 +55,7 @@ async def submit(transport: Transport, url: str, data: bytes = b"sound") -> Answ
 
 
 async def fetch(transport: Transport, url: str) -> tuple[int, bytes]:
+    """Bring a file down whole."""
     async with transport.fetch(url, {}) as response:
         return response.status, await response.read()
 
@@ -75,6 +76,7 @@ class Echo:
         self._answer = status, body, headers
 
     async def __call__(self, peer: Any) -> None:
+        """Answer for as long as the client asks."""
         status, body, headers = self._answer
         while True:
             self.requests.append((peer.number, await peer.request()))
@@ -99,7 +101,7 @@ async def test_the_key_goes_on_api_calls_alone(serve: Any, lanes: Any) -> None:
     assert file.headers["accept-encoding"] == "identity"
 
 
-def test_the_key_shows_stars(lanes: Any) -> None:
+def test_the_key_shows_stars() -> None:
     """Wherever a program shows its values, the key does not show."""
     key = SecretKey(KEY)
     assert (repr(key), f"{key!r}", repr([key]), repr({"a": key})) == (
@@ -176,12 +178,20 @@ FAULTY = [
 
 async def _failure(transport: Transport, call: str, url: str) -> MusicGPTError:
     with pytest.raises(MusicGPTError) as caught:
-        if call == "ask":
-            answer = await transport.ask(url, {"task_id": "t"})
-        else:
-            answer = await submit(transport, url)
-        protocol.read(answer, now=time.time(), what="The call")
+        await _called(transport, call, url)
     return caught.value
+
+
+async def _called(transport: Transport, call: str, url: str) -> None:
+    match call:
+        case "ask":
+            answer = await transport.ask(url, {"task_id": "t"})
+        case "send":
+            answer = await submit(transport, url)
+        case _:
+            await fetch(transport, url)
+            return
+    protocol.read(answer, now=time.time(), what="The call")
 
 
 def _seen_by_a_crash_reporter(error: BaseException) -> str:
@@ -259,6 +269,7 @@ async def test_a_redirect_that_repeats_the_key_does_not_show_it(serve: Any, lane
 
 @pytest.fixture
 def unused_port() -> Iterator[int]:
+    """A port at which nobody listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))  # bound and not listening: whoever connects is refused
         yield sock.getsockname()[1]
@@ -314,7 +325,7 @@ async def test_downloads_do_not_starve_looks(serve: Any, lanes: Any) -> None:
             for number in range(12):
                 group.start_soon(fetch, transport, f"{server.url}/{number}")
             with anyio.fail_after(PATIENCE):
-                while server.open < 3:
+                while server.open < 3:  # noqa: ASYNC110 - the kernel sets no event
                     await anyio.sleep(0.005)
                 answer = await transport.ask(f"{server.url}/look", {"a": "b"})
             assert answer.status == 200
@@ -368,7 +379,9 @@ async def test_a_proxys_page_becomes_an_error_with_its_status(serve: Any, lanes:
     assert len(str(error)) < 600
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[1]", b'"x"', b"null", b"\xff\xfe", b"{" * 5000])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[1]", b'"x"', b"null", b"\xff\xfe", b"{" * 5000]
+)
 async def test_a_yes_that_cannot_be_read_is_a_protocol_error(
     body: bytes, serve: Any, lanes: Any
 ) -> None:
@@ -411,13 +424,7 @@ async def test_silence_ends_in_a_stalled_error(call: str, serve: Any, lanes: Any
     """A server that accepts and says nothing is given up after the request timeout."""
     async with serve(_silence) as server, lanes(request_timeout=0.3) as transport:
         with anyio.fail_after(PATIENCE), pytest.raises(StalledError) as caught:
-            match call:
-                case "ask":
-                    await transport.ask(server.url, {})
-                case "send":
-                    await submit(transport, server.url)
-                case _:
-                    await fetch(transport, server.url)
+            await _called(transport, call, server.url)
     assert isinstance(caught.value, TimeoutError)
     assert isinstance(caught.value, ConnectionError)
 
@@ -483,6 +490,7 @@ class Proxy:
         self._status = status
 
     async def __call__(self, peer: Any) -> None:
+        """Take one request."""
         request = await peer.request()
         self.requests.append(request)
         if request.line.startswith("CONNECT"):
@@ -516,7 +524,7 @@ async def test_proxies_of_the_environment_are_used(
 async def test_a_tunnel_is_asked_for_without_the_key(
     serve: Any, lanes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """https goes through CONNECT, whose head never holds the key; a refusal delivers nothing."""
+    """Https goes through CONNECT, whose head never holds the key; a refusal delivers nothing."""
     proxy = Proxy()
     async with serve(proxy) as server:
         monkeypatch.setenv("https_proxy", server.url)
@@ -615,7 +623,7 @@ async def test_the_guard_is_for_links_not_for_the_api(serve: Any, lanes: Any) ->
 
 
 async def test_a_file_is_given_as_it_is_on_the_wire(serve: Any, lanes: Any) -> None:
-    """Nothing is unpacked on the way, so that sizes and ranges stay true; nor is a link rewritten."""
+    """Nothing is unpacked on the way, so that sizes and ranges stay true; nor is a link."""
     packed = gzip.compress(b"sound")
     echo = Echo(200, packed, Content_Encoding="gzip")
     async with serve(echo) as server, lanes() as transport:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import socket
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -51,12 +52,14 @@ async def _nothing() -> None:
 
 
 def body_of(content: Content | None, **settings: Any) -> Body:
+    """Make one attempt's body."""
     given = {"stall_timeout": 30.0, "hand_over": _nothing, "progress": lambda _: None, **settings}
     return Body(given.pop("fields", FIELDS), content, **given)
 
 
 @asynccontextmanager
 async def opened(source: Any, executor: ThreadPoolExecutor) -> AsyncIterator[Content]:
+    """Open a source that has content."""
     track = source if isinstance(source, Track) else track_of(source)
     async with upload.opened(track, executor) as content:
         assert content is not None
@@ -64,6 +67,7 @@ async def opened(source: Any, executor: ThreadPoolExecutor) -> AsyncIterator[Con
 
 
 def song(path: Path, size: int) -> bytes:
+    """Write a track and return its bytes."""
     data = secrets.token_bytes(min(size, BLOCK))
     whole = (data * (size // len(data) + 1))[:size]
     path.write_bytes(whole)
@@ -81,6 +85,7 @@ def parts_of(request: Any) -> list[tuple[bytes, bytes]]:
 
 
 def closing(body: Body) -> bytes:
+    """The closing boundary, which has to go out last."""
     return body._tail
 
 
@@ -95,8 +100,9 @@ def held(path: Path) -> list[str]:
 
 
 async def until(condition: Callable[[], Any]) -> None:
+    """Wait for what another process or the kernel does."""
     with anyio.fail_after(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - neither sets an event
             await anyio.sleep(0.002)
 
 
@@ -108,6 +114,7 @@ class Recorder:
     peers: list[int] = attrs.field(factory=list)
 
     async def __call__(self, peer: Any) -> None:
+        """Read whole submits for as long as the client sends them."""
         while True:
             self.requests.append(await peer.request())
             self.peers.append(peer.number)
@@ -435,7 +442,8 @@ async def test_empty_bytes_and_streams_are_refused(
 
 
 @pytest.mark.parametrize(
-    "error", [ConnectionResetError("gone"), TimeoutError("slow"), RuntimeError("odd"), KeyError("k")]
+    "error",
+    [ConnectionResetError("gone"), TimeoutError("slow"), RuntimeError("odd"), KeyError("k")],
 )
 async def test_a_stream_that_breaks_off_is_the_tracks_fault(
     error: Exception, executor: ThreadPoolExecutor
@@ -471,7 +479,7 @@ class _Unreadable:
 async def test_a_read_error_midway_is_kept_as_what_it_is(
     error: Exception, serve: Any, lanes: Any
 ) -> None:
-    """aiohttp reports a failed read as a network fault; the body keeps the true one."""
+    """Aiohttp reports a failed read as a network fault; the body keeps the true one."""
     received: list[bytes] = []
 
     async def listen(peer: Any) -> None:
@@ -607,8 +615,7 @@ def test_the_file_is_closed_though_the_shared_threads_are_busy(
             free.set()
         path = kept[0]._file.name
         with anyio.fail_after(2):
-            while held(path) or (kind == "stream" and os.path.exists(path)):
-                await anyio.sleep(0.01)
+            await until(lambda: not held(path) and (kind == "path" or not Path(path).exists()))
 
     try:
         asyncio.run(main())
@@ -679,7 +686,7 @@ async def test_a_slow_upload_outlasts_every_timeout(
 async def test_a_total_timeout_of_the_callers_session_does_not_cut_an_upload(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """aiohttp's total (300 s by default) covers upload and answer together: it must not apply."""
+    """Aiohttp's total (300 s by default) covers upload and answer together: it must not apply."""
     song(tmp_path / "a.wav", BLOCK)
 
     async def take_longer(peer: Any) -> None:
@@ -700,7 +707,7 @@ async def test_a_total_timeout_of_the_callers_session_does_not_cut_an_upload(
 
 @pytest.mark.parametrize("status", [402, 413, 429])
 @pytest.mark.parametrize("manner", ["keeps reading", "stops reading", "hangs up"])
-async def test_an_early_answer_is_read(
+async def test_an_early_answer_is_read(  # noqa: PLR0917 - pytest's fixtures
     status: int,
     manner: str,
     tmp_path: Path,
@@ -856,8 +863,7 @@ async def test_no_server_at_all_is_not_delivered(
 
 @pytest.fixture
 def unused_port() -> Iterator[int]:
-    import socket  # noqa: PLC0415 - nothing else here needs it
-
+    """A port at which nobody listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))  # bound and not listening: whoever connects is refused
         yield sock.getsockname()[1]
@@ -910,7 +916,9 @@ async def test_file_names_arrive_at_aiohttp_and_starlette(
             opened((name, b"sound") if "/" not in name else name, executor) as content,
         ):
             await transport.send(server.url, body_of(content))
-            answer = await transport.send(f"http://127.0.0.1:{runner.addresses[0][1]}/", body_of(content))
+            answer = await transport.send(
+                f"http://127.0.0.1:{runner.addresses[0][1]}/", body_of(content)
+            )
     finally:
         await runner.cleanup()
     assert answer.status == 200

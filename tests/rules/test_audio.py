@@ -11,6 +11,7 @@ from musicgpt_async._rules.audio import WAV_HEADER, refusal, wav_size
 
 
 def real_wav(frames: int) -> bytes:
+    """Write silence as Python writes it."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setnchannels(2)
@@ -53,7 +54,8 @@ def test_what_the_host_calls_text_is_no_audio(content_type: str) -> None:
     [real_wav(10), b"ID3\x04", b"\xff\xfb\x90\x00", b"\xff\xf3", b"fLaC", b"OggS", b"\x00" * 40],
 )
 @pytest.mark.parametrize(
-    "content_type", ["audio/wav", "audio/mpeg", "binary/octet-stream", "application/octet-stream", ""]
+    "content_type",
+    ["audio/wav", "audio/mpeg", "binary/octet-stream", "application/octet-stream", ""],
 )
 def test_audio_is_let_through(head: bytes, content_type: str) -> None:
     """WAV, MP3 with and without tags, and what the host has no name for."""
@@ -73,7 +75,9 @@ def test_a_writer_that_could_not_seek_says_nothing(size: int) -> None:
     assert wav_size(b"RIFF" + size.to_bytes(4, "little") + b"WAVEfmt ") is None
 
 
-@pytest.mark.parametrize("head", [b"", b"RIFF", b"RIFF\x10\0\0\0WAV", b"RIFX\x10\0\0\0WAVE", b"\xff" * 20])
+@pytest.mark.parametrize(
+    "head", [b"", b"RIFF", b"RIFF\x10\0\0\0WAV", b"RIFX\x10\0\0\0WAVE", b"\xff" * 20]
+)
 def test_what_is_no_wav_says_nothing(head: bytes) -> None:
     """Too short, another kind, another byte order."""
     assert wav_size(head) is None

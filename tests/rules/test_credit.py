@@ -56,12 +56,8 @@ def test_what_was_not_accepted_costs_nothing() -> None:
     assert credit.estimated == 0.0
 
 
-@given(
-    most=st.floats(0.1, 100), costs=st.lists(st.floats(0.0, 20.0) | st.none(), max_size=60)
-)
-def test_the_limit_is_passed_by_less_than_one_track(
-    most: float, costs: list[float | None]
-) -> None:
+@given(most=st.floats(0.1, 100), costs=st.lists(st.floats(0.0, 20.0) | st.none(), max_size=60))
+def test_the_limit_is_passed_by_less_than_one_track(most: float, costs: list[float | None]) -> None:
     """However the estimates fall, only the last track reaches past it."""
     credit = Credit(most)
     before = 0.0

@@ -64,6 +64,7 @@ EMBEDDED = [
 
 
 def host_of(address: str) -> str:
+    """An address as it stands in a URL."""
     return f"[{address}]" if ":" in address else address
 
 
@@ -90,7 +91,9 @@ def test_ipv4_inside_ipv6_is_judged_by_what_it_leads_to(address: str) -> None:
     assert not is_public(address)
 
 
-@pytest.mark.parametrize("address", ["", "x", "1.2.3", "1.2.3.4.5", "::g", "8.8.8.8/32", "8.8.8.8 "])
+@pytest.mark.parametrize(
+    "address", ["", "x", "1.2.3", "1.2.3.4.5", "::g", "8.8.8.8/32", "8.8.8.8 "]
+)
 def test_a_garbled_address_is_not_public(address: str) -> None:
     """What cannot be read cannot be trusted."""
     assert not is_public(address)
@@ -195,7 +198,7 @@ def test_public_links_pass(link: str) -> None:
         "017700000001",
         "127.0.0.01",
         "①②⑦.0.0.1",
-        "１２７.0.0.1",
+        "\uff11\uff12\uff17.0.0.1",
         "127。0。0。1",
         "0x7f000001",
         "0x7f.1",
@@ -253,7 +256,7 @@ def test_a_refusal_of_what_is_no_url_shows_no_signature() -> None:
     ],
 )
 def test_a_base_url_loses_its_trailing_slash(given_: str, expected: str) -> None:
-    """https anywhere, http on this machine alone."""
+    """Https anywhere, http on this machine alone."""
     assert checked_base_url(given_) == expected
 
 

@@ -15,10 +15,12 @@ SENT = datetime(2025, 6, 1, 12, 0, tzinfo=UTC).timestamp()
 
 
 def lost(id_: str = "job", **facts: Any) -> JobRecord:
+    """A submit whose answer was lost."""
     return JobRecord(**{"id": id_, "fingerprint": "f", "source": "a", "sent_at": SENT, **facts})
 
 
 def entry(task_id: str = "task", *, after: float = 1.0, **fields: Any) -> Conversion:
+    """One entry of the account's listing."""
     created = datetime.fromtimestamp(SENT + after, UTC).isoformat()
     (one,) = read_listing({"conversions": [{"task_id": task_id, "createdAt": created, **fields}]})
     return one
@@ -27,6 +29,7 @@ def entry(task_id: str = "task", *, after: float = 1.0, **fields: Any) -> Conver
 def found(
     records: list[JobRecord], listing: list[Conversion], claimed: set[str] | None = None
 ) -> dict[str, str]:
+    """What is certain: job and task."""
     certain = matches(records, listing, claimed=claimed or set())
     return {job: conversion.task_id for job, conversion in certain.items()}
 
@@ -42,7 +45,9 @@ def test_an_entry_of_another_moment_is_not(after: float) -> None:
     assert found([lost()], [entry(after=after)]) == {}
 
 
-@pytest.mark.parametrize("created", [None, "", "yesterday", 17, "9999-99-99", "2025-06-01T12:00:01"])
+@pytest.mark.parametrize(
+    "created", [None, "", "yesterday", 17, "9999-99-99", "2025-06-01T12:00:01"]
+)
 def test_a_moment_that_cannot_be_read_is_no_moment(created: Any) -> None:
     """Without a time an entry fits nothing; one without a zone is in UTC."""
     expected = {"job": "task"} if created == "2025-06-01T12:00:01" else {}

@@ -63,6 +63,7 @@ NAMES = st.text(max_size=300) | st.sampled_from(HOSTILE)
 
 
 def is_one_component(name: str) -> bool:
+    """Tell whether a name is one part of a path, here and on Windows."""
     return (
         bool(name)
         and name not in (".", "..")
@@ -116,9 +117,7 @@ def test_names_keep_what_can_be_kept(name: str, expected: str) -> None:
 
 @given(track=NAMES, stem=NAMES, ext=st.sampled_from(["wav", "mp3", "../x", ""]))
 @pytest.mark.parametrize("template", [DEFAULT_TEMPLATE, "{track}/{stem}.{ext}", "{stem}{ext}"])
-def test_no_name_leads_out_of_the_directory(
-    template: str, track: str, stem: str, ext: str
-) -> None:
+def test_no_name_leads_out_of_the_directory(template: str, track: str, stem: str, ext: str) -> None:
     """Track, stem and ending together stay as many parts deep as the layout says."""
     directory = Path("/music/out")
     path = target(directory, template, track=track, stem=stem, ext=ext)
@@ -160,7 +159,13 @@ def test_a_field_in_a_name_is_not_filled_in() -> None:
 
 @pytest.mark.parametrize(
     "template",
-    [DEFAULT_TEMPLATE, "{stem}.{ext}", "{track}/{stem}.{ext}", "a/b/{stem}/{track}.{ext}", "{{{stem}}}.{ext}"],
+    [
+        DEFAULT_TEMPLATE,
+        "{stem}.{ext}",
+        "{track}/{stem}.{ext}",
+        "a/b/{stem}/{track}.{ext}",
+        "{{{stem}}}.{ext}",
+    ],
 )
 def test_layouts_that_keep_files_apart_are_taken(template: str) -> None:
     """Fields in any order, with directories."""

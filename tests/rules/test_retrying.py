@@ -70,6 +70,7 @@ BY_FAILURE = {
 
 
 def error_of(status: int, body: bytes = b"") -> MusicGPTError:
+    """Return the error that an answer makes."""
     with pytest.raises(MusicGPTError) as caught:
         protocol.read(Answer(status, {}, body), now=0.0, what="The submit")
     return caught.value
@@ -86,7 +87,7 @@ def test_every_status_has_the_verdict_that_was_promised(
 
 
 @pytest.mark.parametrize("delivered", [False, True])
-@pytest.mark.parametrize(("error", "verdicts"), BY_FAILURE.items(), ids=lambda each: str(each))
+@pytest.mark.parametrize(("error", "verdicts"), BY_FAILURE.items(), ids=str)
 def test_every_failure_has_the_verdict_that_was_promised(
     error: MusicGPTError, verdicts: tuple[Verdict, Verdict], delivered: bool
 ) -> None:
