@@ -119,7 +119,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types inside, and that every public name has one."""
-    session.install("--quiet", "-e", ".[all]", *group("types"))
+    session.install("--quiet", ".[all]", *group("types"))
     session.run("mypy")
     session.run("pyright", "--verifytypes", "musicgpt_async", "--ignoreexternal")
 

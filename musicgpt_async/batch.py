@@ -77,8 +77,9 @@ Sources = Iterable[AudioSource | Item] | AsyncIterable[AudioSource | Item]
 class Session(Protocol):
     """What a batch needs of a session."""
 
-    def submit(self, source: AudioSource, **options: Any) -> ExtractionJob:
-        """Submit a track."""
+    @property
+    def submit(self) -> Callable[..., ExtractionJob]:
+        """Submits a track."""
 
     def announce(self, job: ExtractionJob, directory: Path, format: AudioFormat) -> None:  # noqa: A002 - as in download()
         """Say where a job's stems are to lie before it has ended."""

@@ -331,7 +331,7 @@ class ExtractionJob:
         self._tell()
 
     def take_up(self, record: JobRecord) -> None:
-        """Become the job that a record remembers, to go on from there; for whoever moves the job."""
+        """Become the job that a record remembers, before it goes on; for whoever moves the job."""
         self._record = attrs.evolve(record, state=JobState.QUEUED)
 
     def note(self, **facts: Any) -> None:

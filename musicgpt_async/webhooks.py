@@ -70,14 +70,14 @@ class WebhookReceiver:
     """
 
     def __init__(self, public_url: str, *, secret: str | bytes | None = None) -> None:
-        self.public_url = _checked_url(public_url)
+        self.public_url: str = _checked_url(public_url)
         self._secret = secret.encode() if isinstance(secret, str) else secret
         if self._secret == b"":
             raise ConfigurationError(
                 "The webhook secret is empty; leave it out, or make one with secrets.token_hex()."
             )
-        self.instance = secrets.token_hex(8)
-        self.inbox = Inbox(self._derived)
+        self.instance: str = secrets.token_hex(8)
+        self.inbox: Inbox = Inbox(self._derived)
         self._core = _Core(_segments(URL(self.public_url).path), self.instance, self.inbox)
 
     def __repr__(self) -> str:

@@ -21,11 +21,13 @@ LOOPS: dict[str, dict[str, Any]] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the choice of the event loop."""
     parser.addoption("--loop", choices=LOOPS, default="asyncio", help="the event loop to test on")
 
 
 @pytest.fixture
 def anyio_backend(pytestconfig: pytest.Config) -> tuple[str, dict[str, Any]]:
+    """Return the event loop that async tests run on."""
     return "asyncio", LOOPS[pytestconfig.getoption("--loop")]
 
 

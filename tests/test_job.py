@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -98,12 +99,10 @@ async def test_accepted_tells_what_the_vendor_said(
 
 
 async def test_done_callbacks_are_called_once_each(session: MusicGPTSession) -> None:
-    """A callback is called in the loop with the handle: before the end or after, and not when
-    it was taken back.
-    """
+    """A callback gets the handle, added before the end or after it; one taken back gets none."""
     job, called = session.submit(TRACK), list[ExtractionJob]()
 
-    def taken_back(job: ExtractionJob) -> None:
+    def taken_back(_: ExtractionJob) -> None:
         raise AssertionError
 
     job.add_done_callback(called.append)
@@ -167,7 +166,9 @@ async def test_a_jobs_events_start_where_it_stands_and_end_with_it(
     assert [type(event) async for event in job.events()] == [events.Completed]
 
 
-async def test_unknown_formats_and_stems_are_refused(session: MusicGPTSession, tmp_path) -> None:
+async def test_unknown_formats_and_stems_are_refused(
+    session: MusicGPTSession, tmp_path: Path
+) -> None:
     """download() names the formats there are, and the stems that the job has."""
     job = session.submit(TRACK, stems=["bass"])
     with pytest.raises(InvalidOptionError, match="wav, mp3, both"):

@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import json
 import logging
+import socket
 import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 import uvicorn
 from aiohttp import web
@@ -36,8 +38,6 @@ FIFTY = Limits(parallel=50, polls_per_minute=500)
 
 def free_port() -> int:
     """Return a port that nobody listens on."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -88,6 +88,7 @@ async def in_fastapi() -> AsyncIterator[WebhookReceiver]:
 
 
 def connected(vendor: Emulator, receiver: WebhookReceiver, **options: Any) -> MusicGPTSession:
+    """Return a session with the vendor whose webhooks come in by the receiver."""
     return MusicGPTSession(
         vendor.api_key, base_url=vendor.base_url, **{"limits": FIFTY, **options}, webhooks=receiver
     )
@@ -113,7 +114,7 @@ async def test_a_batch_finishes_as_it_is_delivered(door: Any) -> None:
     delays = [ended[each.task_id] - each.started for each in vendor.deliveries]
     assert len(delays) == 50
     # Polling alone would come no sooner than the eta of a minute.
-    assert statistics.median(delays) < 0.05 * 10
+    assert statistics.median(delays) < 0.5
     assert vendor.looks <= 60
     assert len(vendor.submissions) == 50
 
@@ -185,11 +186,10 @@ async def test_a_lost_answer_whose_webhook_is_lost_too_is_unknown() -> None:
     """With neither answer nor delivery by the deadline, the job ends as unknown; one submission."""
     faults = [Fault("submit", "drop_before_answer")]
     vendor = Emulator(seconds=0.1, separate=False, webhooks="lost", faults=faults)
-    async with vendor, alone() as receiver:
-        async with connected(vendor, receiver, deadline=1.0) as session:
-            job = session.submit(TRACK)
-            with pytest.raises(SubmissionUnknownError):
-                await job
+    async with vendor, alone() as receiver, connected(vendor, receiver, deadline=1.0) as session:
+        job = session.submit(TRACK)
+        with pytest.raises(SubmissionUnknownError):
+            await job
     assert len(vendor.submissions) == 1
 
 
@@ -210,23 +210,24 @@ async def test_a_delivery_for_an_unfinished_job_finishes_nothing() -> None:
 
 async def test_links_that_byid_leaves_out_come_from_the_delivery() -> None:
     """A WAV link that only the delivery has is used, since it bore the token and the task."""
-    shape = {"wav": False}
-    async with bare_vendor(shape) as (base_url, posts), alone() as receiver:
-        session = MusicGPTSession("key", base_url=base_url, webhooks=receiver)
-        async with session:
-            job = session.submit(TRACK, stems=["bass"])
-            await job.accepted()
-            await posts(
-                json.dumps({"bass": "https://example.com/d.mp3"}),
-                json.dumps({"bass": "https://example.com/d.wav"}),
-            )
-            links = (await job).stems["bass"]
+    async with (
+        bare_vendor() as (base_url, deliver),
+        alone() as receiver,
+        MusicGPTSession("key", base_url=base_url, webhooks=receiver) as session,
+    ):
+        job = session.submit(TRACK, stems=["bass"])
+        await job.accepted()
+        await deliver(
+            json.dumps({"bass": "https://example.com/d.mp3"}),
+            json.dumps({"bass": "https://example.com/d.wav"}),
+        )
+        links = (await job).stems["bass"]
     assert links.mp3 == "https://example.com/byid.mp3"
     assert links.wav == "https://example.com/d.wav"
 
 
 @asynccontextmanager
-async def bare_vendor(_: dict[str, bool]) -> AsyncIterator[tuple[str, Any]]:
+async def bare_vendor() -> AsyncIterator[tuple[str, Any]]:
     """A vendor of a few lines whose byId knows MP3 links alone, and only after a delivery."""
     state: dict[str, Any] = {"status": "PROCESSING"}
 
@@ -241,13 +242,10 @@ async def bare_vendor(_: dict[str, bool]) -> AsyncIterator[tuple[str, Any]]:
         return web.json_response({"success": True, "conversion": conversion})
 
     async def deliver(mp3: str, wav: str) -> None:
-        import aiohttp
-
         state["status"] = "COMPLETED"
         payload = {"success": True, "task_id": "t", "audio_url": mp3, "audio_url_wav": wav}
-        async with aiohttp.ClientSession() as http:
-            async with http.post(state["hook"], json=payload) as answer:
-                assert answer.status == 200
+        async with aiohttp.request("POST", state["hook"], json=payload) as answer:
+            assert answer.status == 200
 
     app = web.Application()
     app.add_routes([web.post("/Extraction", submit), web.get("/byId", look)])
