@@ -292,7 +292,7 @@ def test_an_unknown_budget_begins_at_the_free_plan_and_stays_there_for_two_jobs(
     """Two jobs can be anybody's, so no refusal is risked for them."""
     waiting = schedule(None)
     for n in range(2):
-        waiting.add(f"{n}", now=0.0, eta=10.0)
+        waiting.add(f"{n}", now=0.0, eta=100.0)
     looks = look(waiting, {}, until=3600.0)
     assert waiting.polls_per_minute == 20.0
     assert worst_minute(at for at, _ in looks) <= 20
@@ -325,6 +325,23 @@ def test_no_budget_at_all_is_possible() -> None:
     for n in range(100):
         waiting.add(f"{n}", now=0.0, eta=None, age=None)
     assert len(waiting.due(0.0)) == 100
+
+
+def test_wake_ups_are_gathered_into_ticks() -> None:
+    """A thousand jobs and no budget wake the caller ten times a second at most."""
+    waiting = schedule(math.inf)
+    for n in range(1000):
+        waiting.add(f"{n}", now=0.0, eta=60.0)
+    looks = [at for at, _ in look(waiting, {}, until=60.0)]
+    assert len(set(looks)) <= 601
+    assert len(looks) > 5 * len(set(looks))
+
+
+def test_a_small_budget_waits_for_no_tick() -> None:
+    """Where the budget lets looks come seldom enough, each is made at its own moment."""
+    waiting = schedule(20.0, tick=1.0)
+    waiting.add("job", now=0.0, eta=100.0)
+    assert next_of(waiting) != round(next_of(waiting))
 
 
 def test_a_budget_below_one_is_refused() -> None:
