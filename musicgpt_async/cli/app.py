@@ -17,7 +17,7 @@ from musicgpt_async import InvalidOptionError, MusicGPTError, Preprocessing, Ste
 from musicgpt_async._rules import names
 from musicgpt_async._version import __version__
 from musicgpt_async.cli import output
-from musicgpt_async.cli.running import LAYOUT, Settings
+from musicgpt_async.cli.running import LAYOUT, Plan, Settings
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 
@@ -34,6 +34,7 @@ app = App(
     "The key is read from MUSICGPT_API_KEY, the API's address from MUSICGPT_BASE_URL.",
     version=__version__,
     help_format="markdown",
+    version_format="plaintext",
 )
 app.register_install_completion_command(help="Install completion for your shell.")
 
@@ -50,8 +51,10 @@ class Common:
 
     out: Annotated[Path, Parameter(name=("--out", "-o"))]
     """Directory for the stems; made where there is none. Its journal lies there too."""
+    plan: Plan | None = None
+    """The account's plan; by default its limits are learned."""
     jobs: Annotated[int | None, Parameter(name=("--jobs", "-j")), Positive] = None
-    """Unfinished tracks at the vendor at once; by default what the account turns out to allow."""
+    """Unfinished tracks at the vendor at once; by default as many as the account allows."""
     deadline: Annotated[float | None, Positive] = 3600.0
     """Seconds from its acceptance in which a track has to finish."""
     max_credits: Annotated[float | None, Positive] = None
@@ -71,6 +74,7 @@ class Common:
         """Return the same, checked."""
         return Settings(
             out=self.out,
+            plan=self.plan,
             jobs=self.jobs,
             deadline=self.deadline,
             max_credits=self.max_credits,
@@ -107,7 +111,8 @@ def extract(
         stem: A stem to extract, once for each; by default drums, bass, piano and guitar.
         preprocess: What to do to the song first, once for each.
         format: Which files of each stem.
-        list: CSV or JSON lines with a track a line: source, stems, preprocessing, label.
+        list: CSV or JSON lines with a track a line: source, stems, preprocessing, label. Paths
+            in it start from where it lies.
         force: Submit tracks even if they were submitted before.
         dry_run: List what would be submitted, and send nothing.
         journal: Remember in the output directory what was submitted.

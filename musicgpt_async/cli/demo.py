@@ -43,7 +43,7 @@ async def demonstrate(settings: Settings) -> int:
         raise UsageError(
             'The demo needs numpy and soundfile: pip install "musicgpt-async[emulator]"'
         ) from error
-    make_directory(settings.out)
+    await anyio.to_thread.run_sync(make_directory, settings.out)
     song = await anyio.to_thread.run_sync(compose, settings.out / SONG)
     found: dict[str, Path] = {}
 

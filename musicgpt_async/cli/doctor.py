@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -141,10 +142,9 @@ async def _webhook(
         receiver = WebhookReceiver(public_url)
     except ConfigurationError as error:
         raise UsageError(error.message) from error
-    if hosts.is_loopback(public_url) and not is_rehearsal:
-        yield Finding(
-            f"{public_url} is this machine alone", ok=False, advice="the vendor cannot reach it"
-        )
+    if _is_private(public_url) and not is_rehearsal:
+        advice = "the vendor cannot reach it; use an address that the whole internet can"
+        yield Finding(f"{public_url} is in a private network", ok=False, advice=advice)
         return
     async with AsyncExitStack() as stack:
         try:
@@ -154,6 +154,14 @@ async def _webhook(
             return
         yield Finding(f"the webhook receiver listens on {root}", ok=True)
         yield await _door(receiver, root)
+
+
+def _is_private(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return not hosts.is_public(ip_address(host))
+    except ValueError:  # a name
+        return hosts.is_loopback(url)
 
 
 async def _door(receiver: WebhookReceiver, root: str) -> Finding:

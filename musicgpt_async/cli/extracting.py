@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from functools import partial
 
+import anyio
 import anyio.to_thread
 
 from musicgpt_async import (
@@ -54,7 +56,7 @@ async def resume(settings: Settings) -> int:
     Raises:
         UsageError: There is no journal, or it could not begin.
     """
-    require_journal(settings)
+    await anyio.to_thread.run_sync(require_journal, settings)
     return await Run(settings).execute(partial(_resumed, settings))
 
 
@@ -62,9 +64,12 @@ async def _resumed(
     settings: Settings, session: MusicGPTSession, run: Run
 ) -> AsyncGenerator[Outcome, None]:
     events = session.events()
+    await _wait_for_leases(run)
     jobs = {job.id: job for job in await session.resume()}
     run.tally.total = len(jobs)
-    if not jobs:
+    if others := len(await run.held_by_others()):
+        run.say(f"{count(others, 'track')} left to another process, which is at work.")
+    elif not jobs:
         run.say("There is nothing to take up.")
     for job in jobs.values():
         if job.record.directory is None:  # what has one is downloaded by the session itself
@@ -79,6 +84,13 @@ async def _resumed(
         elif isinstance(event, Failed):
             job = jobs.pop(event.job_id)
             yield Outcome(source=job.record.source, job=job, error=event.error)
+
+
+async def _wait_for_leases(run: Run) -> None:
+    """Wait until the leases of a process that died have run out; a living one renews them."""
+    leases = await run.held_by_others()
+    if leases:
+        await anyio.sleep(max(lease.until for lease in leases.values()) - time.time() + 0.1)
 
 
 async def _download(job: ExtractionJob, settings: Settings) -> None:
@@ -156,7 +168,7 @@ def _as_json(wanted: Wanted, length: int | None, state: JobState | None) -> str:
 
 async def _known(settings: Settings) -> dict[str, JobState]:
     """Return what the journal has already, by fingerprint."""
-    if not settings.journal or not settings.journal_path.is_file():
+    if not settings.journal or not await anyio.Path(settings.journal_path).is_file():
         return {}
     async with Journal(settings.journal_path) as journal:
         return {

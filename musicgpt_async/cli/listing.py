@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import PurePath
+
+import anyio.to_thread
 
 from musicgpt_async import Journal
 from musicgpt_async.cli import output
@@ -11,10 +14,12 @@ from musicgpt_async.cli.extracting import require_journal
 from musicgpt_async.cli.running import Settings
 from musicgpt_async.cli.text import plain
 from musicgpt_async.journal import Lease
-from musicgpt_async.models import JobRecord
+from musicgpt_async.models import JobRecord, JobState
 
 # Widths of the columns; the last one is as long as it needs to be.
 STATE, TASK, CREDITS, FILES = 10, 36, 8, 5
+# States whose reason is worth its room.
+TELLING = (JobState.FAILED, JobState.UNKNOWN)
 
 
 async def show(settings: Settings) -> int:
@@ -24,7 +29,7 @@ async def show(settings: Settings) -> int:
         UsageError: There is no journal.
         JournalError: It cannot be read.
     """
-    require_journal(settings)
+    await anyio.to_thread.run_sync(require_journal, settings)
     async with Journal(settings.journal_path) as journal:
         owners = await journal.owners()
         if not settings.json:
@@ -39,8 +44,8 @@ def as_line(record: JobRecord, lease: Lease | None) -> str:
     """Return a job as a line of the table."""
     cost = record.credit_estimate if record.cost is None else record.cost
     credits_ = "" if cost is None else f"{'~' if record.cost is None else ''}{cost:g}"
-    track = record.label or record.source or record.id
-    told = f"  {record.error}" if record.error else ""
+    track = record.label or PurePath(record.source).name or record.id
+    told = f": {record.error}" if record.error and record.state in TELLING else ""
     busy = "  (in work)" if lease and lease.live else ""
     return plain(
         _columns(

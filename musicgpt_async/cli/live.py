@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -21,6 +22,8 @@ BAR, STATE, DETAIL = 14, 11, 14
 NARROW = 70
 # Lines of a terminal that no track is shown on: the batch's own, "more", and the cursor's.
 OTHER_LINES = 3
+# Columns left free at the end of each line: there a terminal shows the ^C of two interrupts.
+ECHO = 4
 
 
 class LiveScreen(Screen):
@@ -30,6 +33,8 @@ class LiveScreen(Screen):
         board: The tracks on their way.
         totals: Returns the batch's numbers.
     """
+
+    shows_progress = True
 
     def __init__(self, board: Board, totals: Callable[[], Totals]) -> None:
         super().__init__()
@@ -62,20 +67,21 @@ class LiveScreen(Screen):
     def close(self) -> None:
         """Take the bars away and leave the lines."""
         with self._painting, self._console:
-            self._live.update(Text(), refresh=False)
             self._live.stop()
             self._print_lines()
 
     def _print_lines(self) -> None:
         while self._lines:
-            self._console.print(Text(*self._lines.popleft()), soft_wrap=True)
+            text, style = self._lines.popleft()
+            self._console.print(Text(text, style, overflow="fold"))
 
     def _picture(self) -> RenderableType:
         tracks = list(self._board.active.values())
         room = max(1, self._console.height - OTHER_LINES)
         left = [Text(f"… and {len(tracks) - room} more", "dim")] if len(tracks) > room else []
         has_bars = self._console.width >= NARROW
-        return Group(_overall(self._totals()), _table(tracks[:room], has_bars=has_bars), *left)
+        picture = Group(_overall(self._totals()), _table(tracks[:room], has_bars=has_bars), *left)
+        return Constrain(picture, self._console.width - ECHO)
 
 
 def _overall(totals: Totals) -> RenderableType:
@@ -86,7 +92,9 @@ def _overall(totals: Totals) -> RenderableType:
     numbers = Text(f"{ended:,}/{count(totals.total, 'track')}", "bold")
     if totals.failed:
         numbers.append(f"  {totals.failed:,} failed", "red")
-    numbers.append(f"  ~{credit(totals.credits)}  {span(totals.seconds)}")
+    if totals.credits:
+        numbers.append(f"  ~{credit(totals.credits)}")
+    numbers.append(f"  {span(totals.seconds)}")
     line.add_row(ProgressBar(total=max(1, totals.total), completed=ended), numbers)
     return line
 

@@ -70,7 +70,8 @@ def as_json(outcome: Outcome) -> str:
 def as_line(outcome: Outcome) -> str:
     """Return one line for people."""
     if outcome.error is not None:
-        return f"failed  {title(outcome)}: {plain(outcome.error.message)}"
+        track, words = title(outcome), plain(outcome.error.message)
+        return f"failed  {words}" if track in words else f"failed  {track}: {words}"
     parts = [count(sum(map(len, files(outcome).values())), "file")]
     if outcome.extraction and outcome.extraction.cost is not None:
         parts.append(credit(outcome.extraction.cost))
@@ -193,12 +194,12 @@ def left_behind(
     found = []
     if jobs:
         found.append(f"{count(len(jobs), 'track')} still running at the vendor:")
-        found += [f"  {plain(job.title)}  {_task(job.task_id)}" for job in jobs]
+        found += [f"  {_task(job.task_id)}  {plain(job.title)}" for job in jobs]
     if finished:
         found.append(f"{count(len(finished), 'track')} finished there, with stems not yet here:")
-        found += [f"  {track.title}  {_task(track.task_id)}" for track in finished]
+        found += [f"  {_task(track.task_id)}  {track.title}" for track in finished]
     if found and resume:
-        found.append(f"Take up again with: {resume}")
+        found.append(f"To take up just these: {resume}")
     elif found:
         found.append("There is no journal: in Python, session.attach(task_id) takes them up.")
     return found

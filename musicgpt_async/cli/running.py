@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import anyio
 import anyio.to_thread
@@ -32,14 +32,18 @@ from musicgpt_async.cli import output
 from musicgpt_async.cli.interrupts import Interrupts
 from musicgpt_async.cli.progress import Board
 from musicgpt_async.cli.screen import Totals, screen_for
-from musicgpt_async.cli.text import credit, plain, span
+from musicgpt_async.cli.text import count, credit, plain, span
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.events import Accepted, Event
-from musicgpt_async.journal import was_delivered
+from musicgpt_async.journal import Lease, was_delivered
 from musicgpt_async.session import KEY_VARIABLE
 
 JOURNAL = ".musicgpt-async.sqlite"
+# Seconds after which another process takes over what a killed one was at.
+LEASE = 10.0
 LAYOUT = "{track} - {stem}.{ext}"
+
+Plan = Literal["free", "plus", "pro"]
 
 # After these no other track fares better.
 HOPELESS = (AuthenticationError, ForbiddenError, CreditLimitError, InsufficientCreditsError)
@@ -53,7 +57,8 @@ class Settings:
         out: Where the stems are to lie.
         format: Which files of each stem.
         layout: The template of the files' names.
-        jobs: Unfinished at the vendor at once; ``None`` to learn it.
+        plan: The account's; ``None`` to learn its limits.
+        jobs: Unfinished at the vendor at once; ``None`` for as many as the account allows.
         deadline: Seconds from acceptance in which a track has to finish.
         max_credits: Credits after which nothing more is submitted.
         webhook: The public URL that the vendor's webhooks come to.
@@ -68,6 +73,7 @@ class Settings:
     out: Path
     format: AudioFormat = "wav"
     layout: str = LAYOUT
+    plan: Plan | None = None
     jobs: int | None = None
     deadline: float | None = 3600.0
     max_credits: float | None = None
@@ -114,7 +120,7 @@ class Run:
         self._board = Board()
         self._session: MusicGPTSession | None = None
         self._screen = screen_for(self._board, self._totals, quiet=settings.quiet)
-        self._has_journal = False
+        self._journal: Journal | None = None
         self._failure: Exception | None = None
 
     async def execute(self, outcomes: Outcomes) -> int:
@@ -145,30 +151,43 @@ class Run:
             session = MusicGPTSession(
                 settings.api_key,
                 base_url=settings.base_url,
-                limits=limits_of(settings.jobs),
+                limits=limits_of(settings.plan, settings.jobs),
                 webhooks=receiver,
-                journal=self._journal(),
+                journal=self._made_journal(),
                 deadline=settings.deadline,
                 max_credits=settings.max_credits,
                 layout=settings.layout,
             )
-            make_directory(settings.out)
+            await anyio.to_thread.run_sync(make_directory, settings.out)
             if receiver is not None:
                 await stack.enter_async_context(receiver.serve(*settings.listen))
-            return await session.start()
+            await session.start()
+            await self._tell_of_others()
         except MusicGPTError as error:
             raise UsageError(error.message) from error
+        return session
 
-    def _journal(self) -> Journal | None:
-        if not self._settings.journal:
-            return None
-        try:
-            journal = Journal(self._settings.journal_path)
-        except ConfigurationError as error:
-            self._screen.say(f"There will be no journal: {plain(error.message)}", "yellow")
-            return None
-        self._has_journal = True
-        return journal
+    def _made_journal(self) -> Journal | None:
+        if self._settings.journal:
+            try:
+                self._journal = Journal(self._settings.journal_path, lease=LEASE)
+            except ConfigurationError as error:
+                self._screen.say(f"There will be no journal: {plain(error.message)}", "yellow")
+        return self._journal
+
+    async def _tell_of_others(self) -> None:
+        if number := len(await self.held_by_others()):
+            self.say(
+                f"Another process works on {count(number, 'track')} of this journal; "
+                f"if it has died, they are taken over within {LEASE:g} s."
+            )
+
+    async def held_by_others(self) -> dict[str, Lease]:
+        """Return the jobs of the journal that another process holds, or held until it died."""
+        if self._journal is None:
+            return {}
+        owners = await self._journal.owners()
+        return {id_: lease for id_, lease in owners.items() if lease.live and not lease.mine}
 
     async def _work(self, session: MusicGPTSession, outcomes: Outcomes) -> None:
         async with anyio.create_task_group() as tasks:
@@ -231,6 +250,8 @@ class Run:
         if self._interrupts.first is not None or self._failure is not None:
             for line in self._left_behind():
                 self._screen.say(line)
+            if self._journal is not None and self.tally.ended < self.tally.total:
+                self._screen.say("To go on with all: the same command again.")
 
     def _left_behind(self) -> list[str]:
         jobs = [job for job in self._board.released if was_delivered(job.record)]
@@ -238,7 +259,7 @@ class Run:
         return output.left_behind(
             jobs,
             finished,
-            resume=self._settings.resume_command if self._has_journal else None,
+            resume=None if self._journal is None else self._settings.resume_command,
         )
 
     def _exit_code(self) -> int:
@@ -247,8 +268,11 @@ class Run:
         return 1 if self._failure or self.tally.failed else 0
 
 
-def limits_of(jobs: int | None) -> Limits | None:
-    """Return limits that leave the calls a minute to be learned."""
+def limits_of(plan: Plan | None, jobs: int | None) -> Limits | None:
+    """Return what is known of the account; the session learns the rest."""
+    if plan is not None:
+        limits: Limits = getattr(Limits, plan.upper())
+        return limits if jobs is None else attrs.evolve(limits, parallel=jobs)
     return None if jobs is None else cast("Limits", _OnlyJobs(jobs))
 
 

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import re
+import signal
+import socket
+from typing import Any
+
+import anyio
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_it_prints_how_to_reach_it_and_ends_cleanly(shell: Any) -> None:
+    """The first lines are exports that an `extract` can work with; SIGINT ends it with 0."""
+    async with shell.start("emulate", "--seconds", "0.1", "--pretend", "--key", "a key") as running:
+        told = b""
+        with anyio.fail_after(60):
+            while told.count(b"\n") < 2:
+                told += await running.process.stdout.receive()
+        exports = dict(re.findall(r"^export (\w+)='?(.*?)'?$", told.decode(), re.MULTILINE))
+        assert list(exports) == ["MUSICGPT_BASE_URL", "MUSICGPT_API_KEY"]
+        assert exports["MUSICGPT_API_KEY"] == "a key"
+        track = shell.track("song.wav")
+        done = await shell.run(
+            "extract", track, "--out", "o", "--plan", "pro", "--no-journal", **exports
+        )
+        assert done.code == 0, done.err
+        running.interrupt()
+        ended = await running.ended()
+    assert ended.code == 0
+    assert "1 submit accepted" in ended.err
+    assert "Traceback" not in ended.err
+
+
+async def test_it_ends_cleanly_when_it_is_terminated(shell: Any) -> None:
+    """SIGTERM ends it with 0, too."""
+    async with shell.start("emulate", "--pretend") as running:
+        with anyio.fail_after(60):
+            await running.process.stdout.receive()
+        running.interrupt(signal.SIGTERM)
+        ended = await running.ended()
+    assert ended.code == 0
+    assert "0 submits accepted" in ended.err
+
+
+async def test_a_taken_port_is_said(shell: Any) -> None:
+    """A port that somebody else has is wrong usage, in one line."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ended = await shell.run("emulate", "--pretend", "--port", str(server.getsockname()[1]))
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1

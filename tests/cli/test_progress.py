@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import termios
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from rich.cells import cell_len
+
+from musicgpt_async import Extraction, TransportError
+from musicgpt_async.cli.progress import Board
+from musicgpt_async.events import (
+    Accepted,
+    Completed,
+    Downloaded,
+    Downloading,
+    Event,
+    Failed,
+    Looked,
+    Queued,
+    Slowed,
+    Uploading,
+)
+
+CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+UP = re.compile(r"(?:\x1b\[1A\x1b\[2K)+")
+
+
+class Clock:
+    """Stands still until it is set."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return self.now
+
+
+def event(kind: type[Event], job: str = "job", **facts: Any) -> Any:
+    """Make an event of one track, whose name is odd."""
+    return kind(job_id=job, track="A \x1b[31msong", task_id="task", **facts)
+
+
+def test_a_track_is_shown_from_its_upload_to_its_last_file() -> None:
+    """States, shares and speeds follow the events, and nothing stays behind."""
+    clock = Clock()
+    board = Board(clock=clock)
+    board.take(event(Queued))
+    assert not board.active
+    board.take(event(Uploading, sent=0, total=4_000_000))
+    clock.now += 1
+    board.take(event(Uploading, sent=2_000_000, total=4_000_000))
+    track = board.active["job"]
+    assert (track.title, track.state) == ("A \ufffd[31msong", "uploading")
+    assert (track.share(clock.now), track.detail(clock.now)) == (0.5, "2.0 MB/s")
+    board.take(event(Uploading, sent=4_000_000, total=4_000_000))
+    assert track.state == "sent"
+    board.take(event(Accepted, eta=20.0, credit_estimate=1.0))
+    clock.now += 5
+    assert (track.state, track.share(clock.now)) == ("working", 0.25)
+    assert track.detail(clock.now) == "0:05 of ~0:20"
+    board.take(event(Looked, status="IN_PROGRESS"))
+    clock.now += 30
+    assert (track.state, track.share(clock.now)) == ("in progress", 0.99)
+    board.take(event(Completed, extraction=Extraction(task_id="task")))
+    board.take(event(Looked, status="IN_PROGRESS"))
+    assert track.state == "finished"
+    board.take(event(Downloading, stem="bass", format="wav", received=30, total=100))
+    board.take(event(Downloading, stem="drums", format="wav", received=100, total=100))
+    board.take(event(Downloading, stem="bass", format="wav", received=0, total=100))
+    assert (track.state, track.share(clock.now)) == ("fetching", 0.5)
+    board.take(event(Downloaded, files={}))
+    assert not board.active
+
+
+def test_a_track_that_is_refused_goes_back_in_line() -> None:
+    """After a 429 a track is not shown as uploading; a failure takes it off the board."""
+    board = Board()
+    board.take(event(Uploading, sent=1, total=2))
+    board.take(event(Slowed, call="submit", retry_after=None))
+    assert not board.active
+    board.take(event(Uploading, sent=1, total=2))
+    board.take(event(Slowed, call="look", retry_after=None))
+    assert board.active
+    board.take(event(Failed, error=TransportError("gone")))
+    assert not board.active
+
+
+def test_a_track_that_was_done_before_is_never_shown() -> None:
+    """A completed job from the journal passes the board by, under its own id."""
+    board = Board()
+    board.take(event(Queued, job="new"))
+    board.take(event(Completed, job="old", extraction=Extraction(task_id="task")))
+    board.take(event(Downloaded, job="old", files={}))
+    assert not board.active
+
+
+def read_all(terminal: int) -> str:
+    """Read what was written to a terminal until its other end is closed."""
+    pieces = []
+    while True:
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:
+            break
+        if not piece:
+            break
+        pieces.append(piece)
+    os.close(terminal)
+    return b"".join(pieces).decode()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("size", [(24, 80), (8, 60)])
+async def test_ten_active_tracks_fit_into_the_terminal(
+    open_vendor: Any, size: tuple[int, int]
+) -> None:
+    """No line is wider than the terminal, the moving part never higher, and it is taken away."""
+    height, width = size
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+    async with open_vendor(seconds=1.0) as (_, shell):
+        for number in range(12):
+            shell.track(f"in/{number} 日本語 {'long ' * 20}.wav")
+        command = ("extract", "in", "--out", "o", "--plan", "pro", "--no-journal")
+        async with shell.start(*command, stderr=end) as running:
+            os.close(end)
+            told = await anyio.to_thread.run_sync(read_all, terminal)
+            ended = await running.ended()
+    assert ended.code == 0
+    highest = max(each.group().count("A") + 1 for each in UP.finditer(told))
+    assert min(height - 1, 11) <= highest <= height - 1
+    for line in CODES.sub("", told).replace("\r", "\n").split("\n"):
+        assert cell_len(line) <= width
+    assert told.count("\x1b[?25h") == told.count("\x1b[?25l") == 1  # the cursor is there again
+    last = CODES.sub("", told[told.rindex("\x1b[?25h") :])
+    assert "12 tracks done" in last
+    assert "━" not in last
+
+
+@pytest.mark.anyio
+async def test_no_color_is_honoured(open_vendor: Any) -> None:
+    """With NO_COLOR set a terminal gets bars without a colour."""
+    terminal, end = pty.openpty()
+    async with open_vendor(seconds=0.1) as (_, shell):
+        track = shell.track("song.wav")
+        command = ("extract", track, "--out", "o", "--plan", "pro", "--no-journal")
+        async with shell.start(*command, stderr=end, NO_COLOR="1") as running:
+            os.close(end)
+            told = await anyio.to_thread.run_sync(read_all, terminal)
+            assert (await running.ended()).code == 0
+    assert "1 track done" in told
+    assert not re.search(r"\x1b\[(?:\d+;)*(?:3[0-7]|9[0-7]|38)", told)
