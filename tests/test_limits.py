@@ -1,0 +1,83 @@
+"""Limits that nobody configured: the session learns what the account may do."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from musicgpt_async import Limits, MusicGPTSession, events
+from musicgpt_async.emulator import Emulator
+from musicgpt_async.testing import hasty_loop
+
+pytestmark = pytest.mark.anyio
+
+TRACK = b"ID3" + b"\x00" * 3000
+SPEED = 60
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """A loop on which a minute takes a second, for the vendor and the session alike."""
+    return "asyncio", {"loop_factory": hasty_loop(SPEED)}
+
+
+async def test_the_free_plan_is_learned_and_kept_busy() -> None:
+    """100 tracks, no limit given: every slot busy, no look refused, hardly any submit refused."""
+    durations = random.Random(4)
+    vendor = Emulator(
+        parallel=2,
+        polls_per_minute=20,
+        seconds=lambda _: 90 * durations.lognormvariate(0, 0.15),
+        eta=90,
+        separate=False,
+        stem_bytes=2048,
+    )
+    loop = asyncio.get_running_loop()
+    async with vendor, MusicGPTSession(vendor.api_key, base_url=vendor.base_url) as session:
+        began = loop.time()
+        jobs = [session.submit((f"{n}.mp3", TRACK)) for n in range(100)]
+        await asyncio.gather(*jobs)
+        took = loop.time() - began
+    working = sum(each.seconds for each in vendor.submissions)
+    assert len(vendor.submissions) == 100
+    assert vendor.throttled["polls"] == 0
+    assert vendor.throttled["parallel"] <= 10
+    assert working / (2 * took) > 0.9
+
+
+async def test_a_larger_plan_is_found_out() -> None:
+    """With ten slots and nothing said, the session grows to ten and stays within them."""
+    vendor = Emulator(parallel=10, seconds=60, eta=60, separate=False, stem_bytes=2048)
+    async with vendor, MusicGPTSession(vendor.api_key, base_url=vendor.base_url) as session:
+        jobs = [session.submit((f"{n}.mp3", TRACK)) for n in range(120)]
+        await asyncio.gather(*jobs)
+        assert session.slots[0] == 0
+    assert vendor.most_unfinished == 10
+    assert len(vendor.submissions) == 120
+    assert vendor.throttled["parallel"] <= 20
+
+
+async def test_another_process_on_the_same_account_is_lived_with() -> None:
+    """Two sessions that both believe in ten slots share them: all done, nothing sent twice."""
+    vendor = Emulator(parallel=10, seconds=30, eta=30, separate=False, stem_bytes=2048)
+    limits = Limits(parallel=10, polls_per_minute=200)
+    slowed: Counter[str] = Counter()
+
+    async def work(name: str) -> None:
+        options: dict[str, Any] = {"base_url": vendor.base_url, "limits": limits}
+        async with MusicGPTSession(vendor.api_key, **options) as session:
+            stream = session.events()
+            for n in range(40):
+                session.submit((f"{name}{n}.mp3", TRACK))
+        slowed.update([event.call async for event in stream if isinstance(event, events.Slowed)])
+
+    async with vendor:
+        await asyncio.gather(work("a"), work("b"))
+    assert vendor.most_unfinished <= 10
+    names = [each.upload.file_name for each in vendor.submissions]
+    assert len(names) == len(set(names)) == 80
+    assert slowed["submit"] == vendor.throttled["parallel"] > 0
