@@ -88,7 +88,7 @@ class _Standing(threading.Thread):
         super().__init__(name="musicgpt-emulator", daemon=True)
         self._vendor = vendor
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
+        self._end: asyncio.Event | None = None
         self.standing = threading.Event()
         self.error: BaseException | None = None
 
@@ -101,16 +101,16 @@ class _Standing(threading.Thread):
             self.standing.set()
 
     def stop(self) -> None:
-        if self._loop is not None and self._stop is not None and self.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._loop is not None and self._end is not None and self.is_alive():
+            self._loop.call_soon_threadsafe(self._end.set)
         self.join()
 
     async def _stand(self) -> None:
-        self._stop = asyncio.Event()
+        self._end = asyncio.Event()
         async with self._vendor:
             self._loop = asyncio.get_running_loop()
             self.standing.set()
-            await self._stop.wait()
+            await self._end.wait()
 
 
 def hasty_loop(speed: float) -> Callable[[], asyncio.AbstractEventLoop]:
