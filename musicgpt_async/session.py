@@ -276,6 +276,7 @@ class MusicGPTSession:
         )
         job = self._handle(record, None, task_id)
         job.advance(Change.ACCEPT)
+        self._submitter.occupy(job)
         self._watcher.watch(job, age=None)
         return job
 

@@ -81,3 +81,21 @@ async def test_another_process_on_the_same_account_is_lived_with() -> None:
     names = [each.upload.file_name for each in vendor.submissions]
     assert len(names) == len(set(names)) == 80
     assert slowed["submit"] == vendor.throttled["parallel"] > 0
+
+
+async def test_jobs_that_run_already_hold_their_slots() -> None:
+    """An attached job counts as unfinished: a submit waits for it instead of meeting a 429."""
+    vendor = Emulator(parallel=1, seconds=30, eta=30, separate=False, stem_bytes=2048)
+    limits = Limits(parallel=1, polls_per_minute=200)
+    async with vendor:
+        async with MusicGPTSession(vendor.api_key, base_url=vendor.base_url) as before:
+            task_id = (await before.submit(("a.mp3", TRACK)).accepted()).task_id
+            await before.aclose(drain=False)
+        async with MusicGPTSession(
+            vendor.api_key, base_url=vendor.base_url, limits=limits
+        ) as session:
+            attached = session.attach(task_id)
+            assert session.slots == (1, 1)
+            await session.submit(("b.mp3", TRACK))
+            assert attached.done()
+    assert vendor.throttled["parallel"] == 0

@@ -71,6 +71,10 @@ class Slots:
         self._uploading += 1
         return True
 
+    def occupy(self) -> None:
+        """Count a job that runs already, attached or resumed, even past the limit."""
+        self._taken += 1
+
     def give_back(self) -> None:
         """Give a slot back: its job is terminal, was refused or is let go of.
 

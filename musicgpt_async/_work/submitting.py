@@ -137,6 +137,12 @@ class Submitter:
         elif not entry.answer_due:
             entry.scope.cancel()
 
+    def occupy(self, job: ExtractionJob) -> None:
+        """Count the slot of a job that was submitted elsewhere, or before."""
+        if not job.holds_slot:
+            job.holds_slot = True
+            self._slots.occupy()
+
     def give_back(self, job: ExtractionJob) -> None:
         """Give a job's slot back, if it holds one."""
         if job.holds_slot:
