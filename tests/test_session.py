@@ -151,6 +151,15 @@ async def test_the_callers_own_client_session_is_used_and_left_open(
     assert not vendor.leaked_keys
 
 
+async def test_a_client_session_that_is_closed_too_early_is_said_so(vendor: Emulator) -> None:
+    """Where the caller closes `http=` under the session, jobs end in a sentence about it."""
+    http = aiohttp.ClientSession()
+    async with connected(vendor, http=http) as session:
+        await http.close()
+        with pytest.raises(ConnectionError, match="http= was closed"):
+            await session.submit(TRACK)
+
+
 async def test_key_and_url_come_from_the_environment(
     vendor: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

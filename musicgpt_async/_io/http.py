@@ -118,8 +118,8 @@ class Transport:
         Raises:
             TransportError: The connection failed.
         """
-        request = self._lanes[-1].get(
-            URL(url, encoded=True),
+        request = _open(self._lanes[-1]).get(
+            _parsed(url),
             headers={"Accept-Encoding": "identity", **headers},
             allow_redirects=False,
             auto_decompress=False,
@@ -135,7 +135,7 @@ class Transport:
         self, lane: aiohttp.ClientSession, method: str, url: str, **what: Any
     ) -> Answer:
         with translated(url):
-            async with lane.request(
+            async with _open(lane).request(
                 method,
                 url,
                 headers={"Authorization": self._key},
@@ -210,6 +210,21 @@ class _GuardedResolver(AbstractResolver):
 
     async def close(self) -> None:
         await self._resolver.close()
+
+
+def _open(lane: aiohttp.ClientSession) -> aiohttp.ClientSession:
+    if lane.closed:
+        raise TransportError(
+            "The session given as http= was closed; close the MusicGPTSession first."
+        )
+    return lane
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return URL(url, encoded=True)
+    except ValueError as error:
+        raise TransportError(f"A link cannot be read as a URL ({error}): {url[:200]!r}.") from error
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
