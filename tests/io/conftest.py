@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+import anyio
 import attrs
 import pytest
 import stamina
@@ -160,7 +161,8 @@ async def _opened(**settings: object) -> AsyncIterator[Transport]:
     try:
         yield transport
     finally:
-        await transport.close()
+        with anyio.CancelScope(shield=True):
+            await transport.close()
 
 
 @pytest.fixture

@@ -325,7 +325,7 @@ async def test_downloads_do_not_starve_looks(serve: Any, lanes: Any) -> None:
             for number in range(12):
                 group.start_soon(fetch, transport, f"{server.url}/{number}")
             with anyio.fail_after(PATIENCE):
-                while server.open < 3:  # noqa: ASYNC110 - the kernel sets no event
+                while server.open < 3:
                     await anyio.sleep(0.005)
                 answer = await transport.ask(f"{server.url}/look", {"a": "b"})
             assert answer.status == 200

@@ -102,7 +102,7 @@ def held(path: Path) -> list[str]:
 async def until(condition: Callable[[], Any]) -> None:
     """Wait for what another process or the kernel does."""
     with anyio.fail_after(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - neither sets an event
+        while not condition():
             await anyio.sleep(0.002)
 
 
@@ -426,7 +426,7 @@ async def test_a_path_that_no_file_can_have_is_a_source_error(
 ) -> None:
     """A name with a NUL in it cannot be read, and says so like any other."""
     with pytest.raises(SourceError):
-        async with opened("so\0ng.wav", executor):
+        async with opened(Track("song.wav", "/so\0ng.wav", Path("/so\0ng.wav")), executor):
             pass
 
 
@@ -707,7 +707,7 @@ async def test_a_total_timeout_of_the_callers_session_does_not_cut_an_upload(
 
 @pytest.mark.parametrize("status", [402, 413, 429])
 @pytest.mark.parametrize("manner", ["keeps reading", "stops reading", "hangs up"])
-async def test_an_early_answer_is_read(  # noqa: PLR0917 - pytest's fixtures
+async def test_an_early_answer_is_read(
     status: int,
     manner: str,
     tmp_path: Path,
