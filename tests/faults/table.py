@@ -1,0 +1,357 @@
+"""Every fault that is tried, and what the user gets: one table for the tests and for the README.
+
+``python tests/faults/table.py`` prints it as Markdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import groupby
+from typing import Any
+
+import attrs
+
+from musicgpt_async import (
+    APIError,
+    DeadlineError,
+    DownloadError,
+    ExtractionFailedError,
+    InsufficientCreditsError,
+    MusicGPTError,
+    ProtocolError,
+    StalledError,
+    SubmissionUnknownError,
+    TransportError,
+    ValidationError,
+)
+from musicgpt_async.emulator import Fault, Occasion
+
+# More than the buffers of two sockets hold, so that the end of a track cannot slip out unread.
+LONG = 24 << 20
+SHORT = 20_000
+STRUCK, SPARED = "drums", "bass"
+"""The stems that are asked for; faults of files strike the first alone."""
+
+
+@attrs.frozen(kw_only=True)
+class Case:
+    """A fault and what comes of it.
+
+    Attributes:
+        on: What is struck.
+        what: What goes wrong, for people.
+        gets: What the user gets, for people.
+        faults: What the emulator is told to do.
+        submissions: Conversions that the vendor accepted, each of which is paid for.
+        posts: Submits that reached the vendor.
+        error: The class of the error that the user gets, if any.
+        words: A regular expression that its message matches.
+        size: Bytes of the track.
+        format: What is downloaded.
+        journals: Whether to try it with a journal, without one, or both.
+        settings: Arguments of the session that differ.
+    """
+
+    on: str
+    what: str
+    gets: str
+    faults: tuple[Fault, ...]
+    submissions: int = 1
+    posts: int = 1
+    error: type[MusicGPTError] | None = None
+    words: str = ""
+    size: int = SHORT
+    format: Any = "wav"
+    journals: tuple[bool, ...] = (False,)
+    settings: dict[str, Any] = attrs.field(factory=dict)
+
+    @property
+    def row(self) -> str:
+        """The case as a row of the table."""
+        ends = f"{self.gets}: `{self.error.__name__}`" if self.error else self.gets
+        return f"| {self.what} | {self.submissions} | {ends} |"
+
+
+def submit(what: str, gets: str, *faults: tuple[str, dict[str, Any]], **facts: Any) -> Case:
+    """Return a case of a submit gone wrong."""
+    struck = tuple(Fault("submit", kind, **how) for kind, how in faults)
+    return Case(
+        on="Submit", what=what, gets=gets, faults=struck, **{"journals": (False, True), **facts}
+    )
+
+
+def unknown(what: str, kind: str, *, submissions: int = 1, **how: Any) -> Case:
+    """Return a case in which nobody can tell whether the track was accepted."""
+    facts = {key: how.pop(key) for key in ("journals",) if key in how}
+    return submit(
+        what,
+        "not sent again; said to be unknown",
+        (kind, how),
+        submissions=submissions,
+        error=SubmissionUnknownError,
+        words="not sent again by itself",
+        **facts,
+    )
+
+
+def refused(what: str, error: type[MusicGPTError], words: str, kind: str, **how: Any) -> Case:
+    """Return a case in which the vendor says no."""
+    size = how.pop("size", SHORT)
+    return submit(
+        what, "told at once", (kind, how), submissions=0, error=error, words=words, size=size
+    )
+
+
+def look(what: str, kind: str, **how: Any) -> Case:
+    """Return a case of a look gone wrong, which is never a failed job."""
+    return Case(on="Look", what=what, gets=WHOLE, faults=(Fault("byId", kind, **how),))
+
+
+def file(what: str, gets: str, *faults: tuple[str, dict[str, Any]], **facts: Any) -> Case:
+    """Return a case of a file gone wrong."""
+    struck = tuple(Fault("file", kind, when=_is_struck, **how) for kind, how in faults)
+    return Case(on="File", what=what, gets=gets, faults=struck, **facts)
+
+
+def spoilt(what: str, words: str, kind: str, **how: Any) -> Case:
+    """Return a case in which a file cannot be had whole."""
+    gets = how.pop("gets", "no file under that name; the other stem is whole")
+    form = how.pop("format", "wav")
+    return file(what, gets, (kind, how), error=DownloadError, words=words, format=form)
+
+
+def _is_struck(occasion: Occasion) -> bool:
+    return (occasion.file or "").startswith(STRUCK)
+
+
+AGAIN = "sent again, paid for once; stems whole"
+IN_LINE = "keeps its place in line, sent again; stems whole"
+WHOLE = "stems whole"
+RESUMED = "goes on where it broke off; stems whole"
+OVER = "starts over; stems whole"
+FOREVER: dict[str, Any] = {"times": None}
+PAGE = b"<html><body>Welcome to our network</body></html>"
+
+SUBMITS = (
+    submit(
+        "connection closed before the track was read",
+        AGAIN,
+        ("drop_before_body", {}),
+        posts=2,
+        size=LONG,
+    ),
+    submit(
+        "connection closed amid the track",
+        AGAIN,
+        ("drop_mid_body", {"at": 0.1}),
+        posts=2,
+        size=LONG,
+    ),
+    submit(
+        "the same, five times in a row",
+        "given up",
+        ("drop_mid_body", {"at": 0.1, **FOREVER}),
+        submissions=0,
+        posts=5,
+        size=LONG,
+        error=TransportError,
+        words="connection to 127.0.0.1 failed",
+    ),
+    submit(
+        "vendor stops reading amid the track",
+        AGAIN,
+        ("stall_read", {"at": 0.1}),
+        posts=2,
+        size=LONG,
+    ),
+    submit(
+        "the same, five times in a row",
+        "given up",
+        ("stall_read", {"at": 0.1, **FOREVER}),
+        submissions=0,
+        posts=5,
+        size=LONG,
+        error=StalledError,
+        words="took no byte",
+        journals=(False,),
+    ),
+    unknown(
+        "short track out whole, connection closed before it was read",
+        "drop_before_body",
+        submissions=0,
+        journals=(False,),  # a journal's write leaves time to see that the connection closed
+    ),
+    unknown("accepted, connection closed before the answer", "drop_before_answer"),
+    unknown("accepted, connection closed amid the answer", "drop_mid_answer"),
+    unknown("accepted, never answered", "stall_answer"),
+    submit("accepted, answered late", WHOLE, ("slow_answer", {"seconds": 0.6})),
+    unknown("accepted, 500", "status", status=500, accepted=True),
+    unknown("500 with nothing accepted", "status", status=500, submissions=0),
+    unknown("accepted, 502 with an HTML page", "status", status=502, body="html", accepted=True),
+    unknown("accepted, 504 with no body", "status", status=504, body="empty", accepted=True),
+    unknown("accepted, JSON of another shape", "wrong_json"),
+    unknown("accepted, 200 with an HTML page", "wrong_json", body=PAGE),
+    submit(
+        "500 before the track was read",
+        AGAIN,
+        ("status", {"status": 500, "early": True}),
+        posts=2,
+        size=LONG,
+    ),
+    submit("429 without Retry-After", IN_LINE, ("status", {"status": 429}), posts=2),
+    submit(
+        "429, Retry-After in seconds",
+        IN_LINE,
+        ("status", {"status": 429, "retry_after": 1}),
+        posts=2,
+    ),
+    submit(
+        "429, Retry-After as a date",
+        IN_LINE,
+        ("status", {"status": 429, "retry_after": timedelta(seconds=2)}),
+        posts=2,
+    ),
+    submit(
+        "429, Retry-After that is neither",
+        IN_LINE,
+        ("status", {"status": 429, "retry_after": "soon"}),
+        posts=2,
+    ),
+    submit(
+        "429 before the track was read",
+        IN_LINE,
+        ("status", {"status": 429, "early": True, "retry_after": 1}),
+        posts=2,
+        size=LONG,
+    ),
+    submit(
+        "503 with an HTML page",
+        IN_LINE,
+        ("status", {"status": 503, "body": "html", "retry_after": 1}),
+        posts=2,
+    ),
+    refused("402", InsufficientCreditsError, "add credit", "status", status=402),
+    refused("422", ValidationError, "field", "status", status=422, body="detail_list"),
+    refused(
+        "413 before the track was read",
+        APIError,
+        "413",
+        "status",
+        status=413,
+        body="html",
+        early=True,
+        size=LONG,
+    ),
+    refused("200 with `success: false`", APIError, "went wrong", "not_success"),
+    refused("redirect (302)", ProtocolError, "302", "redirect", location="/elsewhere"),
+    refused("redirect (307)", ProtocolError, "307", "redirect", status=307, location="/elsewhere"),
+)
+
+LOOKS = (
+    look("connection closed before the question was read", "drop_before_body"),
+    look("connection closed before the answer", "drop_before_answer"),
+    look("connection closed amid the answer", "drop_mid_answer"),
+    look("never answered", "stall_answer"),
+    look("429 without Retry-After", "status", status=429),
+    look("429, Retry-After in seconds", "status", status=429, retry_after=1),
+    look("429, Retry-After as a date", "status", status=429, retry_after=timedelta(seconds=2)),
+    look("500", "status", status=500, times=2),
+    look("502 with an HTML page", "status", status=502, body="html", times=2),
+    look("401", "status", status=401),
+    look("404 soon after the submit", "status", status=404, times=2),
+    look("JSON of another shape", "wrong_json"),
+    look("200 with an HTML page", "wrong_json", body=PAGE),
+    look("200 with `success: false`", "not_success"),
+    look("redirect", "redirect", location="/elsewhere"),
+    Case(
+        on="Look",
+        what="the vendor gives the job up",
+        gets="the vendor's own words",
+        faults=(Fault("job", "fails", message="Unreadable audio"),),
+        error=ExtractionFailedError,
+        words="Unreadable audio",
+    ),
+    Case(
+        on="Look",
+        what="the job never finishes",
+        gets="told at its deadline, with the handle to go on",
+        faults=(Fault("job", "never_finishes"),),
+        error=DeadlineError,
+        words=r"session\.attach",
+        settings={"deadline": 1.0},
+    ),
+)
+
+FILES = (
+    file("connection closed before the answer", WHOLE, ("drop_before_answer", {})),
+    file("connection closed halfway", RESUMED, ("truncated", {})),
+    file("closed halfway, again and again", RESUMED, ("truncated", {"times": 4})),
+    file("never answered", WHOLE, ("stall_answer", {})),
+    file("stops halfway and stays silent", RESUMED, ("stall", {})),
+    file("answered late", WHOLE, ("slow_answer", {"seconds": 0.6})),
+    file(
+        "500, then 502 with HTML", WHOLE, ("status", {"status": 500}), ("status", {"status": 502})
+    ),
+    file("429, then 503", WHOLE, ("status", {"status": 429}), ("status", {"status": 503})),
+    spoilt("500 for ever", "could not give it", "status", status=500, **FOREVER),
+    file("link expired (403)", "fresh link from byId; stems whole", ("expired", {})),
+    file("link gone (404)", "fresh link from byId; stems whole", ("status", {"status": 404})),
+    spoilt("403 for fresh links too", "refused it", "status", status=403, **FOREVER),
+    file(
+        "ETag changed midway",
+        "starts over with the new content; stems whole",
+        ("truncated", {}),
+        ("changed", {}),
+    ),
+    file(
+        "ETag changed midway, If-Range ignored",
+        "starts over with the new content; stems whole",
+        ("truncated", {}),
+        ("changed_anyway", {}),
+    ),
+    file("cut, then no ranges", OVER, ("truncated", {}), ("no_ranges", {})),
+    file("cut, then another range than asked", OVER, ("truncated", {}), ("wrong_range", {})),
+    file("WAV announced shorter than it is", OVER, ("mis_sized", {})),
+    spoilt("the same for ever", "its own header says", "mis_sized", **FOREVER),
+    file("no length", WHOLE, ("no_length", {})),
+    file("no length, and cut", OVER, ("no_length_truncated", {})),
+    spoilt("the same for ever", "its own header says", "no_length_truncated", **FOREVER),
+    spoilt(
+        "MP3 without a length",
+        "does not say how long",
+        "no_length",
+        format="mp3",
+        gets="not believed to be whole: no file; the other stem is whole",
+        **FOREVER,
+    ),
+    file("gzip that nobody asked for", "unpacked; stems whole", ("gzip", {})),
+    file("redirected", "followed; stems whole", ("redirect", {"location": ""})),
+    spoilt("redirected in circles", "do not end", "redirect", location="", **FOREVER),
+    spoilt(
+        "redirected into a private network", "private", "redirect", location="https://10.0.0.1/"
+    ),
+    spoilt("redirected to http", "not https", "redirect", location="http://example.com/"),
+    spoilt("HTML page in place of audio", "not audio", "html"),
+    spoilt("XML error in place of audio", "not audio", "xml"),
+    spoilt("nothing in it", "is empty|not audio", "empty"),
+)
+
+CASES = (*SUBMITS, *LOOKS, *FILES)
+
+
+def markdown() -> str:
+    """Return the table as it stands in the README."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
+    for on, cases in groupby(CASES, lambda case: case.on):
+        yield f"| {on}: what goes wrong | paid for | what the user gets |"
+        yield "| --- | --- | --- |"
+        yield from (case.row for case in cases)
+        yield ""
+
+
+if __name__ == "__main__":
+    print(markdown().rstrip())

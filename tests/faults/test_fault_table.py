@@ -1,0 +1,198 @@
+"""What the user gets when things go wrong: each row of ``table.py``, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import aiohttp
+import attrs
+import pytest
+from blockbuster import blockbuster_ctx
+from table import CASES, SPARED, STRUCK, Case, markdown
+
+from musicgpt_async import JobState, Limits, MusicGPTError, MusicGPTSession
+from musicgpt_async.emulator import Emulator
+from musicgpt_async.journal import Journal
+from musicgpt_async.models import JobRecord
+
+README = Path(__file__).parents[2] / "README.md"
+# Cases under way together: most of their time is spent waiting.
+AT_ONCE = 8
+HANG = 90.0
+
+TRIED = [(case, journal) for case in CASES for journal in case.journals]
+
+
+@attrs.frozen(kw_only=True)
+class Result:
+    """What came of a case.
+
+    Attributes:
+        error: What the user got to see.
+        submissions: Conversions that the vendor accepted.
+        posts: Submits that reached the vendor.
+        found: File name → digest, of everything that lies in the directory.
+        served: File name → digest, of what the vendor serves.
+        struck: How often the faults struck.
+        slots: Slots still taken at the end.
+        leaks: Requests to the file host that bore the key.
+        record: What the journal holds, where there is one.
+    """
+
+    error: MusicGPTError | None
+    submissions: int
+    posts: int
+    found: Mapping[str, str]
+    served: Mapping[str, str]
+    struck: int
+    slots: int
+    leaks: list[str]
+    record: JobRecord | None
+
+
+def name_of(tried: tuple[Case, bool]) -> str:
+    """Return a test's name for a case."""
+    case, journal = tried
+    same = [each for each in CASES if each.on == case.on and each.what == case.what]
+    number = f" {same.index(case) + 1}" if len(same) > 1 else ""
+    return f"{case.on}: {case.what}{number}{', with a journal' if journal else ''}"
+
+
+@pytest.fixture(scope="module")
+def results(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Result]:
+    """What came of the chosen cases; they run side by side, each with a vendor of its own."""
+    chosen = [
+        item.callspec.params["tried"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function)
+        and item.module is request.module
+        and hasattr(item, "callspec")
+    ]
+    Journal(tmp_path_factory.mktemp("fault") / "journal.db")  # imports SQLAlchemy, off the loop
+    found: dict[str, Result] = {}
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def one(tried: tuple[Case, bool]) -> None:
+        folder = tmp_path_factory.mktemp("fault")
+        async with room, asyncio.timeout(HANG):
+            found[name_of(tried)] = await result_of(*tried, folder=folder)
+
+    async def all_of_them() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for tried in chosen:
+                tasks.create_task(one(tried))
+
+    with blockbuster_ctx("musicgpt_async") as guard:
+        guard.functions["os.path.abspath"].deactivate()
+        asyncio.run(all_of_them())
+    return found
+
+
+async def result_of(case: Case, journal: bool, *, folder: Path) -> Result:
+    """Submit a track, wait for it and download its stems, while all that goes wrong."""
+    stems, path = folder / "stems", folder / "journal.db"
+    options = {
+        "limits": Limits.PRO,
+        "request_timeout": 1.5,
+        "stall_timeout": 1.5,
+        "journal": path if journal else None,
+        **case.settings,
+    }
+    error = None
+    async with Emulator(seconds=0.05, separate=False, faults=case.faults) as vendor:
+        session = MusicGPTSession(vendor.api_key, base_url=vendor.base_url, **options)
+        async with session:
+            job = session.submit(("song.mp3", b"ID3" + bytes(case.size)), stems=[STRUCK, SPARED])
+            try:
+                await job.download(stems, format=case.format)
+            except MusicGPTError as caught:
+                error = caught
+        struck = vendor.faults.fired()
+        vendor.faults.clear()
+        return Result(
+            error=error,
+            submissions=len(vendor.submissions),
+            posts=sum(each.method == "POST" for each in vendor.requests),
+            found=digests(stems),
+            served=await served_by(vendor, case.format),
+            struck=struck,
+            slots=session.slots[0],
+            leaks=vendor.leaked_keys,
+            record=await remembered(path) if journal else None,
+        )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return file name → digest of everything in a folder."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("*"))
+    }
+
+
+async def served_by(vendor: Emulator, form: str) -> dict[str, str]:
+    """Return file name → digest of what a plain client gets for the vendor's only conversion."""
+    if not vendor.submissions or not vendor.submissions[0].is_completed:
+        return {}
+    query = {"conversionType": "EXTRACTION", "task_id": vendor.submissions[0].task_id}
+    async with aiohttp.ClientSession() as client:
+        key = {"Authorization": vendor.api_key}
+        async with client.get(f"{vendor.base_url}/byId", params=query, headers=key) as answer:
+            conversion = (await answer.json())["conversion"]
+        field = conversion["audio_url" if form == "mp3" else "audio_url_wav"]
+        links = dict(re.findall(r'"(\w+)":\s*"([^"]+)"', field))
+        served = {}
+        for stem, url in links.items():
+            async with client.get(url) as answer:
+                content = await answer.read()
+            served[f"song - {stem}.{form}"] = hashlib.sha256(content).hexdigest()
+    return served
+
+
+async def remembered(path: Path) -> JobRecord:
+    """Return the only job in a journal."""
+    async with Journal(path) as journal:
+        [record] = [each async for each in journal.records()]
+        return record
+
+
+@pytest.mark.parametrize("tried", TRIED, ids=name_of)
+def test_what_the_user_gets(tried: tuple[Case, bool], results: Mapping[str, Result]) -> None:
+    """One row of the table: what was paid, what the user is told, and what lies on disk."""
+    case, journal = tried
+    result = results[name_of(tried)]
+    assert result.struck, "the fault never struck"
+    assert type(result.error) is (type(None) if case.error is None else case.error)
+    assert case.error is None or re.search(case.words, str(result.error)), str(result.error)
+    assert (result.submissions, result.posts) == (case.submissions, case.posts)
+    whole = {f"song - {stem}.{case.format}" for stem in (STRUCK, SPARED)}
+    if case.error is not None:
+        whole = {f"song - {SPARED}.{case.format}"} if case.on == "File" else set()
+    assert result.found == {name: result.served[name] for name in whole}
+    assert result.slots == 0
+    assert not result.leaks
+    if journal:
+        assert result.record is not None
+        assert result.record.state is state_of(case)
+
+
+def state_of(case: Case) -> JobState:
+    """Return the state in which a journal remembers a submit."""
+    if case.error is None:
+        return JobState.COMPLETED
+    lost = case.gets.endswith("unknown")
+    return JobState.UNKNOWN if lost else JobState.FAILED
+
+
+def test_the_readme_shows_this_very_table() -> None:
+    """The table in the README is the one that is tested here."""
+    section = re.search(r"<!-- faults -->\n(.*?)\n?<!-- /faults -->", README.read_text(), re.DOTALL)
+    if section is None:
+        pytest.skip("the README has no table of faults")
+    assert section[1].strip() == markdown().strip()
