@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import anyio
 import attrs
@@ -50,6 +50,8 @@ class Fetcher:
         self._template = template
         self._namesakes: Counter[int] = Counter()
         self._numbers: WeakKeyDictionary[ExtractionJob, int] = WeakKeyDictionary()
+        self._remembered: dict[int, str] | None = None
+        self._locks: WeakValueDictionary[Path, anyio.Lock] = WeakValueDictionary()
 
     async def fetch(
         self,
@@ -67,8 +69,9 @@ class Fetcher:
         """
         format_ = "both" if len(formats) > 1 else formats[0]
         absolute = Path(os.path.abspath(directory))  # noqa: ASYNC240, PTH100 - no IO; keeps no ".."
-        job.note(directory=str(absolute), format=format_)
-        self.desk.ledger.save_soon(job)
+        for each in {job, self.desk.ledger.leader(job)}:
+            each.note(directory=str(absolute), format=format_)
+            self.desk.ledger.save_soon(each)
         fetch = _Fetch(self, job)
         try:
             wanted = await fetch.wanted(absolute, stems, formats)
@@ -97,22 +100,45 @@ class Fetcher:
             )
             for stem, kind in files
         }
-        known = {(file.stem, file.format): Path(file.path) for file in job.record.files}
-        number = names.number_of(known, plain) or self._numbers.get(job)
+        leader = self.desk.ledger.leader(job)
+        known = {(file.stem, file.format): Path(file.path) for file in leader.record.files}
+        number = names.number_of(known, plain) or self._numbers.get(leader)
         if number is None:
-            number = await self._next_number(directory, job.title, plain.values())
-        self._numbers[job] = number
+            number = await self._next_number(leader, directory, plain.values())
+        self._numbers[leader] = number
         return names.distinct({file: names.numbered(path, number) for file, path in plain.items()})
 
-    async def _next_number(self, directory: Path, title: str, plain: Collection[Path]) -> int:
+    def lock(self, target: Path) -> anyio.Lock:
+        """Return the lock of a file: of two who want it one fetches it, and the other finds it."""
+        return self._locks.setdefault(target, anyio.Lock())
+
+    async def _next_number(
+        self, job: ExtractionJob, directory: Path, plain: Collection[Path]
+    ) -> int:
         """Count this track among its namesakes; with a journal, those of earlier processes too."""
-        namesake = hash((directory, names.safe(title).casefold()))
+        namesake = hash((directory, names.safe(job.title).casefold()))
         while True:
             self._namesakes[namesake] += 1
             number = self._namesakes[namesake]
-            paths = [names.numbered(path, number) for path in plain]
-            if self.desk.ledger.journal is None or not await self.downloader.any_exist(paths):
+            if not await self._is_anothers(job, [names.numbered(path, number) for path in plain]):
                 return number
+
+    async def _is_anothers(self, job: ExtractionJob, paths: Collection[Path]) -> bool:
+        """Return whether one of the files that lie there is another job's in the journal.
+
+        What lies there and is nobody's was left by a process that was killed before it could write
+        it down, and is replaced.
+        """
+        journal = self.desk.ledger.journal
+        if journal is None or not await self.downloader.any_exist(paths):
+            return False
+        if self._remembered is None:
+            self._remembered = {
+                hash(file.path): record.id
+                async for record in journal.records()
+                for file in record.files
+            }
+        return any(self._remembered.get(hash(str(path)), job.id) != job.id for path in paths)
 
 
 class _Fetch:
@@ -122,6 +148,7 @@ class _Fetch:
         self._room = room
         self._desk = room.desk
         self._job = job
+        self._leader = room.desk.ledger.leader(job)
         self._links: Mapping[str, StemLinks] = job.result().stems
         self._refresh = anyio.Lock()
         self._refreshed = False
@@ -161,8 +188,9 @@ class _Fetch:
 
     async def _one(self, wanted: _Wanted, errors: list[MusicGPTError]) -> None:
         try:
-            if not await self._is_there(wanted):
-                await self._download(wanted)
+            async with self._room.lock(wanted.target):
+                if not await self._is_there(wanted):
+                    await self._download(wanted)
         except MusicGPTError as error:
             errors.append(error.fresh(task_id=self._job.task_id, job=self._job))
 
@@ -186,9 +214,9 @@ class _Fetch:
                 size=fetched.size,
                 sha256=fetched.sha256,
             )
-            others = [each for each in self._job.record.files if each.path != file.path]
-            self._job.note(files=(*others, file))
-            self._desk.ledger.save_soon(self._job)
+            others = [each for each in self._leader.record.files if each.path != file.path]
+            self._leader.note(files=(*others, file))
+            self._desk.ledger.save_soon(self._leader)
 
     async def _fresh_links(self) -> None:
         """Ask byId for the links again, once for all files of the job."""
@@ -202,7 +230,7 @@ class _Fetch:
 
     async def _is_there(self, wanted: _Wanted) -> bool:
         """Return whether the journal remembers this very file, and it lies there unharmed."""
-        for file in self._job.record.files:
+        for file in self._leader.record.files:
             if file.path == str(wanted.target) and (file.stem, file.format) == (
                 wanted.stem,
                 wanted.format,

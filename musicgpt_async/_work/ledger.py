@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import anyio
 
@@ -30,6 +31,7 @@ class Ledger:
         self.journal = journal
         self._lost = lost
         self._dirty: dict[str, ExtractionJob] = {}
+        self._leaders: WeakKeyDictionary[ExtractionJob, ExtractionJob] = WeakKeyDictionary()
         self._bell = Bell()
 
     async def enter(self, job: ExtractionJob, *, force: bool) -> JobRecord | None:
@@ -72,25 +74,37 @@ class Ledger:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write everything that is still to be written."""
+        """Write everything that is still to be written, together: a commit waits for the disk."""
         while self._dirty:
-            job = self._dirty[next(iter(self._dirty))]
-            try:
-                await self.save(job)
-                await self._let_go(job)
-            except JournalError as error:
-                # No traceback: its frames hold webhook tokens.
-                _log.error("%s was not written to the journal: %s", job.title, error)
-                if not self.owns(job) and not job.done():
-                    self._lost(job)
+            async with anyio.create_task_group() as writes:
+                for job in tuple(self._dirty.values()):
+                    writes.start_soon(self._write_down, job)
+
+    def share(self, job: ExtractionJob, leader: ExtractionJob) -> None:
+        """Keep two handles on one job in one record: the leader's."""
+        self._leaders[job] = self.leader(leader)
+
+    def leader(self, job: ExtractionJob) -> ExtractionJob:
+        """Return the handle whose record is written down for a job."""
+        return self._leaders.get(job, job)
 
     def owns(self, job: ExtractionJob) -> bool:
         """Return whether the job is this process's to move."""
         return self.journal is None or self.journal.owns(job.id)
 
+    async def _write_down(self, job: ExtractionJob) -> None:
+        try:
+            await self.save(job)
+            await self._let_go(job)
+        except JournalError as error:
+            # No traceback: its frames hold webhook tokens.
+            _log.error("%s was not written to the journal: %s", job.title, error)
+            if not self.owns(job) and not job.done():
+                self._lost(job)
+
     async def _let_go(self, job: ExtractionJob) -> None:
         """Let any process take up a job that this one no longer follows."""
-        if self.journal is not None and job.state in _LET_GO:
+        if self.journal is not None and job.state in _LET_GO and not _may_be_answered(job.record):
             await self.journal.release(job.id)
 
     async def _renew(self, journal: Journal) -> None:
@@ -98,3 +112,9 @@ class Ledger:
             await journal.renew()
         except JournalError as error:
             _log.warning("The journal's leases could not be renewed: %s", error)
+
+
+def _may_be_answered(record: JobRecord) -> bool:
+    """Return whether the answer to a submit that was let go of may still come, to be kept."""
+    released = record.state is JobState.RELEASED
+    return released and record.sent_at is not None and record.task_id is None
