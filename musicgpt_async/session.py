@@ -361,7 +361,7 @@ class MusicGPTSession:
             for record in await self._journal.claim()
             if self._handle_of(record.id) is None
         ]
-        await self._resumer.take_up(jobs)
+        self._resumer.take_up(jobs)
         for job in jobs:
             if job.record.directory is not None:
                 self.run_errand(partial(self._finish_download, job))

@@ -23,7 +23,7 @@ def matches(
     lost: Sequence[JobRecord], listing: Iterable[Conversion], *, claimed: Collection[str]
 ) -> Mapping[str, Conversion]:
     """Return job id → conversion for the lost submits that the listing tells for certain."""
-    free = [each for each in listing if each.task_id and each.task_id not in claimed]
+    free = _free(listing, claimed)
     certain = {
         record.id: each
         for record in lost
@@ -38,6 +38,17 @@ def matches(
         if len(fitting) == 1 and sum(_fits(other, fitting[0]) for other in others) == 1:
             certain[record.id] = fitting[0]
     return certain
+
+
+def candidates(
+    record: JobRecord, listing: Iterable[Conversion], *, claimed: Collection[str]
+) -> list[Conversion]:
+    """Return the unclaimed conversions that a lost submit could be."""
+    return [each for each in _free(listing, claimed) if _fits(record, each)]
+
+
+def _free(listing: Iterable[Conversion], claimed: Collection[str]) -> list[Conversion]:
+    return [each for each in listing if each.task_id and each.task_id not in claimed]
 
 
 def _fits(record: JobRecord, conversion: Conversion) -> bool:

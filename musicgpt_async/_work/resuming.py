@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import anyio
 import anyio.abc
+import attrs
 
 from musicgpt_async._io import upload
-from musicgpt_async._rules import matching, payloads, protocol
+from musicgpt_async._rules import matching, payloads, protocol, retrying
 from musicgpt_async._rules.lifecycle import Change
 from musicgpt_async._rules.payloads import Conversion
+from musicgpt_async._work.bell import Bell
 from musicgpt_async._work.desk import Desk
 from musicgpt_async._work.submitting import Submitter
 from musicgpt_async._work.waiting import Watcher
-from musicgpt_async.errors import MusicGPTError, SourceError, SubmissionUnknownError
+from musicgpt_async.errors import (
+    MusicGPTError,
+    ReleasedError,
+    SourceError,
+    SubmissionUnknownError,
+)
 from musicgpt_async.job import ExtractionJob, extraction_of
-from musicgpt_async.journal import was_delivered
+from musicgpt_async.journal import Journal, is_unfinished, was_delivered
 from musicgpt_async.models import JobRecord, JobState
 
 _log = logging.getLogger(__name__)
@@ -26,6 +33,10 @@ _log = logging.getLogger(__name__)
 # Seconds between looks at a job that another process is working on.
 OTHERS = 1.0
 MOST_PAGES = 50
+# Seconds after handing over in which the vendor may still be taking the track in.
+SETTLED = 30.0
+# Seconds between looks into the account's listing, at first and at most.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 
 
 class Resumer:
@@ -51,22 +62,28 @@ class Resumer:
         self._watcher = watcher
         self._handle = handle
         self._followers: anyio.abc.TaskGroup | None = None
+        self._lost: list[_Lost] = []
+        self._bell = Bell()
 
     async def run(self) -> None:
-        """Follow the jobs that others are working on."""
+        """Follow the jobs that others are working on, and search for tasks that were lost."""
         async with anyio.create_task_group() as self._followers:
-            await anyio.sleep_forever()
+            while True:
+                await self._bell.wait()
+                pause = FIRST_PAUSE
+                while await self._search():
+                    await self._bell.wait(until=anyio.current_time() + pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
 
     def known(self, job: ExtractionJob, record: JobRecord) -> None:
         """Go on with the job whose track the journal has already, in place of a new submit."""
         assert self._followers is not None  # noqa: S101 - for the type checker: the session runs
         self._followers.start_soon(self._join, job, record)
 
-    async def take_up(self, jobs: Sequence[ExtractionJob]) -> None:
+    def take_up(self, jobs: Sequence[ExtractionJob]) -> None:
         """Go on with jobs whose records this process owns."""
-        lost = [job for job in jobs if self._go_on(job)]
-        if lost:
-            await self._resolve(lost)
+        for job in jobs:
+            self._go_on(job)
 
     async def _join(self, job: ExtractionJob, record: JobRecord) -> None:
         try:
@@ -77,51 +94,56 @@ class Resumer:
 
     async def _join_owner(self, job: ExtractionJob, record: JobRecord) -> None:
         """Follow this session's own handle, or another process, or take the job over."""
-        other = self._handle(record.id)
-        if other is not None and other is not job:
-            await self._mirror(job, other)
-            return
         journal = self._desk.ledger.journal
-        while journal is not None and not journal.owns(record.id):
-            if record.state is JobState.COMPLETED:
-                break
-            await anyio.sleep(OTHERS)
+        while journal is not None and not job.done():
+            other = self._handle(record.id)
+            if other is not None:
+                if await self._mirror(job, other):
+                    return
+            elif journal.owns(record.id) or _is_over(record, job.record.directory):
+                job.take_up(record)
+                self._go_on(job)
+                return
+            else:
+                await anyio.sleep(OTHERS)
             found = await self._desk.ledger.enter(job, force=False)
             if found is None:  # it failed elsewhere and may be submitted again
                 self._submit(job)
                 return
             record = found
-        if not job.done():
-            job.take_up(record)
-            await self.take_up([job])
 
-    async def _mirror(self, job: ExtractionJob, other: ExtractionJob) -> None:
-        """End as this session's other handle on the same job does."""
+    async def _mirror(self, job: ExtractionJob, other: ExtractionJob) -> bool:
+        """End as this session's other handle on the same job does; not if that was let go of."""
         try:
             extraction = await other.wait()
+        except ReleasedError:
+            return False
         except MusicGPTError as error:
             if not job.done():
                 self._desk.end(job, Change.FAIL, error)
-            return
+            return True
         if not job.done():
-            job.take_up(other.record)
+            # Only one handle's record is written down.
+            self._desk.ledger.share(job, other)
+            job.take_up(attrs.evolve(other.record, id=job.id))
             self._desk.end(job, Change.COMPLETE, extraction)
+        return True
 
-    def _go_on(self, job: ExtractionJob) -> bool:
-        """Go on from where the record stands; return whether its task_id has to be found first."""
+    def _go_on(self, job: ExtractionJob) -> None:
+        """Go on from where the record stands."""
         record = job.record
         if record.links and record.task_id:
             self._desk.end(job, Change.COMPLETE, extraction_of(record))
         elif record.task_id:
             job.advance(Change.ACCEPT)
+            self._submitter.occupy(job)
             self._desk.mail.open(job)
             accepted = record.accepted_at
             self._watcher.watch(job, age=None if accepted is None else time.time() - accepted)
         elif was_delivered(record):
-            return True
+            self._search_for(job)
         else:
             self._submit(job)
-        return False
 
     def _submit(self, job: ExtractionJob) -> None:
         if job.record.source or job.source is not None:
@@ -135,54 +157,139 @@ class Resumer:
         )
         self._desk.end(job, Change.FAIL, error)
 
-    async def _resolve(self, lost: Sequence[ExtractionJob]) -> None:
-        """Find the tasks of submits whose answers were lost, or say what can be done."""
-        listing = await self._listing(min(job.record.sent_at or 0.0 for job in lost))
-        found = matching.matches(
-            [job.record for job in lost], listing, claimed=await self._claimed()
-        )
-        for job in lost:
-            job.advance(Change.HAND_OVER)
+    def _search_for(self, job: ExtractionJob) -> None:
+        """Search for the task of a submit whose answer was lost."""
+        job.advance(Change.HAND_OVER)
+        if self._desk.mail.expects(job):
+            self._submitter.expect(job, _unknown(job))
+        self._lost.append(_Lost(job, anyio.current_time()))
+        self._bell.ring()
+
+    async def _search(self) -> bool:
+        """Look for all lost tasks together; return whether any is left to be found."""
+        lost = self._lost = [each for each in self._lost if each.is_lost]
+        if lost:
+            began = time.time()
+            try:
+                listing = await self._listing(min(each.sent_at for each in lost))
+                await self._compare(lost, listing, read_at=began)
+            except MusicGPTError as error:
+                _log.info("The account's conversions could not be listed: %s", error)
+                self._do_without_listing(lost, error)
+        return any(each.is_lost for each in self._lost)
+
+    async def _compare(
+        self, lost: Sequence[_Lost], listing: Sequence[Conversion], *, read_at: float
+    ) -> None:
+        """Take what the listing tells for certain, and give up what it will not tell any more."""
+        rivals, claimed = await self._others(lost, until=read_at)
+        records = [each.job.record for each in lost]
+        found = matching.matches([*records, *rivals], listing, claimed=claimed)
+        for each in lost:
+            job = each.job
+            if not each.is_lost:  # its webhook was faster
+                continue
             if job.id in found:
                 task = found[job.id]
                 _log.info("%s was found again as task %s", job.title, task.task_id)
                 self._submitter.accept(job, task.task_id, task.conversion_id)
-            elif self._desk.mail.expects(job):
-                self._submitter.expect(job, self._unknown(job))
-            else:
-                self._desk.end(job, Change.GIVE_UP, self._unknown(job))
+            elif read_at - each.sent_at > SETTLED:
+                fitting = matching.candidates(job.record, listing, claimed=claimed)
+                self._give_up(job, [task.task_id for task in fitting])
+
+    def _do_without_listing(self, lost: Sequence[_Lost], error: MusicGPTError) -> None:
+        for each in lost:
+            lasted = anyio.current_time() - each.since
+            if retrying.look_is_refused(error, waited=None) or lasted > SETTLED:
+                self._give_up(each.job, None)
+
+    def _give_up(self, job: ExtractionJob, candidates: Sequence[str] | None) -> None:
+        if job.state is JobState.DELIVERED and not self._desk.mail.expects(job):
+            self._desk.end(job, Change.GIVE_UP, _unknown(job, candidates))
 
     async def _listing(self, since: float) -> list[Conversion]:
-        """Return the account's conversions from then on; none where the vendor has no listing."""
+        """Return the account's conversions from then on.
+
+        Raises:
+            MusicGPTError: The vendor has no listing, or did not give it.
+        """
         url, found = protocol.listing_url(self._desk.base_url), list[Conversion]()
         after: str | None = None
-        try:
-            for _ in range(MOST_PAGES):
-                query = protocol.listing_query(
-                    since + matching.EARLIEST, time.time() + matching.LATEST, after=after
-                )
-                answer = await self._desk.http.ask(url, query)
-                data = protocol.read(answer, now=time.time(), what="The listing")
-                found += payloads.read_listing(data)
-                after = payloads.listing_continues_after(data)
-                if after is None:
-                    break
-        except MusicGPTError as error:
-            _log.info("The account's conversions could not be listed: %s", error)
+        for _ in range(MOST_PAGES):
+            query = protocol.listing_query(
+                since + matching.EARLIEST, time.time() + matching.LATEST, after=after
+            )
+            answer = await self._desk.http.ask(url, query)
+            data = protocol.read(answer, now=time.time(), what="The listing")
+            found += payloads.read_listing(data)
+            after = payloads.listing_continues_after(data)
+            if after is None:
+                break
         return found
 
-    async def _claimed(self) -> set[str]:
-        journal = self._desk.ledger.journal
-        if journal is None:
-            return set()
-        return {record.task_id async for record in journal.records() if record.task_id}
+    async def _others(
+        self, lost: Sequence[_Lost], *, until: float
+    ) -> tuple[list[JobRecord], set[str]]:
+        """Return the other submits without a task, and the tasks that are taken.
 
-    def _unknown(self, job: ExtractionJob) -> SubmissionUnknownError:
-        sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.record.sent_at))
-        return SubmissionUnknownError(
-            f"{job.title} was sent whole at {sent} and no answer was recorded. It may be running "
-            "and paid for, so it is not sent again by itself. Look for it in the MusicGPT "
-            "dashboard and take it up with session.attach(task_id), or submit it again with "
-            "force=True if it is not there.",
-            job=job,
-        )
+        A listing shows the tasks of submits whose answers are still on their way as well. Those are
+        in the journal since before they were handed over: it is read after the listing.
+        """
+        ours = {each.job.id for each in lost}
+        rivals, claimed = list[JobRecord](), set(self._submitter.tasks)
+        journal = self._desk.ledger.journal
+        async for record in _records(journal):
+            if record.task_id is not None:
+                claimed.add(record.task_id)
+            elif record.id not in ours and _may_run(record) and (record.sent_at or 0.0) <= until:
+                rivals.append(record)
+        return rivals, claimed
+
+
+@attrs.frozen
+class _Lost:
+    """A job whose task is searched for, and since when."""
+
+    job: ExtractionJob
+    since: float
+
+    @property
+    def is_lost(self) -> bool:
+        return self.job.state is JobState.DELIVERED
+
+    @property
+    def sent_at(self) -> float:
+        return self.job.record.sent_at or 0.0
+
+
+async def _records(journal: Journal | None) -> AsyncIterator[JobRecord]:
+    if journal is not None:
+        async for record in journal.records():
+            yield record
+
+
+def _may_run(record: JobRecord) -> bool:
+    """Return whether a record without a task may have one at the vendor all the same."""
+    return record.sent_at is not None and record.state is not JobState.FAILED
+
+
+def _is_over(record: JobRecord, directory: str | None) -> bool:
+    """Return whether there is nothing left that its owner does and we would do again."""
+    if record.state is not JobState.COMPLETED:
+        return False
+    return record.directory != directory or not is_unfinished(record)
+
+
+def _unknown(job: ExtractionJob, candidates: Sequence[str] | None = None) -> SubmissionUnknownError:
+    """Return the error of a lost answer; `candidates` are the listed tasks that it could be."""
+    sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.record.sent_at))
+    seen = ""
+    if candidates is not None:
+        seen = f"The account's listing shows what it could be: {', '.join(candidates) or 'none'}. "
+    return SubmissionUnknownError(
+        f"{job.title} was sent whole at {sent} and no answer was recorded. It may be running "
+        f"and paid for, so it is not sent again by itself. {seen}Look for it in the MusicGPT "
+        "dashboard and take it up with session.attach(task_id), or submit it again with "
+        "force=True if it is not there.",
+        job=job,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import anyio
@@ -29,6 +29,7 @@ from musicgpt_async.errors import (
     MusicGPTError,
     NotFoundError,
     ReleasedError,
+    SourceChangedError,
     SubmissionUnknownError,
 )
 from musicgpt_async.events import Accepted, Queued, Slowed, Uploading
@@ -150,12 +151,19 @@ class Submitter:
             self._slots.give_back()
             self._bell.ring()
 
+    @property
+    def tasks(self) -> Collection[str]:
+        """The tasks that this session's submits were answered with."""
+        return self._tasks
+
     def accept(self, job: ExtractionJob, task_id: str, conversion_id: str | None) -> None:
         """Go on with a job whose lost answer was found again."""
+        self.occupy(job)
         self._accepted(job, Acceptance(task_id=task_id, conversion_id=conversion_id))
 
     def expect(self, job: ExtractionJob, error: SubmissionUnknownError) -> None:
         """Wait for the webhook of a job whose answer was lost; ``error`` if none comes."""
+        self.occupy(job)
         self._expected.append((job, error))
         self._bell.ring()
 
@@ -233,7 +241,7 @@ class Submitter:
     async def _admit(self, entry: _Entry) -> Acceptance | None:
         job = entry.job
         async with upload.opened(entry.track, self._desk.executor) as content:
-            if not entry.entered and (found := await self._enter(entry, content)):
+            if found := await self._enter(entry, content):
                 self.give_back(job)
                 self._known(job, found)
                 return None
@@ -251,6 +259,13 @@ class Submitter:
             stems=job.stems,
             preprocessing=job.record.preprocessing,
         )
+        if entry.entered:
+            if mark != job.record.fingerprint:  # the changed track may be in the journal itself
+                raise SourceChangedError(
+                    f"{job.title} changed after it was put in line, and was not sent; "
+                    "submit it again."
+                )
+            return None
         job.note(fingerprint=mark, size=None if content is None else content.size)
         return await self._desk.ledger.enter(job, force=entry.force)
 
@@ -338,9 +353,11 @@ class Submitter:
     async def _await_webhook(self, job: ExtractionJob, error: SubmissionUnknownError) -> None:
         self._desk.mail.open(job)
         acceptance = await self._named_by_webhook(job)
+        if job.state is not JobState.DELIVERED:  # let go of, or found in the account's listing
+            return
         if acceptance is not None:
             self._accepted(job, acceptance)
-        elif not job.done():
+        else:
             self._desk.end(job, Change.GIVE_UP, error)
 
     async def _named_by_webhook(self, job: ExtractionJob) -> Acceptance | None:
@@ -350,7 +367,7 @@ class Submitter:
                 hint = await self._desk.mail.named_task(job)
                 if hint is None:
                     break
-                if await self._is_real(hint.task_id, job):
+                if job.task_id is not None or await self._is_real(hint.task_id, job):
                     self._desk.mail.keep(job, hint)
                     return Acceptance(task_id=hint.task_id, conversion_id=hint.conversion_id)
         return None
