@@ -290,6 +290,25 @@ async def test_a_passing_failure_midway_keeps_what_came(
     assert host.requests[2].get("range", "").startswith("bytes=")
 
 
+async def test_a_host_that_gives_less_than_was_asked_for_is_asked_on(
+    serve: Any, get: Get, tmp_path: Path
+) -> None:
+    """A 206 may be shorter than its range (RFC 9110): its own length is not the file's."""
+    host = Host(mp3(4 * MIB))
+
+    async def sparing(peer: Any, request: Any) -> None:
+        start = host._start(request)
+        span = f"bytes {start}-{start + MIB - 1}/{len(host.data)}"
+        piece = host.data[start : start + MIB]
+        await peer.answer(206, piece, Content_Range=span, ETag='"one"')
+
+    host.plan = [host.cut(2 * MIB + 5), sparing]
+    async with serve(host) as server:
+        await get(server.url, tmp_path / "a.mp3")
+    assert (tmp_path / "a.mp3").read_bytes() == host.data
+    assert len(host.requests) == 3
+
+
 async def test_a_host_without_ranges_starts_over(serve: Any, get: Get, tmp_path: Path) -> None:
     """A 200 to a Range replaces what came before."""
     host = Host(mp3(4 * MIB), ranges=False)

@@ -20,6 +20,7 @@ import anyio
 import attrs
 import pytest
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartParser
 
@@ -1053,6 +1054,51 @@ async def test_a_file_of_a_gibibyte_adds_less_than_16_mebibytes(tmp_path: Path) 
     before, after = (int(word) for word in out.split())
     print(f"1 GiB added {after - before} KiB")  # noqa: T201 - the figure for pytest -rP
     assert after - before < 16 * 1024
+
+
+class _Swallows(AbstractStreamWriter):
+    """A writer that takes everything at once and never makes anybody wait."""
+
+    async def write(self, chunk: Any) -> None:
+        """Take it."""
+
+    async def write_eof(self, chunk: bytes = b"") -> None:
+        """End."""
+
+    async def drain(self) -> None:
+        """Return at once, as aiohttp's does while the other side keeps up."""
+
+    def enable_compression(self, encoding: str = "deflate", strategy: Any = None) -> None:
+        """Never."""
+
+    def enable_chunking(self) -> None:
+        """Never."""
+
+    async def write_headers(self, status_line: str, headers: Any) -> None:
+        """Take them."""
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "stream"])
+async def test_others_have_their_turn_after_every_block(
+    kind: str, tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    """Even where neither reading nor writing ever waits, an upload lets go of the loop."""
+    blocks = 32
+    data = song(tmp_path / "a.wav", blocks * BLOCK)
+    source = {"path": tmp_path / "a.wav", "bytes": ("a", data), "stream": ("a", _stream(data))}
+    turns, done = 0, anyio.Event()
+
+    async def count() -> None:
+        nonlocal turns
+        while not done.is_set():
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with opened(source[kind], executor) as content, anyio.create_task_group() as group:
+        group.start_soon(count)
+        await body_of(content).write(_Swallows())
+        done.set()
+    assert turns >= blocks
 
 
 async def _largest_gap(stop: anyio.Event) -> float:
