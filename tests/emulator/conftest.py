@@ -45,7 +45,7 @@ class Customer:
     async def until(is_so: Callable[[], bool]) -> None:
         """Wait for something at the vendor's that nothing tells."""
         with anyio.fail_after(60):
-            while not is_so():  # noqa: ASYNC110  the state of the emulator has no event
+            while not is_so():
                 await anyio.sleep(0.01)
 
     async def call(self, method: str, url: str, **options: Any) -> Reply:

@@ -108,7 +108,7 @@ async def test_it_serves_over_tls(contexts: tuple[ssl.SSLContext, ssl.SSLContext
         headers = {"Authorization": vendor.api_key}
         async with http.post(f"{vendor.base_url}/Extraction", data=form, headers=headers) as told:
             assert told.status == 200
-        while not vendor.submissions[0].is_completed:  # noqa: ASYNC110  it has no event
+        while not vendor.submissions[0].is_completed:
             await anyio.sleep(0.01)
         query = {"conversionType": "EXTRACTION", "task_id": vendor.submissions[0].task_id}
         async with http.get(f"{vendor.base_url}/byId", params=query, headers=headers) as told:
