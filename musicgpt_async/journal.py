@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import secrets
 import socket
 import sqlite3
@@ -140,7 +141,7 @@ class Journal:
         self._sql, self._database = _prepared(os.fspath(path))
         self._lease = lease
         self._clock = clock
-        self._me = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._me = ""
         self._owned: set[str] = set()
         self._openings = 0
         self._opening = anyio.Lock()
@@ -177,6 +178,7 @@ class Journal:
             if self._engine is None:
                 with self._explained():
                     self._engine = await self._database.connect(self._sql)
+                self._me = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
             self._openings += 1
         return self
 
@@ -318,7 +320,7 @@ class Journal:
         return {"which": id_, "me": self._me}
 
     async def _resign(self, connection: AsyncConnection) -> None:
-        await connection.execute(self._sql.release_all, {"me": self._me})
+        # A job whose owner is not there belongs to nobody.
         await connection.execute(self._sql.leave, {"me": self._me})
 
     async def _write(self, work: Work[T]) -> T:
@@ -430,8 +432,12 @@ ADVICE = {
 
 
 def _advice(error: BaseException) -> str:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    code = _code(error)
     return f"{ADVICE[code]} ({error})" if code in ADVICE else f"{error or type(error).__name__}"
+
+
+def _code(error: BaseException) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _row(record: JobRecord) -> dict[str, Any]:
@@ -483,7 +489,6 @@ class _Statements:
     unowned: sa.Select[Any]
     take_unowned: sa.Update
     release: sa.Update
-    release_all: sa.Update
     page: sa.Select[Any]
     find: sa.Select[Any]
     owned: sa.Select[Any]
@@ -499,11 +504,10 @@ def _statements() -> _Statements:
     which, me = sa.bindparam("which", type_=sa.Text), sa.bindparam("me", type_=sa.Text)
     now, until = sa.bindparam("now", type_=sa.Double), sa.bindparam("until", type_=sa.Double)
     live = sa.exists().where(owners.c.id == jobs.c.owner, owners.c.lease_until > now)
-    free = sa.or_(jobs.c.owner.is_(None), ~live)
     mine = jobs.update().where(jobs.c.owner == me)
     unowned = (
         sa.select(jobs)
-        .where(jobs.c.unfinished, free, jobs.c.state.in_(sa.bindparam("states", expanding=True)))
+        .where(jobs.c.unfinished, ~live, jobs.c.state.in_(sa.bindparam("states", expanding=True)))
         .order_by(jobs.c.seq)
         .limit(sa.bindparam("most", type_=sa.BigInteger))
     )
@@ -522,7 +526,7 @@ def _statements() -> _Statements:
         ),
         insert=jobs.insert(),
         save=mine.where(jobs.c.id == which),
-        same=sa.select(jobs, free.label("free"))
+        same=sa.select(jobs, (~live).label("free"))
         .where(jobs.c.fingerprint == which)
         .order_by(jobs.c.seq.desc()),
         take=jobs.update().where(jobs.c.id == which).values(owner=me),
@@ -531,7 +535,6 @@ def _statements() -> _Statements:
         .where(jobs.c.seq.in_(unowned.with_only_columns(jobs.c.seq)))
         .values(owner=me),
         release=mine.where(jobs.c.id == which).values(owner=None),
-        release_all=mine.values(owner=None),
         page=sa.select(jobs)
         .where(jobs.c.seq > sa.bindparam("last"))
         .order_by(jobs.c.seq)
@@ -695,7 +698,16 @@ async def _use_wal(engine: AsyncEngine) -> None:
     # Only after the schema is in the file itself: its header then says at any moment whose it is.
     async with engine.connect() as connection:
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        await driver.execute("PRAGMA journal_mode = WAL")
+        deadline = anyio.current_time() + PATIENCE
+        while True:
+            try:
+                async with driver.execute("PRAGMA journal_mode = WAL"):
+                    return
+            except sqlite3.OperationalError as error:
+                # Of two that switch at once SQLite lets neither wait for the other.
+                if _code(error) != sqlite3.SQLITE_BUSY or anyio.current_time() > deadline:
+                    raise
+                await anyio.sleep(random.uniform(0.01, 0.05))
 
 
 def _check_version(name: str, version: int | None) -> None:
@@ -773,7 +785,8 @@ def _look_into(file: Path) -> None:
         return  # Its creation was broken off: SQLite undoes that when it opens the file.
     # Without a log beside it the file is all there is, and `immutable` makes no log either.
     query = "mode=ro" if _has_content(_beside(file, "-wal")) else "mode=ro&immutable=1"
-    with closing(sqlite3.connect(f"{file.as_uri()}?{query}", uri=True)) as database:
+    uri = f"{file.as_uri()}?{query}"
+    with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE)) as database:
         version = database.execute("SELECT version FROM musicgpt_journal").fetchone()
         _check_version(str(file), version and version[0])
         (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()

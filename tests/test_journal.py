@@ -87,7 +87,8 @@ async def journal(place: str) -> AsyncIterator[Journal]:
 
 
 # Free text may be anything that Python holds, names of files that are no Unicode included.
-free = st.text(st.characters(), max_size=20)
+odd = st.text('\udc80\0\\"é', max_size=9)
+free = odd | st.text(st.characters(exclude_categories=[]), max_size=20)
 name = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 seconds = st.floats(allow_nan=False)
 links = st.builds(StemLinks, mp3=st.none() | name, wav=st.none() | name)
@@ -341,6 +342,9 @@ async def test_closing_gives_every_lease_back(place: str) -> None:
     async with Journal(place) as second:
         assert await second.owners() == {}
         assert await second.claim() == [job()]
+        async with first:
+            assert not first.owns("a")
+            assert await first.claim() == []
 
 
 async def test_the_inner_close_leaves_the_journal_open(journal: Journal) -> None:
@@ -447,6 +451,15 @@ async def test_a_writer_waits_for_another_processs_transaction(tmp_path: Path) -
         assert await entering == (job(), True)
 
 
+async def test_many_may_open_a_new_journal_at_once(tmp_path: Path) -> None:
+    """Whoever is first makes the journal, and the others wait for it instead of failing."""
+    for attempt in range(20):
+        journals = [Journal(tmp_path / f"{attempt}.db") for _ in range(6)]
+        await asyncio.gather(*(journal.open() for journal in journals))
+        for journal in journals:
+            await journal.aclose()
+
+
 async def test_the_file_is_a_synchronous_write_ahead_log(tmp_path: Path) -> None:
     """What was written survives a power cut: WAL, with a full sync at each commit."""
     path = tmp_path / "journal.db"
@@ -530,6 +543,12 @@ def _nothing_but_a_log(path: Path) -> None:
     path.with_name(path.name + "-wal").write_bytes(os.urandom(4128))
 
 
+def _a_link_to_a_log(path: Path) -> None:
+    target = path.with_name("target")
+    _nothing_but_a_log(target)
+    path.symlink_to(target)
+
+
 def _another_programs_database(path: Path) -> None:
     _write(path, "CREATE TABLE holidays (day TEXT)", "INSERT INTO holidays VALUES ('today')")
 
@@ -571,6 +590,7 @@ def _a_pipe(path: Path) -> None:
         (_half_a_page_less, "damaged"),
         (_a_torn_page, "damaged"),
         (_nothing_but_a_log, "damaged"),
+        (_a_link_to_a_log, "damaged"),
         (_another_programs_database, "another program's"),
         (_another_programs_log, "another program's"),
         (_a_later_version, "Upgrade"),
@@ -816,6 +836,9 @@ CRAMPED = """
                     await journal.enter(job(str(number), label="x" * 1000))
             except JournalError as error:
                 say(type(error.__cause__).__name__, str(error).count(place))
+            saves = [journal.save(job("first", label="x" * 5000)) for _ in range(3)]
+            errors = await asyncio.gather(*saves, return_exceptions=True)
+            say(len({id(error) for error in errors if isinstance(error, JournalError)}))
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
             await journal.save(job("first", label="saved"))
             say(number)
@@ -827,8 +850,8 @@ CRAMPED = """
 async def test_a_disk_without_room_is_an_error_and_no_damage(tmp_path: Path) -> None:
     """Where a write does not fit an error says so; what was there stays, and room ends it."""
     path = tmp_path / "journal.db"
-    cause, named, number = _answer(CRAMPED, path)
-    assert (cause, named) == ("OperationalError", "1")
+    cause, named, errors, number = _answer(CRAMPED, path)
+    assert (cause, named, errors) == ("OperationalError", "1", "3")
     async with Journal(path) as journal:
         found = [record async for record in journal.records()]
         assert found[0].label == "saved"
@@ -847,7 +870,8 @@ POWERLESS = """
             try:
                 await Journal(place + "/" + name).open()
             except JournalError as error:
-                say("refused" if place in str(error) else "unnamed")
+                named = f"nothing may be written in the folder {place}" in str(error)
+                say("refused" if named else error)
 
     asyncio.run(main())
 """
