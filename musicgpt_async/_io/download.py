@@ -39,6 +39,8 @@ GATHERED = 1 << 20
 PATIENCE = 6
 MOST_REDIRECTS = 5
 _HEAD = 512
+_ENCODINGS = frozenset({"identity", "gzip", "x-gzip", "deflate"})
+_BREAKS = (aiohttp.ClientError, ConnectionError, TimeoutError)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
@@ -92,7 +94,12 @@ class Downloader:
             DownloadError: It did not arrive whole; ``status`` is set where the host said no.
             TransportError: The host could not be reached.
         """
-        part = await self._run(_Part.beside, target, self.digests, self.sole_owner)
+        making = self._run(_Part.beside, target, self.digests, self.sole_owner)
+        try:
+            part = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(_discarded)
+            raise
         try:
             await _Transfer(self, part, url, progress).complete()
             await self._run(part.publish)
@@ -163,32 +170,45 @@ class _Transfer:
 
     async def _receive(self, response: aiohttp.ClientResponse) -> None:
         await self._take_up(response)
-        inflate = _inflater(response.headers.get("Content-Encoding", ""))
+        encoding = response.headers.get("Content-Encoding", "").lower() or "identity"
+        if encoding not in _ENCODINGS:
+            raise self._failure(f"it came with the encoding {encoding[:50]!r}")
+        inflate = _inflater(encoding)
         pieces: list[bytes] = []
         gathered = 0
-        async for chunk in response.content.iter_any():
-            pieces.append(self._inflated(inflate, chunk) if inflate else chunk)
-            gathered += len(pieces[-1])
-            if gathered >= GATHERED:
-                await self._append(pieces, response)
-                pieces, gathered = [], 0
+        try:
+            async for chunk in response.content.iter_any():
+                pieces.append(self._inflated(inflate.decompress, chunk) if inflate else chunk)
+                gathered += len(pieces[-1])
+                if gathered >= GATHERED:
+                    await self._append(pieces, response)
+                    pieces, gathered = [], 0
+        except _BREAKS:
+            await self._append(pieces, response)  # what came is not asked for again
+            raise
         await self._append(pieces, response)
+        if inflate and not inflate.eof:
+            raise self._interruption("its encoding ends early")
         await self._check_whole(response, inflated=inflate is not None)
 
     async def _take_up(self, response: aiohttp.ClientResponse) -> None:
         """Make the part fit what this answer brings."""
         status = response.status
-        if status == 206 and _content_range(response) == (self._part.size, self._total):
+        if status == 206 and self._continues(response):
             return
+        if status in retrying.PASSING:  # what came stays
+            raise self._interruption("the host could not give it", status)
         await self._run(self._part.restart)
         if status in (206, 416):  # not the range that was asked for: from the start, next time
             raise self._interruption("the host changed it midway", status)
-        if status in retrying.PASSING:
-            raise self._interruption("the host could not give it", status)
         if status != 200:
             raise self._failure("the host refused it", status)
         self._total = _plain_length(response)
         self._validator = _validator(response)
+
+    def _continues(self, response: aiohttp.ClientResponse) -> bool:
+        same = response.headers.get("ETag", self._validator) == self._validator
+        return same and _content_range(response) == (self._part.size, self._total)
 
     async def _append(self, pieces: list[bytes], response: aiohttp.ClientResponse) -> None:
         first = not self._part.size
@@ -295,6 +315,12 @@ class _Part:
             self._fd = -1
 
 
+def _discarded(making: asyncio.Future[_Part]) -> None:
+    """Remove a part whose download was cancelled while it was being made."""
+    if not making.cancelled() and making.exception() is None:
+        asyncio.get_running_loop().run_in_executor(None, making.result().discard)
+
+
 def _write_all(fd: int, pieces: list[bytes]) -> None:
     if hasattr(os, "writev") and pieces:
         written = os.writev(fd, pieces[:_MOST_PIECES])
@@ -349,12 +375,11 @@ def _disk(target: Path) -> Iterator[None]:
         raise DownloadError(f"{target} cannot be written: {why}.") from error
 
 
-def _inflater(encoding: str) -> Callable[[bytes], bytes] | None:
+def _inflater(encoding: str) -> Any:
     """Return what undoes an encoding that was not asked for, ``None`` where there is none."""
-    if encoding.lower() not in ("gzip", "x-gzip", "deflate"):
+    if encoding == "identity":
         return None
-    decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: either header is recognised
-    return decompressor.decompress
+    return zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: either header is recognised
 
 
 def _content_range(response: aiohttp.ClientResponse) -> tuple[int, int] | None:

@@ -7,11 +7,13 @@ like an answer that was lost; files have a pool of their own, which never sees t
 
 from __future__ import annotations
 
+import re
 import socket
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -29,8 +31,11 @@ from musicgpt_async.errors import (
 LONGEST_ANSWER = 1 << 20
 # aiohttp before 3.14 reads sockets by 64 KiB; large reads keep the speed apart from its version.
 READ_BUFFER = 1 << 20
-# The network's exceptions, whichever layer they come from.
-FAULTS = (aiohttp.ClientError, OSError)
+# What may stand in a URL (RFC 3986), "%" included: an encoded link stays as it was signed.
+_URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
+# The network's exceptions, whichever layer they come from; a host that no lookup takes is a
+# UnicodeError.
+FAULTS = (aiohttp.ClientError, OSError, UnicodeError)
 
 
 class SecretKey(str):
@@ -68,7 +73,7 @@ class Transport:
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=request_timeout, sock_read=request_timeout
         )
-        self._proxies = urllib.request.getproxies() if self._own else {}
+        self._proxies = _proxies() if self._own else {}
         self._downloads = downloads
         self._allows = allows
         self._lanes = [] if http is None else [http]
@@ -79,7 +84,8 @@ class Transport:
             if self._lanes[0].closed:
                 raise ConfigurationError("The session given as http= is closed already.")
             return
-        resolver = _GuardedResolver(self._allows)
+        proxy_hosts = {each["proxy"].host for each in self._proxies.values()}
+        resolver = _GuardedResolver(self._allows, trusted=proxy_hosts)
         self._lanes = [
             self._lane(aiohttp.TCPConnector(limit=64, ttl_dns_cache=300)),
             self._lane(aiohttp.TCPConnector(limit=0, force_close=True)),
@@ -122,10 +128,11 @@ class Transport:
             _parsed(url),
             headers={"Accept-Encoding": "identity", **headers},
             allow_redirects=False,
+            raise_for_status=False,
             auto_decompress=False,
             read_bufsize=READ_BUFFER,
             timeout=self._timeout,
-            proxy=self._proxy(url),
+            **self._proxy(url),
         )
         with translated(url):
             async with request as response:
@@ -134,31 +141,31 @@ class Transport:
     async def _call(
         self, lane: aiohttp.ClientSession, method: str, url: str, **what: Any
     ) -> Answer:
-        with translated(url):
+        with translated(url, self._key):
             async with _open(lane).request(
                 method,
                 url,
                 headers={"Authorization": self._key},
                 allow_redirects=False,
+                raise_for_status=False,
                 timeout=self._timeout,
-                proxy=self._proxy(url),
+                **self._proxy(url),
                 **what,
             ) as response:
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status, headers, self._scrubbed(await _read(response)))
+                headers = {
+                    name.lower(): value.replace(self._key, "***")
+                    for name, value in response.headers.items()
+                }
+                body = await _read(response)
+                # A server may repeat the key in its words.
+                return Answer(response.status, headers, body.replace(self._key.encode(), b"***"))
 
-    def _scrubbed(self, body: bytes) -> bytes:
-        """Return a body without the key, should a server repeat it in its words."""
-        return body.replace(self._key.encode(), b"***")
-
-    def _proxy(self, url: str) -> str | None:
+    def _proxy(self, url: str) -> dict[str, Any]:
         # aiohttp's trust_env also reads ~/.netrc, which clashes with an Authorization header.
-        if not self._proxies:
-            return None
-        host = URL(url).host or ""
-        if urllib.request.proxy_bypass(host):
-            return None
-        return self._proxies.get(URL(url).scheme)
+        proxy = self._proxies.get(URL(url).scheme)
+        if proxy is None or urllib.request.proxy_bypass(URL(url).host or ""):
+            return {}
+        return proxy
 
     @staticmethod
     def _lane(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
@@ -170,13 +177,33 @@ class Transport:
         )
 
 
+def _proxies() -> dict[str, dict[str, Any]]:
+    """Return the proxies of the environment: scheme → argument of a request."""
+    given = urllib.request.getproxies()
+    found = {}
+    for scheme in ("http", "https"):
+        url = given.get(scheme) or given.get("all")
+        if url is None:
+            continue
+        try:
+            proxy = URL(url if "://" in url else f"http://{url}")
+        except ValueError as error:
+            raise ConfigurationError(
+                f"The proxy for {scheme} is no URL; check {scheme}_proxy."
+            ) from error
+        if proxy.scheme in ("http", "https"):  # aiohttp speaks to no other kind
+            found[scheme] = {"proxy": proxy}
+    return found
+
+
 class translated:  # noqa: N801 - reads as a word: "with translated(url)"
     """Turn the network's exceptions into the library's."""
 
-    __slots__ = ("_url",)
+    __slots__ = ("_key", "_url")
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str = "") -> None:
         self._url = url
+        self._key = key
 
     def __enter__(self) -> None:
         return None
@@ -187,23 +214,27 @@ class translated:  # noqa: N801 - reads as a word: "with translated(url)"
         where = URL(self._url).host
         if isinstance(error, TimeoutError):
             raise StalledError(f"{where} did not answer in time; try again later.") from error
+        shows_key = bool(self._key) and self._key in str(error)  # a garbled answer repeats it
+        reason = "the answer is garbled" if shows_key else _reason(error)
         raise TransportError(
-            f"The connection to {where} failed ({_reason(error)}); check the network."
-        ) from error
+            f"The connection to {where} failed ({reason}); check the network."
+        ) from (None if shows_key else error)
 
 
 class _GuardedResolver(AbstractResolver):
     """Looks names up and leaves out the addresses that a link may not lead to."""
 
-    def __init__(self, allows: Callable[[str], bool]) -> None:
+    def __init__(self, allows: Callable[[str], bool], *, trusted: Collection[str | None]) -> None:
         self._resolver = aiohttp.DefaultResolver()
         self._allows = allows
+        self._trusted = trusted
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         found = await self._resolver.resolve(host, port, family)
-        allowed = [each for each in found if self._allows(each["host"])]
+        trusted = host in self._trusted  # the proxies that the user set
+        allowed = [each for each in found if trusted or self._allows(each["host"])]
         if not allowed:
             raise OSError(None, f"{host} leads into a private network; it was not followed")
         return allowed
@@ -222,7 +253,7 @@ def _open(lane: aiohttp.ClientSession) -> aiohttp.ClientSession:
 
 def _parsed(url: str) -> URL:
     try:
-        return URL(url, encoded=True)
+        return URL(quote(url, safe=_URL_CHARACTERS), encoded=True)
     except ValueError as error:
         raise TransportError(f"A link cannot be read as a URL ({error}): {url[:200]!r}.") from error
 
@@ -230,12 +261,16 @@ def _parsed(url: str) -> URL:
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     """Return the body, cut at ``LONGEST_ANSWER``: no answer of the API comes near it."""
     body = b""
-    async for chunk in response.content.iter_any():
-        body = body + chunk if body else chunk
-        if len(body) >= LONGEST_ANSWER:
-            return body[:LONGEST_ANSWER]
+    try:
+        async for chunk in response.content.iter_any():
+            body = body + chunk if body else chunk
+            if len(body) >= LONGEST_ANSWER:
+                return body[:LONGEST_ANSWER]
+    except BaseException:
+        body = chunk = b""  # it may repeat the key, and some keep a failed frame's values
+        raise
     return body
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return " ".join(re.sub(r"//[^/@\s]*@", "//", str(error)).split())[:200] or type(error).__name__

@@ -180,10 +180,14 @@ class _InFile:
         cls, name: str, path: Path, executor: Executor, stack: AsyncExitStack
     ) -> _InFile:
         run = asyncio.get_running_loop().run_in_executor
-        status = await run(executor, os.stat, path)
+        try:
+            status = await run(executor, os.stat, path)
+        except ValueError as error:  # a NUL in the path
+            raise SourceError(f"{name!r} is no path ({error}); nothing was paid for.") from error
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
             raise SourceError(f"{path} is not a file; give the path of an audio file.")
-        file = await stack.enter_async_context(aiofiles.open(path, "rb", executor=executor))
+        file = await aiofiles.open(path, "rb", executor=executor)
+        stack.push_async_callback(_close, file)
         status = await run(executor, os.fstat, file.fileno())
         _refuse_empty(name, status.st_size)
         version = f"{status.st_size}:{status.st_mtime_ns}"
@@ -407,13 +411,20 @@ class _reading:  # noqa: N801 - reads as a word: "with _reading(name)"
             ) from error
 
 
+async def _close(file: Any) -> None:
+    """Close on the executor that reads: aiofiles' own exit takes the loop's shared one."""
+    with anyio.CancelScope(shield=True):
+        await file.close()
+
+
 async def _spooled(
     iterable: AsyncIterable[bytes], executor: Executor, stack: AsyncExitStack
 ) -> Path:
     """Write an iterable of unknown length to a temporary file that goes with the stack."""
-    file = await stack.enter_async_context(
-        aiofiles.tempfile.NamedTemporaryFile("wb", prefix="musicgpt-async-", executor=executor)
+    file = await aiofiles.tempfile.NamedTemporaryFile(
+        "wb", prefix="musicgpt-async-", executor=executor
     )
+    stack.push_async_callback(_close, file)
     try:
         async for block in iterable:
             await file.write(block)

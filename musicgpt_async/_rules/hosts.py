@@ -7,11 +7,17 @@ addresses, unless the API itself is on loopback, as in development.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+import unicodedata
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import SplitResult, urlsplit
 
 from musicgpt_async.errors import ConfigurationError, DownloadError
 
+# IPv6 that stands for IPv4 (RFC 4291, RFC 6052, RFC 8215), and a site's own (RFC 3879).
+_TRANSLATED = [
+    ip_network(n)
+    for n in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "fec0::/10")
+]
 _LOOPBACK_NAMES = frozenset({"localhost", "localhost.", "ip6-localhost"})
 
 
@@ -23,7 +29,7 @@ def checked_base_url(base_url: str) -> str:
     """
     url = base_url.strip().rstrip("/")
     parts = _split(url)
-    if parts is None or parts.query or parts.fragment:
+    if parts is None or "?" in url or "#" in url:
         raise ConfigurationError(
             f"{base_url!r} is no base URL; it looks like https://host/path and comes from "
             "MusicGPTSession(base_url=…) or from the environment variable MUSICGPT_BASE_URL."
@@ -52,12 +58,14 @@ def check_link(url: str, *, allow_loopback: bool) -> None:
     """
     parts = _split(url)
     if parts is None or parts.hostname is None:
-        raise DownloadError(f"The vendor sent a link that is no URL: {url[:200]!r}.")
+        raise DownloadError(f"The vendor sent a link that is no URL: {without_query(url)!r}.")
     if allow_loopback and is_loopback(url):
         return
     if parts.scheme != "https":
         raise DownloadError(f"The link {without_query(url)} is not https; it was not followed.")
     address = _literal(parts.hostname)
+    if address is None and _could_be_address(parts.hostname):
+        raise DownloadError(f"The link {without_query(url)} hides an address; it was not followed.")
     if is_loopback(url) or (address and not is_public(address)):
         raise DownloadError(
             f"The link {without_query(url)} leads into a private network; it was not followed."
@@ -71,6 +79,8 @@ def is_public(address: str | IPv4Address | IPv6Address) -> bool:
     except ValueError:
         return False
     inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
+    if any(parsed in network for network in _TRANSLATED if network.version == parsed.version):
+        return False
     return parsed.is_global and not parsed.is_multicast and (inner is None or is_public(inner))
 
 
@@ -83,6 +93,13 @@ def is_loopback_address(address: str) -> bool:
 def without_query(url: str) -> str:
     """Return a link fit for a message: its query may hold a signature."""
     return url.partition("?")[0].partition("#")[0][:200]
+
+
+def _could_be_address(host: str) -> bool:
+    """Return whether a system may read a host as an address: "127.1", "0x7f000001"."""
+    plain = unicodedata.normalize("NFKC", host).replace("。", ".").rstrip(".")
+    last = plain.rpartition(".")[2]
+    return last.isdigit() or last.startswith("0x")
 
 
 def _split(url: str) -> SplitResult | None:

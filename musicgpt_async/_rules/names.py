@@ -29,11 +29,13 @@ def checked_template(template: str) -> str:
             one name.
     """
     try:
-        used = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        fields = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise InvalidOptionError(f"The layout {template!r} is broken: {error}.") from error
+    used = {name for _, name, _, _ in fields}
+    changed = any(spec or conversion for _, _, spec, conversion in fields)
     leads_out = ".." in PurePosixPath(template).parts or template.startswith(("/", "\\"))
-    if used - set(FIELDS) or not {"stem", "ext"} <= used or leads_out:
+    if used - set(FIELDS) or not {"stem", "ext"} <= used or changed or leads_out:
         raise InvalidOptionError(
             f"The layout {template!r} cannot be used: it needs {{stem}} and {{ext}}, may have "
             "{track}, and stays inside the output directory."
@@ -43,7 +45,7 @@ def checked_template(template: str) -> str:
 
 def target(directory: Path, template: str, *, track: str, stem: str, ext: str) -> Path:
     """Return where a stem's file belongs; no name leads out of the directory."""
-    values = {"track": safe(track), "stem": safe(stem), "ext": safe(ext)}
+    values = {"track": safe(track, 150), "stem": safe(stem, 60), "ext": safe(ext, 10)}
     return directory.joinpath(*PurePosixPath(template.format(**values)).parts)
 
 
@@ -75,11 +77,11 @@ def distinct(paths: Mapping[_File, Path]) -> dict[_File, Path]:
     return result
 
 
-def safe(name: str) -> str:
+def safe(name: str, longest: int = LONGEST_NAME) -> str:
     """Return a name that is one part of a path on every common file system."""
     normal = unicodedata.normalize("NFC", name)
     kept = "".join("_" if c in '/\\:*?"<>|' or not _shows(c) else c for c in normal)
-    short = kept.encode("utf-8", "replace")[:LONGEST_NAME].decode("utf-8", "ignore")
+    short = kept.encode("utf-8", "replace")[:longest].decode("utf-8", "ignore")
     trimmed = short.strip().rstrip(". ")
     if not trimmed.strip("."):
         return "_"

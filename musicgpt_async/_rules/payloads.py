@@ -295,23 +295,24 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _words(value: Any) -> str | None:
+def _words(value: Any, depth: int = 4) -> str | None:
     """Return the words in one part of an error: a string, an object, or a list of objects."""
     if isinstance(value, str):
         return snippet(value.encode("utf-8", "replace")) or None
     if isinstance(value, Mapping):
-        parts = [_words(value.get(key)) for key in ("message", "msg", "code", "details")]
-        return next((part for part in parts if part), None)
-    if isinstance(value, list):
-        return "; ".join(filter(None, map(_detail, value[:5]))) or None
+        inner = map(value.get, ("message", "msg", "code", "details")) if depth else ()
+        return next(filter(None, (_words(each, depth - 1) for each in inner)), None)
+    if isinstance(value, list) and depth:
+        parts = (_detail(each, depth - 1) for each in value[:5])
+        return "; ".join(filter(None, parts)) or None
     return None
 
 
-def _detail(item: Any) -> str | None:
+def _detail(item: Any, depth: int) -> str | None:
     """Return one entry of a FastAPI validation error: where, and what."""
     if not isinstance(item, Mapping):
-        return _words(item)
+        return _words(item, depth)
     place = item.get("loc")
     where = ".".join(_text(part) or "?" for part in place) if isinstance(place, list) else ""
-    what = _words(item.get("msg")) or _words(item)
+    what = _words(item, depth)
     return f"{where}: {what}" if where and what else what

@@ -155,7 +155,7 @@ def _closest(name: Any, known: Sequence[str], what: str) -> str:
     by_lower = {each.lower(): each for each in known}
     close = difflib.get_close_matches(str(name).strip().lower(), by_lower, n=1, cutoff=0.0)
     return (
-        f"There is no {what} named {name!r}; the closest is {by_lower[close[0]]!r}. "
+        f"There is no {what} named {str(name)[:50]!r}; the closest is {by_lower[close[0]]!r}. "
         f"All of them: {', '.join(known)}."
     )
 
@@ -173,7 +173,11 @@ def _refusal(answer: Answer, words: str | None, *, now: float, what: str) -> API
 
 def _redirect(answer: Answer) -> str:
     location = answer.headers.get("location")
-    return f" (a redirect to {payloads.snippet(location.encode())})" if location else ""
+    return (
+        f" (a redirect to {payloads.snippet(location.encode('utf-8', 'replace'))})"
+        if location
+        else ""
+    )
 
 
 def _seconds_until(date: str, now: float) -> float:

@@ -57,7 +57,8 @@ def look_is_refused(error: MusicGPTError, *, waited: float | None) -> bool:
     """
     if error.status == 404:
         return waited is None or waited > NOT_YET
-    return isinstance(error, APIError) and 400 <= (error.status or 0) < 500 and error.status != 429
+    status = error.status or 0
+    return isinstance(error, APIError) and 400 <= status < 500 and status not in PASSING
 
 
 def gives_up(refusals: int, *, lasted: float, attached: bool) -> bool:

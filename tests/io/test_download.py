@@ -257,9 +257,6 @@ async def test_a_cut_download_is_resumed(serve: Any, get: Get, tmp_path: Path) -
     assert max(received for received, _ in steps) == 5 * MIB
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pieces gathered for a write are thrown away when the connection breaks"
-)
 async def test_a_host_that_hangs_up_often_is_outlasted(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
@@ -277,7 +274,6 @@ async def test_a_host_that_hangs_up_often_is_outlasted(
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-@pytest.mark.xfail(strict=True, reason="_take_up empties the part before it looks at the status")
 async def test_a_passing_failure_midway_keeps_what_came(
     status: int, serve: Any, get: Get, tmp_path: Path
 ) -> None:
@@ -346,15 +342,9 @@ async def test_an_etag_that_changes_midway_starts_over(
 
 @pytest.mark.parametrize("size", [4 * MIB, 5 * MIB])
 async def test_a_host_that_ignores_if_range_mixes_nothing(
-    size: int, serve: Any, get: Get, tmp_path: Path, request: pytest.FixtureRequest
+    size: int, serve: Any, get: Get, tmp_path: Path
 ) -> None:
     """A part that bears another ETag belongs to another file, however well its range fits."""
-    if size == 4 * MIB:
-        request.applymarker(
-            pytest.mark.xfail(
-                strict=True, reason="the ETag of a 206 is not compared with the pinned one"
-            )
-        )
     host = Host(mp3(4 * MIB))
 
     async def other(peer: Any, request: Any) -> None:
@@ -613,7 +603,6 @@ async def test_a_packed_file_is_never_resumed(serve: Any, get: Get, tmp_path: Pa
     assert "range" not in host.requests[1]
 
 
-@pytest.mark.xfail(strict=True, reason="nobody asks the inflater whether it saw the stream's end")
 @pytest.mark.parametrize("sized", [False, True])
 async def test_a_packed_file_that_ends_early_is_not_whole(
     sized: bool, serve: Any, get: Get, tmp_path: Path
@@ -631,7 +620,6 @@ async def test_a_packed_file_that_ends_early_is_not_whole(
     assert nothing_lies_in(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="an encoding that is not known is written down as it came")
 @pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, br"])
 async def test_an_encoding_that_is_not_known_is_refused(
     encoding: str, serve: Any, get: Get, tmp_path: Path
@@ -720,9 +708,6 @@ async def test_a_link_to_this_machine_is_refused_where_the_api_is_elsewhere(
     assert nothing_lies_in(tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="UnicodeError from the lookup and ValueError from yarl are not translated"
-)
 @pytest.mark.parametrize("link", ["https://a..example/a.mp3", f"https://{'a' * 64}.example/"])
 async def test_a_garbled_link_is_an_error_of_the_library(
     link: str, get: Get, tmp_path: Path
@@ -904,9 +889,6 @@ class _Slow(ThreadPoolExecutor):
         return super().submit(slowly)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a part that is made while its download is cancelled belongs to nobody"
-)
 async def test_cancelling_while_the_part_is_made_leaves_none(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:

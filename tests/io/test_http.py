@@ -230,7 +230,6 @@ async def _header_echo(peer: Any) -> None:
     await peer.say(f"HTTP/1.1 200 OK\r\nX-\0Echo: {key}\r\n\r\n".encode())
 
 
-@pytest.mark.xfail(strict=True, reason="what aiohttp quotes of a broken answer is not scrubbed")
 @pytest.mark.parametrize("faulty", [_garbled_echo, _header_echo])
 async def test_a_broken_answer_that_repeats_the_key_does_not_show_it(
     faulty: Any, serve: Any, lanes: Any
@@ -247,7 +246,6 @@ async def _cut_echo(peer: Any) -> None:
     await peer.answer(200, key.encode(), Content_Length="900")
 
 
-@pytest.mark.xfail(strict=True, reason="_read holds the body unscrubbed when the answer breaks off")
 async def test_an_answer_cut_short_that_repeats_the_key_does_not_show_it(
     serve: Any, lanes: Any
 ) -> None:
@@ -257,7 +255,6 @@ async def test_an_answer_cut_short_that_repeats_the_key_does_not_show_it(
     assert KEY not in _seen_by_a_crash_reporter(error)
 
 
-@pytest.mark.xfail(strict=True, reason="only bodies are scrubbed: a Location header is shown as is")
 async def test_a_redirect_that_repeats_the_key_does_not_show_it(serve: Any, lanes: Any) -> None:
     """Headers are scrubbed like bodies: the message of a redirect shows where it leads."""
     echo = Echo(302, b"", Location=f"https://login.example/?key={KEY}")
@@ -458,9 +455,6 @@ async def test_a_closed_session_is_said_to_be_closed() -> None:
         transport.open()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the session's raise_for_status applies, and an answer becomes no answer"
-)
 @pytest.mark.parametrize("status", [402, 422, 429, 500])
 async def test_a_session_that_raises_for_status_loses_no_answer(
     status: int, serve: Any, lanes: Any
@@ -537,9 +531,6 @@ async def test_a_tunnel_is_asked_for_without_the_key(
     assert KEY not in _seen_by_a_crash_reporter(error)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="aiohttp's ClientHttpProxyError quotes the proxy's URL, password and all"
-)
 async def test_a_proxys_password_is_in_no_message(
     serve: Any, lanes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -553,9 +544,6 @@ async def test_a_proxys_password_is_in_no_message(
     assert "pass-7d2" not in str(error)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the file lane's resolver guard also judges the proxy's own name"
-)
 async def test_a_proxy_inside_the_network_serves_files(
     serve: Any, lanes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -567,7 +555,6 @@ async def test_a_proxy_inside_the_network_serves_files(
             assert (await fetch(transport, "http://files.invalid/stem.wav"))[0] == 200
 
 
-@pytest.mark.xfail(strict=True, reason="aiohttp takes no proxy without a scheme")
 async def test_a_proxy_without_a_scheme_is_understood(
     serve: Any, lanes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -632,9 +619,6 @@ async def test_a_file_is_given_as_it_is_on_the_wire(serve: Any, lanes: Any) -> N
     assert echo.requests[0][1].path == "/a%2Fb%7E?sig=a/b+c%2B&x=%20"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="URL(url, encoded=True) sends what is not encoded as it is: a broken line"
-)
 @pytest.mark.parametrize("path", ["/My Song - vocals.wav", "/прив.wav", '/a"b<c>.wav', "/a?x=1 2"])
 async def test_a_link_that_is_not_encoded_is_sent_encoded(
     path: str, serve: Any, lanes: Any
@@ -649,7 +633,6 @@ async def test_a_link_that_is_not_encoded_is_sent_encoded(
     assert not set('"<>') & set(line)
 
 
-@pytest.mark.xfail(strict=True, reason="a name that no lookup takes leaves as a bare UnicodeError")
 @pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..example"])
 async def test_a_host_that_no_lookup_takes_is_a_transport_error(host: str, lanes: Any) -> None:
     """A garbled host in a link is a failed connection, not a crash."""

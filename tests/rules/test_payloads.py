@@ -442,16 +442,11 @@ def nested(depth: int, key: str) -> dict[str, Any]:
     return payloads.read_object(b'{"%b":' % key.encode() * depth + b"{}" + b"}" * depth)
 
 
-OVERFLOWS = pytest.mark.xfail(
-    strict=True, reason="_words recurses as deep as the JSON goes: a bare RecursionError comes out"
-)
-
-
 @pytest.mark.parametrize(
     "key",
     [
-        pytest.param("message", marks=OVERFLOWS),
-        pytest.param("details", marks=OVERFLOWS),
+        "message",
+        "details",
         "conversion",
         "audio_url",
         "LastEvaluatedKey",
@@ -485,9 +480,6 @@ def calls_of(function: Callable[[], Any]) -> int:
     return count
 
 
-@pytest.mark.xfail(
-    strict=True, reason="_detail reads a message twice at every level: 2 to the depth"
-)
 def test_nested_details_take_no_longer_than_their_size() -> None:
     """A small answer never holds the loop: twice as deep is about twice the work."""
 

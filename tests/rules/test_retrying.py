@@ -132,7 +132,6 @@ def test_a_failed_look_is_no_failed_job(status: int, waited: float | None) -> No
     assert not look_is_refused(error, waited=waited)
 
 
-@pytest.mark.xfail(strict=True, reason="408 and 425 count as refusals of the job")
 @pytest.mark.parametrize("status", [408, 425])
 def test_a_look_that_took_too_long_is_no_refusal(status: int) -> None:
     """A timeout that a server reports is as passing as one that the client sees."""
