@@ -28,6 +28,7 @@ RUN_IN = {
     "The library in ten lines": "test_readme.py",
     "Batches": "test_readme.py",
     "The emulator": "test_readme.py",
+    "In your own tests": "test_testing.py",
     "In a FastAPI service": "integrations/test_fastapi.py",
     "In an aiohttp application": "integrations/test_aiohttp.py",
     "In a bot": "integrations/test_discord.py",
