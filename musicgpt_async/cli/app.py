@@ -16,7 +16,6 @@ from cyclopts.exceptions import CycloptsError
 from musicgpt_async import InvalidOptionError, MusicGPTError, Preprocessing, Stem
 from musicgpt_async._rules import names
 from musicgpt_async._version import __version__
-from musicgpt_async.cli import output
 from musicgpt_async.cli.running import LAYOUT, Plan, Settings
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
@@ -257,8 +256,7 @@ def run(arguments: Sequence[str]) -> int:
         return _refused(" ".join(str(error).split()))
     except UsageError as error:
         return _refused(str(error))
-    except BrokenPipeError:
-        output.silence()
+    except BrokenPipeError:  # nobody reads any more
         return 1
     except MusicGPTError as error:
         print(f"musicgpt-async: {plain(error.message)}", file=sys.stderr)

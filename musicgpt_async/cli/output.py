@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -86,11 +85,6 @@ def data(text: str) -> None:
     """
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-def silence() -> None:
-    """Write to nowhere from now on: the reader of stdout is gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @attrs.define

@@ -210,11 +210,8 @@ class Run:
             async with aclosing(outcomes(session, self)) as each:
                 async for outcome in each:
                     await self._took(outcome)
-        except (MusicGPTError, UsageError) as error:
+        except (MusicGPTError, UsageError, BrokenPipeError) as error:
             self._failure = error
-        except BrokenPipeError as error:
-            self._failure = error
-            output.silence()
 
     async def _took(self, outcome: Outcome) -> None:
         self.tally.add(outcome)
@@ -245,8 +242,9 @@ class Run:
         if self._failure is not None and not isinstance(self._failure, BrokenPipeError):
             self._screen.say(plain(str(self._failure)), "red")
         seconds = time.time() - self.tally.began
-        for line in self.tally.lines(seconds=seconds, estimated=session.credits_estimated):
-            self.say(line)
+        if self.tally.total:
+            for line in self.tally.lines(seconds=seconds, estimated=session.credits_estimated):
+                self.say(line)
         if self._interrupts.first is not None or self._failure is not None:
             for line in self._left_behind():
                 self._screen.say(line)

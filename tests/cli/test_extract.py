@@ -267,7 +267,7 @@ async def test_the_same_command_again_pays_and_fetches_nothing(open_vendor: Any)
         for name in ("one", "two"):
             shell.track(f"{name}.wav")
         # The stems lie beside the tracks: they are not taken for tracks.
-        command = ("extract", ".", "--out", ".", "--stem", "bass", *QUICK)
+        command = ("extract", ".", "*.wav", "--out", ".", "--stem", "bass", *QUICK)
         assert (await shell.run(*command)).code == 0
         asked = len(vendor.requests)
         again = await shell.run(*command)
@@ -285,8 +285,8 @@ async def test_stems_below_the_tracks_are_no_tracks(open_vendor: Any) -> None:
     """An output directory inside the input is never walked into, whatever its layout."""
     async with open_vendor(seconds=0.1) as (vendor, shell):
         shell.track("in/one.wav")
-        command = ("extract", "in", "--out", "in/o", "--layout", "{stem}/{track}.{ext}", *QUICK)
-        assert (await shell.run(*command)).code == 0
+        command = ("extract", "in", "--out", "in/o", *QUICK)
+        assert (await shell.run(*command, "--layout", "{stem}/{track}.{ext}")).code == 0
         assert (shell.directory / "in/o/bass/one.wav").is_file()
         assert (await shell.run(*command)).code == 0
         assert len(vendor.submissions) == 1

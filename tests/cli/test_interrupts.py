@@ -28,7 +28,7 @@ def names(vendor: Emulator) -> Counter[str | None]:
 
 async def test_the_first_interrupt_lets_go_and_resume_takes_up(open_vendor: Any) -> None:
     """What runs on at the vendor is named with its task, and `resume` finishes just that."""
-    async with open_vendor(seconds=1.5) as (vendor, shell):
+    async with open_vendor(seconds=4) as (vendor, shell):
         for name in ("one", "two", "three"):
             shell.track(f"in/{name}.wav")
         out = ("--out", "my stems", "--layout", "{track}/{stem}.{ext}")
@@ -44,6 +44,15 @@ async def test_the_first_interrupt_lets_go_and_resume_takes_up(open_vendor: Any)
         assert command in ended.err
         assert "the same command again" in ended.err
         assert "Traceback" not in ended.err
+
+        # Interrupting that is no worse than interrupting what it takes up.
+        before = vendor.looks
+        async with shell.start("resume", *out, *QUICK) as running:
+            await until(lambda: vendor.looks > before)
+            running.interrupt()
+            ended = await running.ended()
+        assert ended.code == 130
+        assert "still running at the vendor" in ended.err
 
         taken_up = await shell.run("resume", *out, "--json", *QUICK)
         assert taken_up.code == 0
@@ -105,6 +114,8 @@ async def test_killed_and_run_again_everything_is_there_once(open_vendor: Any) -
         # The killed process's lease has to run out before its jobs are taken over.
         resumed = await shell.run("resume", "--out", "o", *QUICK)
         assert resumed.code == 0, resumed.err
+        assert "0 tracks done" not in resumed.err
+        assert "left to another process" not in resumed.err
         assert "Another process works on" in resumed.err
         ended = await shell.run(*command)
         assert ended.code == 0, ended.err

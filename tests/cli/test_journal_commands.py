@@ -28,20 +28,23 @@ async def test_jobs_tells_what_the_journal_holds(open_vendor: Any) -> None:
         done = await shell.run("extract", track, "--out", "o", "-s", "bass", *QUICK)
         assert done.code == 0
         (submission,) = vendor.submissions
-        table = await shell.run("jobs", "--out", "o")
+        table, as_json, resumed = await shell.together(
+            shell.run("jobs", "--out", "o"),
+            shell.run("jobs", "--out", "o", "--json"),
+            shell.run("resume", "--out", "o", *QUICK),
+        )
         assert table.code == 0
         header, line = table.out.splitlines()
         assert header.split() == ["STATE", "TASK", "CREDITS", "FILES", "TRACK"]
         assert line.split() == [
             "completed", submission.task_id, f"{submission.cost:g}", "1", "song.wav",
         ]  # fmt: skip
-        (job,) = (await shell.run("jobs", "--out", "o", "--json")).tracks
+        (job,) = as_json.tracks
         assert job["source"] == str(track)
         assert job["stems"] == ["bass"]
         assert job["credits_charged"] == submission.cost
         assert job["files"] == [str(shell.directory / "o/song - bass.wav")]
         assert not job["in_work"]
-        resumed = await shell.run("resume", "--out", "o", *QUICK)
         assert resumed.code == 0
         assert "nothing to take up" in resumed.err
         assert len(vendor.submissions) == 1
