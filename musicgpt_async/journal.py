@@ -666,11 +666,16 @@ def _database(path: str) -> _Database:
 
 def _engine(database: _Database) -> AsyncEngine:
     """Make an engine, which connects to nothing yet; a file is inspected before."""
-    from sqlalchemy import event  # noqa: PLC0415 - see _statements
+    from sqlalchemy import event, pool  # noqa: PLC0415 - see _statements
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see _statements
 
     # Values of parameters (tokens!) stay out of every message.
-    options: dict[str, Any] = {"hide_parameters": True, "pool_size": 2, "max_overflow": 0}
+    options: dict[str, Any] = {
+        "hide_parameters": True,
+        "poolclass": pool.AsyncAdaptedQueuePool,
+        "pool_size": 2,  # the writer's and one for readers
+        "max_overflow": 0,
+    }
     if database.file is None:
         server = {"lock_timeout": str(int(PATIENCE * 1000))}
         return create_async_engine(
@@ -686,7 +691,9 @@ def _engine(database: _Database) -> AsyncEngine:
 
 
 def _sync_fully(connection: Any, _: Any) -> None:
-    connection.execute("PRAGMA synchronous = FULL").close()
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -741,7 +741,7 @@ OWNER = """
 
 def _killed_owner(place: object) -> None:
     with _child(OWNER, place) as child:
-        assert next(_lines(child)) == "entered"
+        assert next(_lines(child), None) == "entered"
 
 
 async def test_jobs_of_a_killed_process_are_taken_over(place: str) -> None:
@@ -782,7 +782,7 @@ async def test_rivals_share_the_work_without_overlap(place: str) -> None:
     with ExitStack() as stack:
         rivals = [stack.enter_context(_child(RIVAL, place)) for _ in range(3)]
         voices = [_lines(rival) for rival in rivals]
-        assert [next(voice) for voice in voices] == ["ready"] * 3
+        assert [next(voice, None) for voice in voices] == ["ready"] * 3
         for rival in rivals:
             _tell(rival)
         said = [list(iter(voice.__next__, "done")) for voice in voices]
