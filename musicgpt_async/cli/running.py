@@ -29,9 +29,10 @@ from musicgpt_async import (
     WebhookReceiver,
 )
 from musicgpt_async.cli import output
+from musicgpt_async.cli.display import screen_for
 from musicgpt_async.cli.interrupts import Interrupts
 from musicgpt_async.cli.progress import Board
-from musicgpt_async.cli.screen import Totals, screen_for
+from musicgpt_async.cli.screen import Totals
 from musicgpt_async.cli.text import count, credit, plain, span
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.events import Accepted, Event

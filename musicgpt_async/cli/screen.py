@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
 import anyio.to_thread
 import attrs
 
-from musicgpt_async.cli.progress import Board
 from musicgpt_async.cli.text import plain
 
 # Seconds between two paintings.
@@ -99,19 +97,3 @@ class _LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._screen.say(plain(record.getMessage()), "yellow")
-
-
-def screen_for(
-    board: Board,
-    totals: Callable[[], Totals],
-    *,
-    quiet: bool,
-    stream_is_terminal: bool | None = None,
-) -> Screen:
-    """Return what suits stderr: moving bars on a terminal, lines elsewhere or where it is quiet."""
-    is_terminal = sys.stderr.isatty() if stream_is_terminal is None else stream_is_terminal
-    if quiet or not is_terminal or os.environ.get("TERM", "") in ("dumb", "unknown"):
-        return Screen()
-    from musicgpt_async.cli.live import LiveScreen  # noqa: PLC0415 - rich, where it is needed
-
-    return LiveScreen(board, totals)
