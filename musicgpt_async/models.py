@@ -80,12 +80,16 @@ class Limits:
     """What the account may do (MusicGPT docs, rate limits).
 
     Attributes:
-        parallel: Unfinished conversions at the vendor, at most.
-        polls_per_minute: byId calls a minute, at most.
+        parallel: Unfinished conversions at the vendor, at most; ``None`` to learn it.
+        polls_per_minute: byId calls a minute, at most; ``None`` to learn it.
     """
 
-    parallel: int = attrs.field(validator=attrs.validators.ge(1))
-    polls_per_minute: float = attrs.field(validator=attrs.validators.gt(0))
+    parallel: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.ge(1))
+    )
+    polls_per_minute: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.ge(1))
+    )
 
     FREE: ClassVar[Limits]
     PLUS: ClassVar[Limits]

@@ -449,7 +449,7 @@ class MusicGPTSession:
         try:
             await job.download(record.directory or ".", format=record.format or "wav")
         except MusicGPTError as error:
-            _log.warning("%s was not downloaded: %s", job.title, error)
+            _log.debug("%s was not downloaded: %s", job.title, error)
 
     def _handle_of(self, job_id: str) -> ExtractionJob | None:
         return next((job for job in self._jobs if job.id == job_id), None)

@@ -152,7 +152,6 @@ def test_imports_go_downward_only(graph: Imports) -> None:
     assert faults(graph) == []
 
 
-@pytest.mark.xfail(strict=True, reason="cli.screen makes a LiveScreen lazily, which is a Screen")
 def test_no_imports_close_a_circle(graph: Imports) -> None:
     """Not even inside functions or for types alone."""
     assert circle(graph) == []

@@ -403,8 +403,11 @@ class Schedule(Generic[K]):
             self._learn_price(job, now)
             self._budget.pace(now, share=self._share())
             taken.append(self._send(job, now))
-        self._scarce = self._settle(self._looks) and self._looks[0][2].earliest <= now
+        self._scarce = self._has_due(self._looks, now) or self._has_due(self._wakes, now)
         return taken
+
+    def _has_due(self, heap: _Heap[K], now: float) -> bool:
+        return self._settle(heap) and heap[0][2].earliest <= now
 
     def pending(self, key: K, *, now: float) -> None:
         """Note a look that saw no end, or failed: the next one is scheduled."""

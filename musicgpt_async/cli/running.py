@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import anyio
 import anyio.to_thread
@@ -272,15 +272,7 @@ def limits_of(plan: Plan | None, jobs: int | None) -> Limits | None:
     if plan is not None:
         limits: Limits = getattr(Limits, plan.upper())
         return limits if jobs is None else attrs.evolve(limits, parallel=jobs)
-    return None if jobs is None else cast("Limits", _OnlyJobs(jobs))
-
-
-@attrs.frozen
-class _OnlyJobs:
-    """What Limits cannot say: how many jobs, and nothing of calls a minute."""
-
-    parallel: int
-    polls_per_minute: None = None
+    return None if jobs is None else Limits(parallel=jobs)
 
 
 def make_directory(path: Path) -> None:

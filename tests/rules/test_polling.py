@@ -183,6 +183,23 @@ def test_a_burst_of_wakes_keeps_to_the_budget() -> None:
     assert worst_minute(at for at, _ in looks) == 20
 
 
+def test_wakes_make_an_unknown_budget_grow() -> None:
+    """Where nobody said what the account may do, deliveries past the free plan wait a moment."""
+    waiting: Schedule[int] = Schedule(rng=random.Random(1))
+    for key in range(40):
+        waiting.add(key, now=0.0, eta=100.0, safety=True)
+    for key in range(40):
+        waiting.wake(key, now=50.0)
+    seen, now = 0, 50.0
+    while seen < 40 and now < 55.0:
+        for key in waiting.due(now):
+            waiting.answered(now=now)
+            waiting.finished(key, now=now)
+            seen += 1
+        now += 0.1
+    assert seen == 40
+
+
 def test_a_wake_goes_ahead_of_all_others() -> None:
     """A woken job is looked at before jobs that stood in line long before it."""
     waiting = schedule(60.0)
