@@ -111,7 +111,7 @@ def _is_downloaded(record: JobRecord) -> bool:
         (stem, format_)
         for stem, links in record.links.items()
         for format_ in formats
-        if getattr(links, format_) is not None
+        if getattr(links, format_) is not None and stem in (record.wanted or record.links)
     }
     # No links at all is no reason to call a download complete.
     return bool(wanted) and wanted <= {(file.stem, file.format) for file in record.files}
@@ -460,6 +460,7 @@ def _record(row: sa.Row[Any]) -> JobRecord:
             "state": JobState(row.state),
             "stems": tuple(row.stems),
             "preprocessing": tuple(row.preprocessing),
+            "wanted": tuple(row.wanted),
             "links": {stem: StemLinks(**links) for stem, links in row.links.items()},
             "files": tuple(StemFile(**file) for file in row.files),
         }
@@ -588,6 +589,7 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table]:
         sa.Column("duration", sa.Double),
         sa.Column("directory", json),
         sa.Column("format", sa.Text),
+        sa.Column("wanted", json, nullable=False),
         sa.Column("files", json, nullable=False),
         sa.Column("error", json),
         sa.Column("created_at", sa.Double, nullable=False),

@@ -192,6 +192,7 @@ class JobRecord:
         duration: Seconds of audio.
         directory: Where the stems are to lie; ``None`` while nobody asked for a download.
         format: Which files of each stem were asked for.
+        wanted: Which stems were asked for; empty for all that the vendor made.
         files: What has been downloaded.
         error: The sentence of the error it ended in.
         created_at: Seconds since the epoch.
@@ -218,6 +219,7 @@ class JobRecord:
     duration: float | None = None
     directory: str | None = None
     format: AudioFormat | None = None
+    wanted: tuple[str, ...] = ()
     files: tuple[StemFile, ...] = ()
     error: str | None = None
     created_at: float = 0.0

@@ -447,7 +447,11 @@ class MusicGPTSession:
         """Bring down what was asked for in an earlier process; its errors are the handle's."""
         record = job.record
         try:
-            await job.download(record.directory or ".", format=record.format or "wav")
+            await job.download(
+                record.directory or ".",
+                stems=record.wanted or None,
+                format=record.format or "wav",
+            )
         except MusicGPTError as error:
             _log.debug("%s was not downloaded: %s", job.title, error)
 
@@ -533,6 +537,7 @@ class MusicGPTSession:
 
     def _let_go_of_all(self) -> None:
         for job in tuple(self._jobs):
+            self._ledger.leave(job)
             self.release(job)
 
 

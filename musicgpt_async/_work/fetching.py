@@ -51,6 +51,7 @@ class Fetcher:
         self._namesakes: Counter[int] = Counter()
         self._numbers: WeakKeyDictionary[ExtractionJob, int] = WeakKeyDictionary()
         self._remembered: dict[int, str] | None = None
+        self._placing = anyio.Lock()
         self._locks: WeakValueDictionary[Path, anyio.Lock] = WeakValueDictionary()
 
     async def fetch(
@@ -70,7 +71,7 @@ class Fetcher:
         format_ = "both" if len(formats) > 1 else formats[0]
         absolute = Path(os.path.abspath(directory))  # noqa: ASYNC240, PTH100 - no IO; keeps no ".."
         for each in {job, self.desk.ledger.leader(job)}:
-            each.note(directory=str(absolute), format=format_)
+            each.note(directory=str(absolute), format=format_, wanted=tuple(stems or ()))
             self.desk.ledger.save_soon(each)
         fetch = _Fetch(self, job)
         try:
@@ -102,10 +103,11 @@ class Fetcher:
         }
         leader = self.desk.ledger.leader(job)
         known = {(file.stem, file.format): Path(file.path) for file in leader.record.files}
-        number = names.number_of(known, plain) or self._numbers.get(leader)
-        if number is None:
-            number = await self._next_number(leader, directory, plain.values())
-        self._numbers[leader] = number
+        async with self._placing:  # two downloads of one job are not namesakes
+            number = names.number_of(known, plain) or self._numbers.get(leader)
+            if number is None:
+                number = await self._next_number(leader, directory, plain.values())
+            self._numbers[leader] = number
         return names.distinct({file: names.numbered(path, number) for file, path in plain.items()})
 
     def lock(self, target: Path) -> anyio.Lock:

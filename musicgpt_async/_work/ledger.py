@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import anyio
+import attrs
 
 from musicgpt_async._work.bell import Bell
 from musicgpt_async.errors import JournalError
@@ -32,6 +33,7 @@ class Ledger:
         self._lost = lost
         self._dirty: dict[str, ExtractionJob] = {}
         self._leaders: WeakKeyDictionary[ExtractionJob, ExtractionJob] = WeakKeyDictionary()
+        self._left: WeakSet[ExtractionJob] = WeakSet()
         self._bell = Bell()
 
     async def enter(self, job: ExtractionJob, *, force: bool) -> JobRecord | None:
@@ -53,7 +55,11 @@ class Ledger:
         """
         if self.journal is not None:
             self._dirty.pop(job.id, None)
-            await self.journal.save(job.record)
+            await self.journal.save(_as_it_stood(job.record) if job in self._left else job.record)
+
+    def leave(self, job: ExtractionJob) -> None:
+        """Write a job down as it stood when its session left it, for whoever resumes."""
+        self._left.add(job)
 
     def save_soon(self, job: ExtractionJob) -> None:
         """Write a job down when there is time: what the vendor would tell again."""
@@ -112,6 +118,15 @@ class Ledger:
             await journal.renew()
         except JournalError as error:
             _log.warning("The journal's leases could not be renewed: %s", error)
+
+
+def _as_it_stood(record: JobRecord) -> JobRecord:
+    if record.state is not JobState.RELEASED:
+        return record
+    if record.task_id is not None:
+        return attrs.evolve(record, state=JobState.WAITING)
+    sent = record.sent_at is not None
+    return attrs.evolve(record, state=JobState.DELIVERED if sent else JobState.QUEUED)
 
 
 def _may_be_answered(record: JobRecord) -> bool:
