@@ -1,12 +1,13 @@
 """Which conversion of the account's listing is the submit whose answer was lost.
 
 The vendor has no idempotency key. A listing's entry is taken for a submit only where that is the
-only way to read it: it bears the job's own webhook token, or it is the one unclaimed entry of that
-moment and of those stems, and fits no other lost submit. Anything less would be a guess.
+only way to read it: it bears the job's own webhook token, or there is one way alone to give the
+unclaimed entries of that moment and of those stems to lost submits. Anything less would be a guess.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -20,9 +21,21 @@ DEFAULT_STEMS = frozenset({Stem.DRUMS, Stem.BASS, Stem.PIANO, Stem.GUITAR})
 
 
 def matches(
-    lost: Sequence[JobRecord], listing: Iterable[Conversion], *, claimed: Collection[str]
+    lost: Sequence[JobRecord],
+    listing: Iterable[Conversion],
+    *,
+    claimed: Collection[str],
+    known: Iterable[JobRecord] = (),
 ) -> Mapping[str, Conversion]:
-    """Return job id → conversion for the lost submits that the listing tells for certain."""
+    """Return job id → conversion for the lost submits that the listing tells for certain.
+
+    Args:
+        lost: All submits that may have an entry and have no task.
+        listing: The account's conversions.
+        claimed: Tasks that other jobs have.
+        known: Submits with a task: by them the vendor's clock is compared with ours.
+    """
+    listing = list(listing)
     free = _free(listing, claimed)
     certain = {
         record.id: each
@@ -33,29 +46,62 @@ def matches(
     taken = {each.task_id for each in certain.values()}
     others = [record for record in lost if record.id not in certain]
     left = [each for each in free if each.task_id not in taken]
-    for record in others:
-        fitting = [each for each in left if _fits(record, each)]
-        if len(fitting) == 1 and sum(_fits(other, fitting[0]) for other in others) == 1:
-            certain[record.id] = fitting[0]
-    return certain
+    return {**certain, **_forced(others, left, _earliest(listing, known))}
+
+
+def _forced(
+    lost: Sequence[JobRecord], listing: Sequence[Conversion], earliest: float
+) -> dict[str, Conversion]:
+    """Give each entry to the one submit that it fits, until no entry fits one alone."""
+    found: dict[str, Conversion] = {}
+    while True:
+        fitting = [
+            (each, [record.id for record in lost if _fits(record, each, earliest)])
+            for each in listing
+        ]
+        sole = [(ids[0], each) for each, ids in fitting if len(ids) == 1]
+        wanted = Counter(job_id for job_id, _ in sole)
+        forced = {job_id: each for job_id, each in sole if wanted[job_id] == 1}
+        if not forced:
+            return found
+        found |= forced
+        lost = [record for record in lost if record.id not in wanted]
+        listing = [each for each in listing if each not in forced.values()]
+
+
+def _earliest(listing: Sequence[Conversion], known: Iterable[JobRecord]) -> float:
+    """Return the seconds after its handing over at which an entry may be dated at the earliest.
+
+    Each submit with a task bounds what the vendor's clock is ahead of ours: it was created after it
+    was handed over and before its answer had come.
+    """
+    created = {each.task_id: _moment(each.created) for each in listing}
+    least, most = EARLIEST, -EARLIEST
+    for record in known:
+        moment = created.get(record.task_id or "")
+        if moment is not None and record.sent_at and record.accepted_at:
+            least = max(least, moment - record.accepted_at)
+            most = min(most, moment - record.sent_at)
+    whole = all(moment is None or moment == int(moment) for moment in created.values())
+    return max(least - (1.0 if whole else 0.01), EARLIEST) if least <= most else EARLIEST
 
 
 def candidates(
     record: JobRecord, listing: Iterable[Conversion], *, claimed: Collection[str]
 ) -> list[Conversion]:
     """Return the unclaimed conversions that a lost submit could be."""
-    return [each for each in _free(listing, claimed) if _fits(record, each)]
+    return [each for each in _free(listing, claimed) if _fits(record, each, EARLIEST)]
 
 
 def _free(listing: Iterable[Conversion], claimed: Collection[str]) -> list[Conversion]:
     return [each for each in listing if each.task_id and each.task_id not in claimed]
 
 
-def _fits(record: JobRecord, conversion: Conversion) -> bool:
+def _fits(record: JobRecord, conversion: Conversion, earliest: float) -> bool:
     created = _moment(conversion.created)
     if created is None or record.sent_at is None:
         return False
-    if not EARLIEST <= created - record.sent_at <= LATEST:
+    if not earliest <= created - record.sent_at <= LATEST:
         return False
     wanted = set(record.stems) or set(DEFAULT_STEMS)
     return not conversion.links or set(conversion.links) == wanted

@@ -140,6 +140,8 @@ class Resumer:
             self._desk.mail.open(job)
             accepted = record.accepted_at
             self._watcher.watch(job, age=None if accepted is None else time.time() - accepted)
+            if self._desk.mail.expects(job):  # it may have come while nobody was there
+                self._watcher.wake(job)
         elif was_delivered(record):
             self._search_for(job)
         else:
@@ -169,10 +171,9 @@ class Resumer:
         """Look for all lost tasks together; return whether any is left to be found."""
         lost = self._lost = [each for each in self._lost if each.is_lost]
         if lost:
-            began = time.time()
             try:
                 listing = await self._listing(min(each.sent_at for each in lost))
-                await self._compare(lost, listing, read_at=began)
+                await self._compare(lost, listing, read_at=time.time())
             except MusicGPTError as error:
                 _log.info("The account's conversions could not be listed: %s", error)
                 self._do_without_listing(lost, error)
@@ -182,16 +183,17 @@ class Resumer:
         self, lost: Sequence[_Lost], listing: Sequence[Conversion], *, read_at: float
     ) -> None:
         """Take what the listing tells for certain, and give up what it will not tell any more."""
-        rivals, claimed = await self._others(lost, until=read_at)
-        records = [each.job.record for each in lost]
-        found = matching.matches([*records, *rivals], listing, claimed=claimed)
+        rivals, known = await self._others(lost, listing, until=read_at)
+        claimed = {record.task_id or "" for record in known} | set(self._submitter.tasks)
+        records = [*(each.job.record for each in lost), *rivals]
+        found = matching.matches(records, listing, claimed=claimed, known=known)
         for each in lost:
             job = each.job
             if not each.is_lost:  # its webhook was faster
                 continue
             if job.id in found:
                 task = found[job.id]
-                _log.info("%s was found again as task %s", job.title, task.task_id)
+                _log.info("%s was found again in the listing: task %s", job.title, task.task_id)
                 self._submitter.accept(job, task.task_id, task.conversion_id)
             elif read_at - each.sent_at > SETTLED:
                 fitting = matching.candidates(job.record, listing, claimed=claimed)
@@ -228,22 +230,22 @@ class Resumer:
         return found
 
     async def _others(
-        self, lost: Sequence[_Lost], *, until: float
-    ) -> tuple[list[JobRecord], set[str]]:
-        """Return the other submits without a task, and the tasks that are taken.
+        self, lost: Sequence[_Lost], listing: Sequence[Conversion], *, until: float
+    ) -> tuple[list[JobRecord], list[JobRecord]]:
+        """Return the other submits with an entry: those that may have one, and those that have.
 
         A listing shows the tasks of submits whose answers are still on their way as well. Those are
         in the journal since before they were handed over: it is read after the listing.
         """
-        ours = {each.job.id for each in lost}
-        rivals, claimed = list[JobRecord](), set(self._submitter.tasks)
-        journal = self._desk.ledger.journal
-        async for record in _records(journal):
+        ours, listed = {each.job.id for each in lost}, {each.task_id for each in listing}
+        rivals, known = list[JobRecord](), list[JobRecord]()
+        async for record in _records(self._desk.ledger.journal):
             if record.task_id is not None:
-                claimed.add(record.task_id)
+                if record.task_id in listed:
+                    known.append(record)
             elif record.id not in ours and _may_run(record) and (record.sent_at or 0.0) <= until:
                 rivals.append(record)
-        return rivals, claimed
+        return rivals, known
 
 
 @attrs.frozen

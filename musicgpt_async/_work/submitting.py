@@ -42,6 +42,9 @@ _log = logging.getLogger(__name__)
 DELIVERIES = 5
 # Seconds that the answer to a body that is out may still take once everything is let go of.
 LAST_ANSWER = 5.0
+# Seconds that a submit waits for the answer to the one before it: of two that a killed process left
+# without an answer, the account's listing could not tell which is which.
+APART = 2.0
 # Jobs in line at which a batch brings its next track.
 SHORT_LINE = 2
 # Seconds between the questions whether a task that a delivery named is a real one.
@@ -75,6 +78,7 @@ class _Entry:
     scope: anyio.CancelScope | None = None
     turn: anyio.Event | None = None
     answer_due: bool = False
+    alone: bool = False
     left: anyio.Event = attrs.field(factory=anyio.Event)
 
 
@@ -110,6 +114,7 @@ class Submitter:
         self._line: list[tuple[int, _Entry]] = []
         self._entries: dict[str, _Entry] = {}
         self._tasks: set[str] = set()
+        self._alone = anyio.Semaphore(1)
         self._expected: list[tuple[ExtractionJob, SubmissionUnknownError]] = []
         self._bell = Bell()
         self._shorter = anyio.Event()
@@ -160,6 +165,7 @@ class Submitter:
         """Go on with a job whose lost answer was found again."""
         self.occupy(job)
         self._accepted(job, Acceptance(task_id=task_id, conversion_id=conversion_id))
+        self._watcher.wake(job)  # its webhook may have come while nobody was there
 
     def expect(self, job: ExtractionJob, error: SubmissionUnknownError) -> None:
         """Wait for the webhook of a job whose answer was lost; ``error`` if none comes."""
@@ -294,6 +300,7 @@ class Submitter:
             failure = body.failure or error
         finally:
             entry.answer_due = False
+            self._stand_apart_no_more(entry)
         if not isinstance(failure, MusicGPTError):
             raise failure
         verdict = retrying.submit_verdict(failure, delivered=body.delivered)
@@ -343,12 +350,25 @@ class Submitter:
     ) -> None:
         """Write down that the vendor may have the track, before it can."""
         job = entry.job
+        await self._stand_apart(entry)
         if job.done():
             raise ReleasedError(f"{job.title} was let go of before it was sent.")
         sha256 = None if digest is None or size is None else digest.hexdigest
         job.advance(Change.HAND_OVER, sent_at=time.time(), size=size, sha256=sha256)
         await self._desk.ledger.save(job)
         entry.answer_due = True
+
+    async def _stand_apart(self, entry: _Entry) -> None:
+        """Where there is a journal, wait a little until no other submit is without its answer."""
+        if self._desk.ledger.journal is not None:
+            with anyio.move_on_after(min(APART, self._stall_timeout / 2)):
+                await self._alone.acquire()
+                entry.alone = True
+
+    def _stand_apart_no_more(self, entry: _Entry) -> None:
+        if entry.alone:
+            entry.alone = False
+            self._alone.release()
 
     async def _await_webhook(self, job: ExtractionJob, error: SubmissionUnknownError) -> None:
         self._desk.mail.open(job)
@@ -368,6 +388,7 @@ class Submitter:
                 if hint is None:
                     break
                 if job.task_id is not None or await self._is_real(hint.task_id, job):
+                    _log.info("%s was found again by its webhook: task %s", job.title, hint.task_id)
                     self._desk.mail.keep(job, hint)
                     return Acceptance(task_id=hint.task_id, conversion_id=hint.conversion_id)
         return None
