@@ -1,0 +1,171 @@
+"""Contests: contenders take turns, and only the ratios between them count."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import attrs
+
+HERE = Path(__file__).parent
+OURS = "ours"
+
+
+@attrs.frozen
+class Figure:
+    """One figure over all rounds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The value that half of the rounds stayed below."""
+        return statistics.median(self.values)
+
+    def __format__(self, spec: str) -> str:
+        if not self.values or math.isnan(self.median):
+            return "-"
+        low, high = min(self.values), max(self.values)
+        return f"{self.median:{spec}} [{low:{spec}}-{high:{spec}}]"
+
+
+@attrs.frozen
+class Column:
+    """A figure that a table shows: its heading, how it is made of a round, how it is written."""
+
+    name: str
+    of: Callable[[Mapping[str, float]], float]
+    spec: str = ".2f"
+
+
+@attrs.define
+class Table:
+    """What the contenders of one contest took."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rounds: dict[str, list[dict[str, float]]] = attrs.field(factory=dict)
+    missing: dict[str, str] = attrs.field(factory=dict)
+
+    def figure(self, name: str, column: str) -> Figure:
+        """Return a contender's figure."""
+        of = next(each.of for each in self.columns if each.name == column)
+        return Figure(tuple(of(each) for each in self.rounds[name]))
+
+    def ratio(self, column: str, over: str, name: str = OURS) -> Figure:
+        """Return a contender's figure over another's, round by round."""
+        pairs = zip(self.figure(name, column).values, self.figure(over, column).values, strict=True)
+        return Figure(tuple(mine / theirs if theirs else float("nan") for mine, theirs in pairs))
+
+    def print(self) -> None:
+        """Print it: medians with the least and the most, and ours as a ratio of each."""
+        print(f"\n{self.title}")
+        widths = [max(len(f"{name}") for name in (*self.rounds, *self.missing, "")) + 2]
+        heads = [f"{column.name}" for column in self.columns]
+        first = self.columns[0].name
+        print(" " * widths[0] + "".join(f"{head:>26}" for head in heads) + f"{'ours/it':>9}")
+        for name in self.rounds:
+            cells = [f"{self.figure(name, c.name):{c.spec}}" for c in self.columns]
+            ratio = f"{self.ratio(first, name).median:9.2f}" if OURS in self.rounds else ""
+            print(f"{name:<{widths[0]}}" + "".join(f"{cell:>26}" for cell in cells) + ratio)
+        for name, why in self.missing.items():
+            print(f"{name:<{widths[0]}}  {why}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return every round of every contender."""
+        figures = {
+            name: {c.name: attrs.asdict(self.figure(name, c.name)) for c in self.columns}
+            for name in self.rounds
+        }
+        return {"title": self.title, "figures": figures, "missing": self.missing}
+
+
+class Worker:
+    """A contender's process."""
+
+    def __init__(self, module: str, name: str, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "worker.py"), module, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **environment},
+            text=True,
+        )
+        if cores() is not None:
+            os.sched_setaffinity(self._process.pid, {cores()[1]})  # type: ignore[index]
+        self._answer()
+
+    def run(self, **arguments: Any) -> dict[str, float]:
+        """Run one round."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(self._process.communicate()[1].strip().rpartition("\n")[2])
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+
+def cores() -> tuple[int, int] | None:
+    """Return a core for servers and one for clients, ``None`` where there is no choice."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    mine = sorted(os.sched_getaffinity(0))
+    return (mine[0], mine[1]) if len(mine) > 1 else None
+
+
+def contest(
+    title: str,
+    module: str,
+    columns: tuple[Column, ...],
+    *,
+    rounds: int,
+    arguments: Mapping[str, Any],
+    warm_up: Mapping[str, Any],
+    names: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Table:
+    """Let contenders take turns, each in a process of its own, in another order each round."""
+    table = Table(title, columns)
+    names = list(names or importlib.import_module(module).CONTENDERS)
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for name in names:
+            try:
+                workers[name] = stack.enter_context(Worker(module, name, environment or {}))
+                workers[name].run(**{**arguments, **warm_up})
+            except RuntimeError as error:
+                workers.pop(name, None)
+                table.missing[name] = str(error)
+        for turn in range(rounds):
+            order = list(workers)
+            for name in order[turn % len(order) :] + order[: turn % len(order)]:
+                try:
+                    table.rounds.setdefault(name, []).append(workers[name].run(**arguments))
+                except RuntimeError as error:
+                    table.missing[name] = str(error)
+                    workers.pop(name)
+                    table.rounds.pop(name, None)
+    table.rounds = {name: table.rounds[name] for name in names if name in table.rounds}
+    return table

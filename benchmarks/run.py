@@ -1,0 +1,130 @@
+"""Every comparison in one run: against the machine's limit, other clients, and ourselves with less.
+
+    python benchmarks/run.py [--quick] [--only NAME …] [--json FILE] [--pictures DIR]
+
+Contenders take turns, each in a process of its own on one core; the server is another process on
+another core. Only ratios count, and nothing passes or fails: targets are shown beside what came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+import attrs
+import bars
+import batches
+import downloading
+import handles
+import looking
+import servers
+import starting
+import targets
+import uploading
+from contest import Table, cores
+
+
+@attrs.frozen
+class Run:
+    """How much is to be measured."""
+
+    server: servers.Server
+    quick: bool
+
+    @property
+    def rounds(self) -> int:
+        """How often everybody has a turn."""
+        return 3 if self.quick else 7
+
+    def upload(self) -> Iterator[Table]:
+        """Uploads, small and large."""
+        for mib in (32,) if self.quick else (64, 1024):
+            yield from uploading.tables(self.server, mib, self.rounds, uploading.PEERS)
+
+    def download(self) -> Iterator[Table]:
+        """Downloads, one large and four at once."""
+        for count, mib in ((4, 10),) if self.quick else ((1, 256), (4, 50)):
+            names = downloading.PEERS
+            yield from downloading.tables(self.server, mib, self.rounds, names, count=count)
+
+    def look(self) -> Iterator[Table]:
+        """The cost of a look."""
+        yield from looking.tables(
+            self.server, 100 if self.quick else 1000, self.rounds, looking.PEERS
+        )
+
+    def handles(self) -> Iterator[Table]:
+        """Many waiting handles."""
+        yield from handles.tables(self.server, self.rounds, quick=self.quick)
+
+    def start(self) -> Iterator[Table]:
+        """Import."""
+        yield from starting.tables(self.rounds if self.quick else 15)
+
+    def batch(self) -> Iterator[Table]:
+        """A whole batch."""
+        yield from batches.tables(5 if not self.quick else 2, quick=self.quick)
+
+    def ablations(self) -> Iterator[Table]:
+        """What each part of the design earns: ours without it."""
+        mib = 32 if self.quick else 512
+        yield from uploading.tables(self.server, mib, self.rounds, uploading.ABLATIONS)
+        mib = 10 if self.quick else 50
+        yield from downloading.tables(self.server, mib, self.rounds, downloading.ABLATIONS)
+
+
+PARTS: dict[str, Callable[[Run], Iterator[Table]]] = {
+    "start": Run.start,
+    "look": Run.look,
+    "upload": Run.upload,
+    "download": Run.download,
+    "handles": Run.handles,
+    "batch": Run.batch,
+    "ablations": Run.ablations,
+}
+
+
+def machine() -> dict[str, str | int]:
+    """Return what the figures were taken on."""
+    names = ("aiohttp", "httpx", "requests", "uvloop")
+    versions = {name: metadata.version(name) for name in names}
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processors": len(cores() or (0,)),
+        **versions,
+    }
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--json", type=Path, help="where to write every figure")
+    parser.add_argument("--pictures", type=Path, help="a directory to draw into")
+    arguments = parser.parse_args()
+    tables: list[Table] = []
+    both = cores()
+    with servers.running(None if both is None else both[0]) as server:
+        run = Run(server, arguments.quick)
+        for part in arguments.only:
+            for table in PARTS[part](run):
+                table.print()
+                tables.append(table)
+    shown = targets.show(tables)
+    if arguments.json is not None:
+        figures = [table.as_json() for table in tables]
+        document = {"machine": machine(), "tables": figures, "targets": shown}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if arguments.pictures is not None:
+        arguments.pictures.mkdir(parents=True, exist_ok=True)
+        bars.draw(tables, arguments.pictures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Start-up: what importing costs, in fresh processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from contest import Column, Table, contest
+
+COLUMNS = (
+    Column("CPU ms", lambda each: 1000 * each["cpu"], ".0f"),
+    Column("wall ms", lambda each: 1000 * each["wall"], ".0f"),
+    Column("memory MiB", lambda each: each["resident"], ".1f"),
+    Column("modules", lambda each: each["modules"], ".0f"),
+)
+COUNTED = """
+import resource, sys, time
+wall, before = time.perf_counter(), time.process_time()
+{0}
+cpu = time.process_time() - before
+wall = time.perf_counter() - wall
+print(wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, len(sys.modules))
+"""
+
+
+def importing(statement: str) -> Any:
+    """Return a contender that imports something in a fresh process."""
+
+    @contextmanager
+    def contender() -> Iterator[Callable[[], dict[str, float]]]:
+        name = statement.rsplit(maxsplit=1)[-1]
+        if importlib.util.find_spec(name) is None:
+            raise RuntimeError(f"{name} is not installed")
+
+        def go() -> dict[str, float]:
+            command = [sys.executable, "-c", COUNTED.format(statement)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            figures = map(float, done.stdout.split())
+            return dict(zip(("wall", "cpu", "resident", "modules"), figures, strict=True))
+
+        yield go
+
+    return contender
+
+
+CONTENDERS: dict[str, Any] = {
+    "bare dependencies": importing("import attrs, anyio, aiofiles, stamina, aiohttp"),
+    "ours": importing("import musicgpt_async"),
+    "aiohttp alone": importing("import aiohttp"),
+    "httpx": importing("import httpx"),
+    "requests": importing("import requests"),
+    "fal-client": importing("import fal_client"),
+    "replicate": importing("import replicate"),
+    "openai": importing("import openai"),
+}
+
+
+def tables(rounds: int) -> Iterator[Table]:
+    """Import each in turn."""
+    yield contest(
+        "Import, in a fresh process", "starting", COLUMNS, rounds=rounds, arguments={}, warm_up={}
+    )
