@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -25,11 +26,14 @@ class Event:
         job_id: The library's own name for the job.
         track: The track's title.
         task_id: The vendor's name for the job, where it is known.
+        at: When it happened, in seconds since the epoch; two events that differ in nothing else
+            are equal.
     """
 
     job_id: str
     track: str
     task_id: str | None = None
+    at: float = attrs.field(factory=time.time, eq=False)
 
 
 @attrs.frozen(kw_only=True)
