@@ -27,6 +27,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 RUN_IN = {
     "The library in ten lines": "test_readme.py",
     "Batches": "test_readme.py",
+    "Observability": "test_readme.py",
     "The emulator": "test_readme.py",
     "In your own tests": "test_testing.py",
     "In a FastAPI service": "integrations/test_fastapi.py",
@@ -121,6 +122,28 @@ def test_a_batch_started_again_submits_nothing_twice(
     assert len(musicgpt_emulator.submissions) == 2
     assert sorted(first.splitlines()) == sorted(second.splitlines())
     assert len(list((directory / "stems").glob("*.wav"))) == 2
+
+
+@pytest.mark.usefixtures("musicgpt_emulator")
+def test_the_observed_batch_tells_its_spans(directory: Path) -> None:
+    """The example tells OpenTelemetry's global provider of each job and its phases."""
+    code = f"""
+import asyncio
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+spans, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(spans))
+trace.set_tracer_provider(provider)
+{_python("Observability")}
+asyncio.run(observed(["song.flac"]))
+print(*[span.name for span in spans.get_finished_spans()])
+"""
+    printed = _run(code, directory).splitlines()
+    names = "musicgpt.upload musicgpt.wait musicgpt.job musicgpt.download"
+    assert printed == ["song.flac None", names]
 
 
 def test_the_emulator_loses_an_answer_and_nothing_is_sent_twice(directory: Path) -> None:

@@ -1,0 +1,329 @@
+"""OpenTelemetry for a session: a span for each job, and metrics (extra ``otel``).
+
+::
+
+    async with MusicGPTSession() as session:
+        instrument(session)
+
+It reads the session's events and nothing else, so that a session knows nothing of it.
+
+======================= ================ ==========================================================
+span                    parent           from, to
+======================= ================ ==========================================================
+``musicgpt.job``        the current one  submitted, to the end that the vendor or the session gave
+``musicgpt.upload``     the job          first byte, to the answer; one for each time in a slot
+``musicgpt.wait``       the job          accepted, to finished
+``musicgpt.download``   the job          first byte, to the last file; it may outlive the job's span
+======================= ================ ==========================================================
+
+======================= ==== ======================================================================
+metric                  unit attributes
+======================= ==== ======================================================================
+``musicgpt.jobs``       1    ``musicgpt.outcome``: completed, failed, unknown, expired, released
+``musicgpt.slots.used`` 1
+``musicgpt.slots.limit`` 1
+``musicgpt.looks``      1    ``musicgpt.answered``: whether the look itself worked
+``musicgpt.throttled``  1    ``musicgpt.call``: submit, look; counts 429s, and 503s to submits
+``musicgpt.bytes``      By   ``musicgpt.direction``: sent, received
+``musicgpt.credits``    1    ``musicgpt.kind``: estimated, charged
+======================= ==== ======================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import attrs
+
+from musicgpt_async.errors import (
+    DeadlineError,
+    MusicGPTError,
+    ReleasedError,
+    SubmissionUnknownError,
+)
+from musicgpt_async.events import (
+    Accepted,
+    Completed,
+    Downloaded,
+    Downloading,
+    Event,
+    Failed,
+    Looked,
+    Queued,
+    Slowed,
+    Uploading,
+    Woken,
+)
+
+try:
+    from opentelemetry import metrics, trace
+except ImportError as error:  # pragma: no cover - the tests' environment has it
+    raise ImportError(
+        'OpenTelemetry is not installed: pip install "musicgpt-async[otel]"', name=error.name
+    ) from error
+
+SCOPE = "musicgpt_async"
+# Ended jobs whose downloads are still put below their span.
+REMEMBERED = 1024
+
+# A task that nobody holds may be collected while it waits.
+_telling: set[asyncio.Task[None]] = set()
+
+
+class Session(Protocol):
+    """What telemetry needs of a session."""
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """Slots taken, and how many there are."""
+
+    def events(self) -> AsyncIterator[Event]:
+        """Return what happens to all jobs from now on."""
+
+
+def instrument(
+    session: Session,
+    *,
+    tracer_provider: trace.TracerProvider | None = None,
+    meter_provider: metrics.MeterProvider | None = None,
+) -> asyncio.Task[None]:
+    """Tell OpenTelemetry of all that a session does from now on.
+
+    Jobs' spans are children of the span that is current here, or roots where there is none.
+
+    Args:
+        session: An open session.
+        tracer_provider: By default the global one.
+        meter_provider: By default the global one.
+
+    Returns:
+        What tells. It ends by itself once the session is closed and all of it is told: await it
+        then, before a provider is shut down. Cancelling it ends the telling and hurts no job.
+    """
+    telemetry = _Telemetry(
+        trace.get_tracer(SCOPE, tracer_provider=tracer_provider),
+        metrics.get_meter(SCOPE, meter_provider=meter_provider),
+    )
+    task = asyncio.create_task(_tell(session, session.events(), telemetry), name="musicgpt otel")
+    _telling.add(task)
+    task.add_done_callback(_telling.discard)
+    return task
+
+
+async def _tell(session: Session, events: AsyncIterator[Event], telemetry: _Telemetry) -> None:
+    try:
+        async for event in events:
+            telemetry.count_slots(*session.slots)
+            telemetry.take(event)
+    finally:
+        telemetry.close()
+
+
+@attrs.define
+class _Job:
+    """A job whose span is open."""
+
+    span: trace.Span
+    phase: trace.Span | None = None
+    waits: bool = False
+    sent: int = 0
+
+
+@attrs.define
+class _Download:
+    """A download that is under way."""
+
+    span: trace.Span
+    received: dict[tuple[str, str], int] = attrs.field(factory=dict)
+
+
+class _Telemetry:
+    """Turns events into spans and numbers."""
+
+    def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
+        self._tracer = tracer
+        self._jobs: dict[str, _Job] = {}
+        self._ended: OrderedDict[str, trace.Span] = OrderedDict()
+        self._downloads: dict[str, _Download] = {}
+        self._used = self._limit = 0
+        self._outcomes = meter.create_counter("musicgpt.jobs", "1", "Jobs that have ended")
+        self._slots_used = meter.create_up_down_counter(
+            "musicgpt.slots.used", "1", "Jobs that are unfinished at the vendor"
+        )
+        self._slots_limit = meter.create_up_down_counter(
+            "musicgpt.slots.limit", "1", "Jobs that may be, as far as is known"
+        )
+        self._looks = meter.create_counter("musicgpt.looks", "1", "Times the vendor was asked")
+        self._throttled = meter.create_counter("musicgpt.throttled", "1", "Calls that were put off")
+        self._bytes = meter.create_counter("musicgpt.bytes", "By", "Audio up and down")
+        self._credits = meter.create_counter("musicgpt.credits", "1", "What the vendor charges")
+
+    def count_slots(self, used: int, limit: int) -> None:
+        """Take in how many slots are taken, and how many there are."""
+        if used != self._used:
+            self._slots_used.add(used - self._used)
+        if limit != self._limit:
+            self._slots_limit.add(limit - self._limit)
+        self._used, self._limit = used, limit
+
+    def take(self, event: Event) -> None:
+        """Take in what happened."""
+        match event:
+            case Queued():
+                self._queued(event)
+            case Uploading():
+                self._uploading(event)
+            case Accepted():
+                self._accepted(event)
+            case Looked() | Woken():
+                self._waiting(event)
+            case Slowed():
+                self._throttled.add(1, {"musicgpt.call": event.call})
+            case Completed():
+                self._completed(event)
+            case Failed():
+                self._failed(event)
+            case Downloading():
+                self._downloading(event)
+            case Downloaded():
+                self._end_download(event)
+
+    def close(self) -> None:
+        """End whatever is open: its end will not be told."""
+        self.count_slots(0, 0)
+        for download in self._downloads.values():
+            download.span.end()
+        for job in self._jobs.values():
+            if job.phase is not None:
+                job.phase.end()
+            job.span.end()
+
+    def _queued(self, event: Queued) -> None:
+        job = self._job(event)
+        self._end_phase(job, event)
+        job.sent = 0
+
+    def _uploading(self, event: Uploading) -> None:
+        job = self._job(event)
+        if job.phase is None:
+            job.phase = self._start("musicgpt.upload", event, below=job.span)
+        # It goes back where an attempt starts over.
+        news = event.sent - job.sent if event.sent >= job.sent else event.sent
+        job.sent = event.sent
+        self._bytes.add(news, {"musicgpt.direction": "sent"})
+
+    def _accepted(self, event: Accepted) -> None:
+        job = self._job(event)
+        self._begin_wait(job, event)
+        if event.eta is not None:
+            job.span.set_attribute("musicgpt.eta", event.eta)
+        if event.credit_estimate is not None:
+            self._credits.add(event.credit_estimate, {"musicgpt.kind": "estimated"})
+
+    def _waiting(self, event: Looked | Woken) -> None:
+        if isinstance(event, Looked):
+            self._looks.add(1, {"musicgpt.answered": bool(event.status)})
+        if event.job_id in self._ended:
+            return  # it was under way when the job ended
+        job = self._job(event)
+        if isinstance(event, Woken):
+            job.span.add_event("webhook", timestamp=_nanoseconds(event))
+        elif not job.waits:  # it was attached, or taken up from a journal
+            self._begin_wait(job, event)
+
+    def _completed(self, event: Completed) -> None:
+        job = self._job(event)
+        cost = event.extraction.cost
+        if cost is not None:
+            job.span.set_attribute("musicgpt.cost", cost)
+        if cost is not None and job.waits:  # else it was charged in an earlier process
+            self._credits.add(cost, {"musicgpt.kind": "charged"})
+        self._end(job, event, "completed")
+
+    def _failed(self, event: Failed) -> None:
+        if event.job_id in self._jobs:
+            self._end(self._jobs[event.job_id], event, _outcome(event.error), event.error)
+        else:
+            self._end_download(event, event.error)
+
+    def _downloading(self, event: Downloading) -> None:
+        received = self._download(event).received
+        file = (event.stem, event.format)
+        before = received.get(file, 0)
+        received[file] = event.received
+        if event.received > before:
+            self._bytes.add(event.received - before, {"musicgpt.direction": "received"})
+
+    def _job(self, event: Event) -> _Job:
+        """Return the job, whose span begins with whatever is told of it first."""
+        if event.job_id not in self._jobs:
+            self._jobs[event.job_id] = _Job(self._start("musicgpt.job", event))
+        return self._jobs[event.job_id]
+
+    def _download(self, event: Event) -> _Download:
+        if event.job_id not in self._downloads:
+            below = self._ended.get(event.job_id)
+            span = self._start("musicgpt.download", event, below=below)
+            self._downloads[event.job_id] = _Download(span)
+        return self._downloads[event.job_id]
+
+    def _start(self, name: str, event: Event, *, below: trace.Span | None = None) -> trace.Span:
+        return self._tracer.start_span(
+            name,
+            context=None if below is None else trace.set_span_in_context(below),
+            attributes={"musicgpt.job.id": event.job_id, "musicgpt.track": event.track},
+            start_time=_nanoseconds(event),
+        )
+
+    def _end(
+        self, job: _Job, event: Event, outcome: str, error: MusicGPTError | None = None
+    ) -> None:
+        del self._jobs[event.job_id]
+        self._end_phase(job, event, error)
+        job.span.set_attribute("musicgpt.outcome", outcome)
+        _end_span(job.span, event, error)
+        self._outcomes.add(1, {"musicgpt.outcome": outcome})
+        self._ended[event.job_id] = job.span
+        if len(self._ended) > REMEMBERED:
+            self._ended.popitem(last=False)
+
+    def _begin_wait(self, job: _Job, event: Event) -> None:
+        self._end_phase(job, event)
+        job.phase, job.waits = self._start("musicgpt.wait", event, below=job.span), True
+        job.span.set_attribute("musicgpt.task.id", event.task_id or "")
+
+    def _end_phase(self, job: _Job, event: Event, error: MusicGPTError | None = None) -> None:
+        phase, job.phase = job.phase, None
+        if phase is not None:
+            _end_span(phase, event, error)
+
+    def _end_download(self, event: Event, error: MusicGPTError | None = None) -> None:
+        download = self._download(event)
+        del self._downloads[event.job_id]
+        _end_span(download.span, event, error)
+
+
+def _end_span(span: trace.Span, event: Event, error: MusicGPTError | None) -> None:
+    if error is not None and not isinstance(error, ReleasedError):  # that was asked for
+        span.set_attribute("error.type", type(error).__name__)
+        span.set_status(trace.Status(trace.StatusCode.ERROR, error.message))
+    span.end(end_time=_nanoseconds(event))
+
+
+def _outcome(error: MusicGPTError) -> str:
+    match error:
+        case SubmissionUnknownError():
+            return "unknown"
+        case DeadlineError():
+            return "expired"
+        case ReleasedError():
+            return "released"
+        case _:
+            return "failed"
+
+
+def _nanoseconds(event: Event) -> int:
+    return int(event.at * 1e9)

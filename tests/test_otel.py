@@ -1,0 +1,317 @@
+"""Telemetry, told to OpenTelemetry's own SDK and read from its exporters in memory."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import attrs
+import pytest
+from aiohttp import web
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+
+from musicgpt_async import Limits, MusicGPTError, MusicGPTSession, WebhookReceiver, events
+from musicgpt_async.emulator import Emulator, Fault
+from musicgpt_async.otel import instrument
+
+pytestmark = pytest.mark.anyio
+
+TRACK = ("song.mp3", b"ID3" + b"\x00" * 3000)
+
+
+@attrs.frozen
+class Told:
+    """What OpenTelemetry was told."""
+
+    tracer_provider: TracerProvider
+    meter_provider: MeterProvider
+    _spans: InMemorySpanExporter
+    _metrics: InMemoryMetricReader
+
+    @property
+    def providers(self) -> dict[str, Any]:
+        """Arguments of instrument()."""
+        return {"tracer_provider": self.tracer_provider, "meter_provider": self.meter_provider}
+
+    def spans(self, name: str = "") -> list[ReadableSpan]:
+        """Return the spans that have ended, the first to end first."""
+        return [span for span in self._spans.get_finished_spans() if name in ("", span.name)]
+
+    def number(self, name: str, **attributes: Any) -> float:
+        """Return a metric's value, summed over all attributes that are not given."""
+        wanted = {f"musicgpt.{key}": each for key, each in attributes.items()}
+        data = self._metrics.get_metrics_data()
+        return sum(
+            point.value
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == f"musicgpt.{name}"
+            for point in metric.data.data_points
+            if wanted.items() <= dict(point.attributes).items()
+        )
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    """Providers of this test's own, with exporters in memory."""
+    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracers, meters = TracerProvider(), MeterProvider(metric_readers=[reader])
+    tracers.add_span_processor(SimpleSpanProcessor(spans))
+    yield Told(tracers, meters, spans, reader)
+    tracers.shutdown()
+    meters.shutdown()
+
+
+def connected(vendor: Emulator, **options: Any) -> MusicGPTSession:
+    """Return a session with the vendor."""
+    return MusicGPTSession(
+        vendor.api_key, base_url=vendor.base_url, **{"limits": Limits.PRO, **options}
+    )
+
+
+async def test_a_job_is_a_span_with_its_phases_below(
+    vendor: Emulator, told: Told, tmp_path: Path
+) -> None:
+    """Upload, wait and download are children of the job's span, in order and within its time."""
+    async with connected(vendor) as session:
+        telling = instrument(session, **told.providers)
+        job = session.submit(TRACK, stems=["vocals", "bass"])
+        await job.download(tmp_path)
+    await telling
+    (whole,) = told.spans("musicgpt.job")
+    children = [span for span in told.spans() if span is not whole]
+    assert [span.name for span in children] == [
+        "musicgpt.upload",
+        "musicgpt.wait",
+        "musicgpt.download",
+    ]
+    assert [span.parent and span.parent.span_id for span in children] == [whole.context.span_id] * 3
+    moments = [moment for span in children for moment in (span.start_time, span.end_time)]
+    assert moments == sorted(moments)
+    assert whole.start_time <= moments[0]
+    assert whole.end_time == children[1].end_time
+    assert dict(whole.attributes or {}) == {
+        "musicgpt.job.id": job.id,
+        "musicgpt.track": "song",
+        "musicgpt.task.id": job.task_id,
+        "musicgpt.eta": job.eta,
+        "musicgpt.cost": job.result().cost,
+        "musicgpt.outcome": "completed",
+    }
+
+
+async def test_every_byte_is_counted_once(told: Told, tmp_path: Path) -> None:
+    """Progress is told in many steps; their sum is what went over the wire."""
+    track = ("song.mp3", b"ID3" + bytes(5_000_000))
+    async with Emulator(seconds=0.05, separate=False, stem_bytes=3_000_000) as vendor:
+        async with connected(vendor) as session:
+            telling = instrument(session, **told.providers)
+            files = await session.extract(track, tmp_path, stems=["vocals", "bass"])
+        await telling
+    assert told.number("bytes", direction="sent") == len(track[1])
+    assert told.number("bytes", direction="received") == sum(
+        path.stat().st_size for path in files.values()
+    )
+
+
+async def test_spans_have_the_events_own_times(vendor: Emulator, told: Told) -> None:
+    """A span begins and ends when its events happened, however late they are read."""
+    async with connected(vendor) as session:
+        began = time.time()
+        telling, happened = instrument(session, **told.providers), session.events()
+        await session.submit(TRACK)
+        ended = time.time()
+    await telling
+    times = {type(event): event.at async for event in happened}
+    (whole,) = told.spans("musicgpt.job")
+    assert whole.start_time == int(times[events.Queued] * 1e9)
+    assert whole.end_time == int(times[events.Completed] * 1e9)
+    assert began <= times[events.Queued] <= times[events.Completed] <= ended
+
+
+async def test_telling_goes_on_with_nobody_holding_it(vendor: Emulator, told: Told) -> None:
+    """A program may drop what instrument() returns; a garbage collection does not end it."""
+    async with connected(vendor) as session:
+        instrument(session, **told.providers)
+        await anyio.lowlevel.checkpoint()  # it waits, and only the events' reader knows it
+        gc.collect()
+        await session.submit(TRACK)
+    with anyio.fail_after(10):
+        while not told.spans("musicgpt.job"):
+            await anyio.sleep(0.01)
+
+
+async def test_numbers_are_the_vendors_own(vendor: Emulator, told: Told) -> None:
+    """Jobs by outcome, looks and credits are what the vendor counted, and all slots are free."""
+    vendor.script(Fault("job", "fails", times=2), Fault("byId", "status", status=503))
+    async with connected(vendor) as session:
+        telling = instrument(session, **told.providers)
+        jobs = [session.submit(TRACK) for _ in range(10)]
+        most = 0
+        for job in jobs:
+            await job.accepted()
+            most = max(most, int(told.number("slots.used")))
+    await telling
+    assert told.number("jobs") == 10
+    assert told.number("jobs", outcome="completed") == 8
+    assert told.number("jobs", outcome="failed") == 2
+    assert told.number("looks") == vendor.looks
+    assert told.number("looks", answered=False) == 1
+    assert told.number("credits", kind="estimated") == pytest.approx(session.credits_estimated)
+    assert told.number("credits", kind="charged") == pytest.approx(10_000 - vendor.credits)
+    assert most > 0
+    assert told.number("slots.used") == told.number("slots.limit") == 0
+    failed = [s for s in told.spans("musicgpt.job") if s.status.status_code is StatusCode.ERROR]
+    assert {(s.attributes or {})["error.type"] for s in failed} == {"ExtractionFailedError"}
+    assert len(failed) == 2
+
+
+async def test_429s_are_counted_where_they_came(told: Told) -> None:
+    """A full account puts a submit off: one more upload span, one count; a look likewise."""
+    faults = [
+        Fault("submit", "status", status=429, retry_after=1),
+        Fault("byId", "status", status=429, retry_after=1),
+    ]
+    async with (
+        Emulator(seconds=0.05, separate=False, faults=faults) as vendor,
+        connected(vendor) as session,
+    ):
+        telling = instrument(session, **told.providers)
+        await session.submit(TRACK)
+    await telling
+    assert told.number("throttled", call="submit") == 1
+    assert told.number("throttled", call="look") == 1
+    assert len(told.spans("musicgpt.upload")) == 2
+    assert len(told.spans("musicgpt.job")) == 1
+
+
+async def test_each_end_has_its_name(told: Told) -> None:
+    """Unknown, expired and released are told apart, and what was asked for is no error."""
+    async with Emulator(seconds=60, separate=False, lists=False) as vendor:
+        vendor.script(Fault("submit", "drop_before_answer"))
+        async with connected(vendor) as session:
+            unknown = session.submit(TRACK)
+            first = instrument(session, **told.providers)
+            with pytest.raises(MusicGPTError):
+                await unknown
+        async with connected(vendor, deadline=0.1) as session:
+            second = instrument(session, **told.providers)
+            session.submit(TRACK)
+        async with connected(vendor) as session:
+            third = instrument(session, **told.providers)
+            released = session.submit(TRACK)
+            await released.accepted()
+            released.cancel()
+    for telling in (first, second, third):
+        await telling
+    assert [(s.attributes or {})["musicgpt.outcome"] for s in told.spans("musicgpt.job")] == [
+        "unknown",
+        "expired",
+        "released",
+    ]
+    assert [s.status.status_code for s in told.spans("musicgpt.job")] == [
+        StatusCode.ERROR,
+        StatusCode.ERROR,
+        StatusCode.UNSET,
+    ]
+
+
+async def test_a_failed_download_is_an_error_below_a_good_job(
+    vendor: Emulator, told: Told, tmp_path: Path
+) -> None:
+    """The job's span stays what it was; the download's bears the error."""
+    vendor.script(Fault("file", "html", times=None))
+    async with connected(vendor) as session:
+        telling = instrument(session, **told.providers)
+        with pytest.raises(MusicGPTError):
+            await session.submit(TRACK, stems=["vocals"]).download(tmp_path)
+    await telling
+    (whole,), (download,) = told.spans("musicgpt.job"), told.spans("musicgpt.download")
+    assert whole.status.status_code is StatusCode.UNSET
+    assert download.status.status_code is StatusCode.ERROR
+    assert (download.attributes or {})["error.type"] == "DownloadError"
+    assert told.number("jobs", outcome="completed") == 1
+
+
+async def test_an_attached_job_is_waited_for(vendor: Emulator, told: Told) -> None:
+    """Of a job that somebody submitted before there is a wait, no upload, and what it cost."""
+    async with connected(vendor) as session:
+        task_id = (await session.submit(TRACK)).task_id
+        telling = instrument(session, **told.providers)
+        await session.attach(task_id)
+    await telling
+    assert [span.name for span in told.spans()] == ["musicgpt.wait", "musicgpt.job"]
+    assert told.number("credits", kind="charged") == pytest.approx(10_000 - vendor.credits)
+
+
+async def test_a_webhook_is_seen_on_the_span(vendor: Emulator, told: Told) -> None:
+    """The delivery that woke a job is an event of its span."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        receiver = WebhookReceiver(f"http://127.0.0.1:{listener.getsockname()[1]}/hooks")
+        app = web.Application()
+        app.add_routes(receiver.routes())
+        runner = web.AppRunner(app, shutdown_timeout=1)
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        async with connected(vendor, webhooks=receiver) as session:
+            telling = instrument(session, **told.providers)
+            await session.submit(TRACK)
+        await telling
+        await runner.cleanup()
+    (whole,) = told.spans("musicgpt.job")
+    assert [event.name for event in whole.events] == ["webhook"]
+
+
+async def test_spans_go_below_the_current_one(vendor: Emulator, told: Told) -> None:
+    """A batch under a span of the caller's has its jobs below that span."""
+    tracer = told.tracer_provider.get_tracer("caller")
+    async with connected(vendor) as session:
+        with tracer.start_as_current_span("batch") as batch:
+            telling = instrument(session, **told.providers)
+        await session.submit(TRACK)
+    await telling
+    (whole,) = told.spans("musicgpt.job")
+    assert whole.parent is not None
+    assert whole.parent.span_id == batch.get_span_context().span_id
+
+
+async def test_telling_ends_when_it_is_cancelled(vendor: Emulator, told: Told) -> None:
+    """Cancelling ends the open spans and leaves the job alone."""
+    async with connected(vendor) as session:
+        telling = instrument(session, **told.providers)
+        job = session.submit(TRACK)
+        await job.accepted()
+        telling.cancel()
+        assert (await job).stems
+    assert telling.cancelled()
+    assert len(told.spans("musicgpt.job")) == 1
+    assert told.number("slots.used") == 0
+
+
+def test_nothing_is_imported_that_nobody_asked_for() -> None:
+    """The library and its session work where OpenTelemetry is absent, and never import it."""
+    code = (
+        "import sys; sys.modules['opentelemetry'] = None\n"
+        "import musicgpt_async, musicgpt_async.testing\n"
+        "assert 'musicgpt_async.otel' not in sys.modules\n"
+        "try:\n    import musicgpt_async.otel\n"
+        "except ImportError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert 'pip install "musicgpt-async[otel]"' in done.stdout, done.stderr
