@@ -316,6 +316,15 @@ async def test_credit_that_runs_out_leaves_the_rest_unsent(vendor: Emulator) -> 
     assert sum(each.method == "POST" for each in vendor.requests) == 2
 
 
+async def test_a_wrong_key_is_tried_once(vendor: Emulator) -> None:
+    """After a 401 nothing else in line is uploaded: it would be refused as well."""
+    options: dict[str, Any] = {"base_url": vendor.base_url, "limits": Limits(parallel=1)}
+    async with MusicGPTSession("wrong", **options) as session:
+        jobs = [session.submit((f"{n}.mp3", TRACK[1])) for n in range(4)]
+    assert [type(job.exception()) for job in jobs] == [AuthenticationError] * 4
+    assert sum(each.method == "POST" for each in vendor.requests) == 1
+
+
 async def test_max_credits_ends_submitting(vendor: Emulator) -> None:
     """Once the estimates reach `max_credits` nothing more is sent, however many slots are free."""
     async with connected(vendor, max_credits=0.01) as session:

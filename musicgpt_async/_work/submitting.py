@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from functools import partial
+from operator import itemgetter
 
 import anyio
 import anyio.abc
@@ -24,7 +25,9 @@ from musicgpt_async._work.bell import Bell
 from musicgpt_async._work.desk import Desk
 from musicgpt_async._work.waiting import Watcher
 from musicgpt_async.errors import (
+    AuthenticationError,
     CreditLimitError,
+    ForbiddenError,
     InsufficientCreditsError,
     MusicGPTError,
     NotFoundError,
@@ -38,6 +41,8 @@ from musicgpt_async.models import Acceptance, JobRecord, JobState
 
 _log = logging.getLogger(__name__)
 
+# Refusals of the account, not of a track.
+_NONE_WILL_PASS = (AuthenticationError, InsufficientCreditsError, ForbiddenError)
 # Tries to get a whole body out before the network is blamed.
 DELIVERIES = 5
 # Seconds that the answer to a body that is out may still take once everything is let go of.
@@ -356,6 +361,8 @@ class Submitter:
         sha256 = None if digest is None or size is None else digest.hexdigest
         job.advance(Change.HAND_OVER, sent_at=time.time(), size=size, sha256=sha256)
         await self._desk.ledger.save(job)
+        if job.done():  # it was let go of while that was written
+            raise ReleasedError(f"{job.title} was let go of before it was sent.")
         entry.answer_due = True
 
     async def _stand_apart(self, entry: _Entry) -> None:
@@ -471,16 +478,18 @@ class Submitter:
             return
         unknown = isinstance(error, SubmissionUnknownError)
         self._desk.end(job, Change.GIVE_UP if unknown else Change.FAIL, error.fresh(job=job))
-        if isinstance(error, InsufficientCreditsError):
+        if isinstance(error, _NONE_WILL_PASS):
             self._leave_unsent(error)
 
     def _leave_unsent(self, error: MusicGPTError) -> None:
-        """End whatever stands in line: the account's credit is used up."""
-        for _, entry in sorted(self._line):
+        """End whatever stands in line: the account would be refused again."""
+        out_of_credit = isinstance(error, InsufficientCreditsError)
+        for _, entry in sorted(self._line, key=itemgetter(0)):
             if not entry.job.done():
-                refusal = CreditLimitError(
-                    f"{entry.job.title} was not submitted: the account's credit is used up. "
-                    "Add credit in the MusicGPT dashboard and submit it again.",
+                kind = CreditLimitError if out_of_credit else type(error)
+                refusal = kind(
+                    f"{entry.job.title} was not submitted, since a track before it was refused "
+                    f"with status {error.status}. {error.hint}",
                     status=error.status,
                     vendor_message=error.vendor_message,
                     job=entry.job,
