@@ -96,6 +96,9 @@ def installed_pythons() -> list[str]:
     return found or [f"{sys.version_info.major}.{sys.version_info.minor}"]
 
 
+FOUND = installed_pythons()
+
+
 def group(name: str) -> tuple[str, ...]:
     """Return what a dependency group of pyproject.toml asks for."""
     return nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), name)
@@ -124,12 +127,12 @@ def types(session: nox.Session) -> None:
     session.run("pyright", "--verifytypes", "musicgpt_async", "--ignoreexternal")
 
 
-@nox.session(python=installed_pythons())
+@nox.session(python=FOUND)
 def tests(session: nox.Session) -> None:
-    """Run the tests, and those of the core once more on each other loop."""
+    """Run the tests, with the newest Python those of the core once more on each other loop."""
     session.install("--quiet", ".[all]", *group("test"))
     session.run("pytest", *session.posargs)
-    if not session.posargs:
+    if not session.posargs and session.python == FOUND[-1]:
         for loop in ("debug", "uvloop"):
             session.run("pytest", "--loop", loop, *LOOP_TESTS)
 
