@@ -11,7 +11,7 @@ from collections.abc import (
     Callable,
     Iterable,
 )
-from contextlib import aclosing, suppress
+from contextlib import AbstractContextManager, aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ import attrs
 from anyio.streams.memory import MemoryObjectSendStream
 
 from musicgpt_async._io.upload import AudioSource
-from musicgpt_async.errors import MusicGPTError
+from musicgpt_async.errors import InvalidOptionError, MusicGPTError, SessionClosedError
 from musicgpt_async.job import ExtractionJob, Files
 from musicgpt_async.models import AudioFormat, Extraction
 
@@ -87,6 +87,9 @@ class Session(Protocol):
     async def room_for_another(self) -> None:
         """Wait until the line is short enough for one more track."""
 
+    def standing_idle(self) -> AbstractContextManager[None]:
+        """Do not hold up a session that drains."""
+
     def run_errand(self, errand: Callable[[], Awaitable[None]]) -> None:
         """Run something in the session's task group."""
 
@@ -145,17 +148,31 @@ class Batch:
                 try:
                     async with aclosing(_each(sources)) as each:
                         async for source in each:
-                            await self._room.acquire()
+                            await self._take_room()
                             await self._session.room_for_another()
                             if self._left:
                                 return
                             tracks.start_soon(self._track, source, send)
+                except anyio.get_cancelled_exc_class():
+                    self._broken = SessionClosedError(
+                        "The session was closed before the batch's end."
+                    )
+                    raise
                 except Exception as error:  # noqa: BLE001 - the caller's iterable's own, raised to him
                     self._broken = error
+
+    async def _take_room(self) -> None:
+        try:
+            self._room.acquire_nowait()
+        except anyio.WouldBlock:
+            with self._session.standing_idle():
+                await self._room.acquire()
 
     async def _track(
         self, source: AudioSource | Item, send: MemoryObjectSendStream[Outcome]
     ) -> None:
+        if self._left:
+            return
         outcome = await self._outcome(source if isinstance(source, Item) else Item(source=source))
         with suppress(anyio.BrokenResourceError):  # the loop was left
             send.send_nowait(outcome)
@@ -166,6 +183,11 @@ class Batch:
             job = self._session.submit(item.source, **{**self._options, **item.options})
         except MusicGPTError as error:
             return attrs.evolve(outcome, error=error)
+        except Exception as error:  # noqa: BLE001 - one track's failure is never the batch's
+            refusal = InvalidOptionError(
+                f"{str(item.source)[:200]} cannot be submitted: {error!r}."
+            )
+            return attrs.evolve(outcome, error=refusal)
         outcome = attrs.evolve(outcome, job=job)
         self._jobs.add(job)
         self._session.announce(job, self._directory, self._format)

@@ -117,6 +117,7 @@ class Feed:
     def __init__(self) -> None:
         # Weak, so that a stream that somebody stopped reading goes with its last reference.
         self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
+        self._closed = False
 
     def __bool__(self) -> bool:
         """Whether anybody reads: where nobody does, no event need be made."""
@@ -131,6 +132,8 @@ class Feed:
         """Return a new reader, of everything or of one job."""
         reader = Reader(self, job_id)
         self._readers.add(reader)
+        if self._closed:
+            reader.end()
         return reader
 
     def drop(self, reader: Reader) -> None:
@@ -139,6 +142,7 @@ class Feed:
 
     def close(self) -> None:
         """End every reader's stream once it has read what it was given."""
+        self._closed = True
         for reader in tuple(self._readers):
             reader.end()
 
@@ -172,7 +176,8 @@ class Reader(AsyncIterator[Event]):
             if self._ended:
                 self._feed.drop(self)
                 raise StopAsyncIteration
-            self._news = anyio.Event()
+            if self._news.is_set():  # never one that another reader waits on
+                self._news = anyio.Event()
             await self._news.wait()
         return self._backlog.popleft()
 

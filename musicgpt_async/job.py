@@ -99,15 +99,16 @@ class ExtractionJob:
     # What the parts that move the job keep with it.
     place: int = 0
     holds_slot: bool = False
+    id: str = attrs.field(init=False)
+    _fetch_end: Downloaded | Failed | None = None
+
+    def __attrs_post_init__(self) -> None:
+        # The record of another job may be taken up: what the caller knows it by stays.
+        self.id = self._record.id
 
     def __repr__(self) -> str:
         task = f" task_id={self.task_id}" if self.task_id else ""
         return f"<ExtractionJob {self.title!r} {self.state}{task}>"
-
-    @property
-    def id(self) -> str:
-        """The library's own name for the job, known from the start."""
-        return self._record.id
 
     @property
     def task_id(self) -> str | None:
@@ -338,6 +339,10 @@ class ExtractionJob:
         """Remember what became known without a change of state; for whoever moves the job."""
         self._record = attrs.evolve(self._record, **facts)
 
+    def note_fetch(self, end: Downloaded | Failed | None) -> None:
+        """Remember how the last download ended, ``None`` while one is under way; for its mover."""
+        self._fetch_end = end
+
     def event(self, kind: type[_Event], **facts: Any) -> _Event:
         """Return an event of this job."""
         return kind(job_id=self.id, track=self.title, task_id=self.task_id, **facts)
@@ -360,6 +365,8 @@ class ExtractionJob:
 
     def _present(self) -> Event:
         """Return the event that tells where the job stands."""
+        if self._fetch_end is not None:
+            return self._fetch_end
         if isinstance(self._outcome, Extraction):
             return self.event(Completed, extraction=self._outcome)
         if self._outcome is not None:

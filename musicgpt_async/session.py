@@ -7,8 +7,9 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -190,7 +191,7 @@ class MusicGPTSession:
             ConfigurationError: It was started before, or ``http`` is closed.
             JournalError: The journal cannot be used.
         """
-        if self._host is not None:
+        if self._host is not None or self._closed:
             raise ConfigurationError("A session is started once; make another one.")
         self._loop = asyncio.get_running_loop()
         self._leaving, self._ready, self._idle = anyio.Event(), anyio.Event(), anyio.Event()
@@ -356,10 +357,11 @@ class MusicGPTSession:
         self.check_loop()
         if self._journal is None:
             raise ConfigurationError("There is nothing to resume: give the session a journal=.")
+        ours = {job.record.id for job in self._jobs}
         jobs = [
             self._handle(attrs.evolve(record, state=JobState.QUEUED), None, _title(record))
             for record in await self._journal.claim()
-            if self._handle_of(record.id) is None
+            if record.id not in ours
         ]
         self._resumer.take_up(jobs)
         for job in jobs:
@@ -385,7 +387,7 @@ class MusicGPTSession:
 
     def check_loop(self) -> None:
         """Refuse to be used when not open, or in another event loop than the session's."""
-        if self._host is None or self._closed:
+        if self._host is None or self._closed or self._host.done():
             raise SessionClosedError(
                 "The session is not open; use `async with MusicGPTSession() as session:`."
             )
@@ -436,6 +438,16 @@ class MusicGPTSession:
         self._errands += 1
         self._rooms.start_soon(self._run_errand, errand)
 
+    @contextmanager
+    def standing_idle(self) -> Iterator[None]:
+        """Let a session that drains go while an errand waits for whoever reads its outcomes."""
+        self._errands -= 1
+        self._idle.set()
+        try:
+            yield
+        finally:
+            self._errands += 1
+
     async def _run_errand(self, errand: Callable[[], Awaitable[None]]) -> None:
         try:
             await errand()
@@ -456,7 +468,7 @@ class MusicGPTSession:
             _log.debug("%s was not downloaded: %s", job.title, error)
 
     def _handle_of(self, job_id: str) -> ExtractionJob | None:
-        return next((job for job in self._jobs if job.id == job_id), None)
+        return next((job for job in self._jobs if job.record.id == job_id), None)
 
     def _handle(self, record: JobRecord, source: Any, title: str) -> ExtractionJob:
         self._count += 1
@@ -516,7 +528,8 @@ class MusicGPTSession:
     async def _drained(self) -> None:
         """Wait until nothing runs any more; a host that has died says why."""
         while (self._jobs or self._errands) and self._host is not None and not self._host.done():
-            self._idle = anyio.Event()
+            if self._idle.is_set():  # never one that another aclose() waits on
+                self._idle = anyio.Event()
             await self._idle.wait()
 
     async def _shut_down(self) -> None:

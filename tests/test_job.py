@@ -166,6 +166,15 @@ async def test_a_jobs_events_start_where_it_stands_and_end_with_it(
     assert [type(event) async for event in job.events()] == [events.Completed]
 
 
+async def test_a_stream_that_is_read_after_the_download_ends_too(
+    session: MusicGPTSession, tmp_path: Path
+) -> None:
+    """events() of a job that is downloaded already tells so, and ends."""
+    job = session.submit(TRACK, stems=["bass"])
+    await job.download(tmp_path)
+    assert [type(event) async for event in job.events()] == [events.Downloaded]
+
+
 async def test_unknown_formats_and_stems_are_refused(
     session: MusicGPTSession, tmp_path: Path
 ) -> None:

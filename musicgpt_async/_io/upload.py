@@ -101,12 +101,15 @@ def track_of(source: AudioSource, *, label: str | None = None) -> Track:
         InvalidOptionError: It is nothing that can be sent.
     """
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-        name = PurePosixPath(unquote(urlsplit(source).path)).name
-        return Track(name or UNNAMED, source, None)
+        return Track(_name_in(source), source, None)
     if isinstance(source, (str, os.PathLike)):
-        path = Path(os.path.abspath(source))  # noqa: PTH100 - Path.absolute() keeps the ".."
+        plain = os.fsdecode(source)
+        path = Path(os.path.abspath(plain))  # noqa: PTH100 - Path.absolute() keeps the ".."
         return Track(path.name, str(path), path)
-    name, content = source if isinstance(source, tuple) else (label or UNNAMED, source)
+    name: Any = label or UNNAMED
+    content: Any = source
+    if isinstance(source, tuple) and len(source) == 2:
+        name, content = source
     if isinstance(content, (bytearray, memoryview)):
         content = bytes(content)
     if not isinstance(name, str) or not isinstance(content, (bytes, AsyncIterable)):
@@ -115,6 +118,13 @@ def track_of(source: AudioSource, *, label: str | None = None) -> Track:
             'an async iterable of bytes, the latter two as a pair: ("song.mp3", data).'
         )
     return Track(PurePath(name).name or UNNAMED, "", content)
+
+
+def _name_in(url: str) -> str:
+    try:
+        return PurePosixPath(unquote(urlsplit(url).path)).name or UNNAMED
+    except ValueError as error:
+        raise InvalidOptionError(f"{url[:200]!r} is no URL ({error}).") from error
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -20,6 +21,8 @@ from musicgpt_async.errors import DownloadError, InvalidOptionError, MusicGPTErr
 from musicgpt_async.events import Downloaded, Downloading, Failed
 from musicgpt_async.job import ExtractionJob, Files
 from musicgpt_async.models import StemFile, StemLinks
+
+_log = logging.getLogger(__name__)
 
 
 @attrs.frozen
@@ -74,16 +77,19 @@ class Fetcher:
             each.note(directory=str(absolute), format=format_, wanted=tuple(stems or ()))
             self.desk.ledger.save_soon(each)
         fetch = _Fetch(self, job)
+        job.note_fetch(None)
         try:
             wanted = await fetch.wanted(absolute, stems, formats)
             files = await fetch.all(wanted)
         except MusicGPTError as error:
-            if self.desk.feed:
-                self.desk.feed.publish(job.event(Failed, error=error))
+            self._tell_end(job, job.event(Failed, error=error))
             raise
-        if self.desk.feed:
-            self.desk.feed.publish(job.event(Downloaded, files=files))
+        self._tell_end(job, job.event(Downloaded, files=files))
         return files
+
+    def _tell_end(self, job: ExtractionJob, end: Downloaded | Failed) -> None:
+        job.note_fetch(end)
+        self.desk.feed.publish(end)
 
     async def places(
         self, job: ExtractionJob, directory: Path, files: Collection[tuple[str, str]]
@@ -195,6 +201,10 @@ class _Fetch:
                     await self._download(wanted)
         except MusicGPTError as error:
             errors.append(error.fresh(task_id=self._job.task_id, job=self._job))
+        except Exception as error:  # noqa: BLE001 - one file's failure holds up none of the others
+            _log.error("Fetching %s failed unexpectedly", wanted.target, exc_info=error)
+            words = f"{wanted.target} was not downloaded: {error!r}."
+            errors.append(DownloadError(words, task_id=self._job.task_id, job=self._job))
 
     async def _download(self, wanted: _Wanted) -> None:
         progress = partial(self._progress, wanted)

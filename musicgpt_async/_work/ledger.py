@@ -54,7 +54,7 @@ class Ledger:
             JournalError: It could not be written.
         """
         if self.journal is not None:
-            self._dirty.pop(job.id, None)
+            self._dirty.pop(job.record.id, None)
             await self.journal.save(_as_it_stood(job.record) if job in self._left else job.record)
 
     def leave(self, job: ExtractionJob) -> None:
@@ -64,7 +64,7 @@ class Ledger:
     def save_soon(self, job: ExtractionJob) -> None:
         """Write a job down when there is time: what the vendor would tell again."""
         if self.journal is not None and self.owns(job):
-            self._dirty[job.id] = job
+            self._dirty[job.record.id] = job
             self._bell.ring()
 
     async def run(self) -> None:
@@ -96,12 +96,13 @@ class Ledger:
 
     def owns(self, job: ExtractionJob) -> bool:
         """Return whether the job is this process's to move."""
-        return self.journal is None or self.journal.owns(job.id)
+        return self.journal is None or self.journal.owns(job.record.id)
 
     async def _write_down(self, job: ExtractionJob) -> None:
         try:
             await self.save(job)
-            await self._let_go(job)
+            if job.record.id not in self._dirty:  # nothing newer is still to be written
+                await self._let_go(job)
         except JournalError as error:
             # No traceback: its frames hold webhook tokens.
             _log.error("%s was not written to the journal: %s", job.title, error)
@@ -111,7 +112,7 @@ class Ledger:
     async def _let_go(self, job: ExtractionJob) -> None:
         """Let any process take up a job that this one no longer follows."""
         if self.journal is not None and job.state in _LET_GO and not _may_be_answered(job.record):
-            await self.journal.release(job.id)
+            await self.journal.release(job.record.id)
 
     async def _renew(self, journal: Journal) -> None:
         try:

@@ -83,7 +83,10 @@ class Resumer:
     def take_up(self, jobs: Sequence[ExtractionJob]) -> None:
         """Go on with jobs whose records this process owns."""
         for job in jobs:
-            self._go_on(job)
+            try:
+                self._go_on(job)
+            except MusicGPTError as error:  # one handle's trouble is not the others'
+                self._desk.end(job, Change.RELEASE, error)
 
     async def _join(self, job: ExtractionJob, record: JobRecord) -> None:
         try:
@@ -106,9 +109,16 @@ class Resumer:
                 return
             else:
                 await anyio.sleep(OTHERS)
+            await self._desk.ledger.flush()  # how the other handle ended has to stand there
+            if job.done():
+                return
             found = await self._desk.ledger.enter(job, force=False)
             if found is None:  # it failed elsewhere and may be submitted again
-                self._submit(job)
+                if job.done():  # let go of while it was written down
+                    self._desk.ledger.save_soon(job)
+                else:
+                    job.take_up(job.record)
+                    self._submit(job)
                 return
             record = found
 
@@ -125,7 +135,17 @@ class Resumer:
         if not job.done():
             # Only one handle's record is written down.
             self._desk.ledger.share(job, other)
-            job.take_up(attrs.evolve(other.record, id=job.id))
+            mine = job.record
+            job.take_up(
+                attrs.evolve(
+                    other.record,
+                    id=mine.id,
+                    label=mine.label,
+                    directory=mine.directory,
+                    format=mine.format,
+                    wanted=mine.wanted,
+                )
+            )
             self._desk.end(job, Change.COMPLETE, extraction)
         return True
 

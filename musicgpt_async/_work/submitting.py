@@ -26,6 +26,7 @@ from musicgpt_async._work.desk import Desk
 from musicgpt_async._work.waiting import Watcher
 from musicgpt_async.errors import (
     AuthenticationError,
+    ConfigurationError,
     CreditLimitError,
     ForbiddenError,
     InsufficientCreditsError,
@@ -50,6 +51,8 @@ LAST_ANSWER = 5.0
 # Seconds that a submit waits for the answer to the one before it: of two that a killed process left
 # without an answer, the account's listing could not tell which is which.
 APART = 2.0
+# Seconds that a webhook is waited for where jobs have no deadline.
+LONGEST_SILENCE = 3600.0
 # Jobs in line at which a batch brings its next track.
 SHORT_LINE = 2
 # Seconds between the questions whether a task that a delivery named is a real one.
@@ -83,6 +86,7 @@ class _Entry:
     scope: anyio.CancelScope | None = None
     turn: anyio.Event | None = None
     answer_due: bool = False
+    without_estimate: bool = False
     alone: bool = False
     left: anyio.Event = attrs.field(factory=anyio.Event)
 
@@ -184,8 +188,9 @@ class Submitter:
             while True:
                 while self._expected:
                     turns.start_soon(self._await_webhook, *self._expected.pop())
-                self._dispatch(turns)
-                await self._bell.wait(until=self._next_try())
+                now = anyio.current_time()
+                self._dispatch(turns, now)
+                await self._bell.wait(until=self._next_try(now))
 
     async def room_for_another(self) -> None:
         """Wait until hardly anybody stands in line."""
@@ -199,16 +204,16 @@ class Submitter:
             for entry in due:
                 await entry.left.wait()
 
-    def _next_try(self) -> float | None:
+    def _next_try(self, now: float) -> float | None:
         moment = self._slots.next_try()
-        return moment if moment is not None and moment > anyio.current_time() else None
+        return moment if moment is not None and moment > now else None
 
-    def _dispatch(self, turns: anyio.abc.TaskGroup) -> None:
+    def _dispatch(self, turns: anyio.abc.TaskGroup, now: float) -> None:
         while self._line:
             _, entry = self._line[0]
             if entry.job.done():
                 heapq.heappop(self._line)
-            elif not self._credit.allows_another() or not self._take_slot(entry.job):
+            elif not self._credit.allows_another() or not self._take_slot(entry.job, now):
                 break
             else:
                 heapq.heappop(self._line)
@@ -217,8 +222,8 @@ class Submitter:
             self._shorter.set()
             self._shorter = anyio.Event()
 
-    def _take_slot(self, job: ExtractionJob) -> bool:
-        job.holds_slot = self._slots.take(now=anyio.current_time())
+    def _take_slot(self, job: ExtractionJob, now: float) -> bool:
+        job.holds_slot = self._slots.take(now=now)
         return job.holds_slot
 
     def _give_turn(self, entry: _Entry, turns: anyio.abc.TaskGroup) -> None:
@@ -227,6 +232,7 @@ class Submitter:
         except CreditLimitError as error:
             self._desk.end(entry.job, Change.FAIL, error.fresh(job=entry.job))
             return
+        entry.without_estimate = True
         entry.job.advance(Change.TURN)
         if entry.turn is not None:
             entry.turn.set()
@@ -245,8 +251,7 @@ class Submitter:
         except Exception as error:  # noqa: BLE001 - one track's failure is never the batch's
             self._fail(entry, _unexpected(entry.job, error))
         finally:
-            if entry.turn is None or entry.turn.is_set():
-                self._credit.end(acceptance.credit_estimate if acceptance else None)
+            self._count(entry, acceptance.credit_estimate if acceptance else None)
             self._leave(entry)
 
     async def _admit(self, entry: _Entry) -> Acceptance | None:
@@ -278,7 +283,10 @@ class Submitter:
                 )
             return None
         job.note(fingerprint=mark, size=None if content is None else content.size)
-        return await self._desk.ledger.enter(job, force=entry.force)
+        found = await self._desk.ledger.enter(job, force=entry.force)
+        if job.done():  # let go of while it was written down
+            self._desk.ledger.save_soon(job)
+        return found
 
     async def _submit(self, entry: _Entry, content: Content | None) -> Acceptance:
         while True:
@@ -317,6 +325,7 @@ class Submitter:
             case Verdict.NOT_ACCEPTED:
                 raise _NotAcceptedError(failure)
             case Verdict.UNKNOWN:
+                self._count(entry, None)  # nobody will tell its estimate any more
                 return await self._lost_answer(job, failure)
             case Verdict.REFUSED:
                 raise failure
@@ -360,10 +369,10 @@ class Submitter:
             raise ReleasedError(f"{job.title} was let go of before it was sent.")
         sha256 = None if digest is None or size is None else digest.hexdigest
         job.advance(Change.HAND_OVER, sent_at=time.time(), size=size, sha256=sha256)
+        entry.answer_due = True  # before it is written: whoever lets go now waits for the outcome
         await self._desk.ledger.save(job)
-        if job.done():  # it was let go of while that was written
+        if job.done():
             raise ReleasedError(f"{job.title} was let go of before it was sent.")
-        entry.answer_due = True
 
     async def _stand_apart(self, entry: _Entry) -> None:
         """Where there is a journal, wait a little until no other submit is without its answer."""
@@ -378,7 +387,11 @@ class Submitter:
             self._alone.release()
 
     async def _await_webhook(self, job: ExtractionJob, error: SubmissionUnknownError) -> None:
-        self._desk.mail.open(job)
+        try:
+            self._desk.mail.open(job)
+        except ConfigurationError as trouble:  # another session of this process follows the job
+            self._desk.end(job, Change.RELEASE, trouble)
+            return
         acceptance = await self._named_by_webhook(job)
         if job.state is not JobState.DELIVERED:  # let go of, or found in the account's listing
             return
@@ -389,7 +402,7 @@ class Submitter:
 
     async def _named_by_webhook(self, job: ExtractionJob) -> Acceptance | None:
         """Wait for the job's own webhook to name its task; nothing else can tell it now."""
-        with anyio.move_on_after(job.deadline):
+        with anyio.move_on_after(LONGEST_SILENCE if job.deadline is None else job.deadline):
             while self._desk.mail.expects(job):
                 hint = await self._desk.mail.named_task(job)
                 if hint is None:
@@ -450,10 +463,12 @@ class Submitter:
         """Give the slot back after a 429 or 503 and wait for another, at the same place."""
         job, feed = entry.job, self._desk.feed
         await self._send_again(job)
+        if job.done():  # it was let go of while that was written down
+            raise ReleasedError(f"{job.title} was let go of.")
         self._slots.refused(
             now=anyio.current_time(), retry_after=error.retry_after, full=error.status == 429
         )
-        self._credit.end(None)
+        self._count(entry, None)
         self.give_back(job)
         if feed:
             feed.publish(job.event(Slowed, call="submit", retry_after=error.retry_after))
@@ -496,8 +511,15 @@ class Submitter:
                 )
                 self._desk.end(entry.job, Change.FAIL, refusal)
 
+    def _count(self, entry: _Entry, estimate: float | None) -> None:
+        """Count what a turn is estimated to cost, once."""
+        if entry.without_estimate:
+            entry.without_estimate = False
+            self._credit.end(estimate)
+
     def _leave(self, entry: _Entry) -> None:
-        self._entries.pop(entry.job.id, None)
+        if self._entries.get(entry.job.id) is entry:  # not a later one of the same job
+            del self._entries[entry.job.id]
         entry.left.set()
         self._bell.ring()
 

@@ -154,6 +154,9 @@ class Watcher:
             self._slow_down(entry, error)
         except MusicGPTError as error:
             self._failed(entry, error)
+        except Exception as error:  # noqa: BLE001 - one look's failure is never the session's
+            _log.error("A look at task %s failed unexpectedly", entry.task_id, exc_info=error)
+            self._failed(entry, ProtocolError(f"A look failed unexpectedly: {error!r}."))
         else:
             self._saw(entry, conversion)
         self._bell.ring()
@@ -171,6 +174,8 @@ class Watcher:
         if isinstance(entry, _Question):
             entry.answer = error
             entry.answered.set()
+            return
+        if entry.job.done():
             return
         _log.debug("A look at %s failed: %s", entry.job.title, error)
         self._publish_look(entry, "")

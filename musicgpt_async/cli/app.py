@@ -27,7 +27,7 @@ else:  # shells complete these
     StemName = Literal[tuple(map(str, Stem))]
     PreprocessingName = Literal[tuple(map(str, Preprocessing))]
 
-app = App(
+app: App = App(
     name="musicgpt-async",
     help="Split songs into stems with MusicGPT.\n\n"
     "The key is read from MUSICGPT_API_KEY, the API's address from MUSICGPT_BASE_URL.",
@@ -38,7 +38,7 @@ app = App(
 app.register_install_completion_command(help="Install completion for your shell.")
 
 
-Positive = Parameter(validator=validators.Number(gt=0))
+Positive: Parameter = Parameter(validator=validators.Number(gt=0))
 # Without "--no-…" and "--empty-…", which nobody needs, and without "[default: False]".
 FLAG = LIST = Parameter(negative=(), show_default=False)
 

@@ -114,8 +114,8 @@ class Run:
     """
 
     def __init__(self, settings: Settings, *, total: int = 0) -> None:
-        self.tally = output.Tally(total=total, began=time.time())
-        self.is_hopeless = False
+        self.tally: output.Tally = output.Tally(total=total, began=time.time())
+        self.is_hopeless: bool = False
         self._settings = settings
         self._interrupts = Interrupts()
         self._board = Board()
