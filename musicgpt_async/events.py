@@ -14,7 +14,7 @@ import attrs
 from musicgpt_async.errors import MusicGPTError
 from musicgpt_async.models import Extraction
 
-# Events that a reader may fall behind by; the oldest go first, progress before all else.
+# Events that a reader may fall behind by; the oldest go first.
 BACKLOG = 4096
 
 
@@ -108,7 +108,7 @@ class Downloaded(Event):
     files: Mapping[str, Mapping[str, Path]]
 
 
-_PROGRESS = (Uploading, Downloading, Looked)
+_PROGRESS = (Uploading, Downloading)
 
 
 class Feed:

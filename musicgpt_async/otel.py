@@ -60,10 +60,10 @@ from musicgpt_async.events import (
 
 try:
     from opentelemetry import metrics, trace
-except ImportError as error:  # pragma: no cover - the tests' environment has it
+except ImportError as _error:  # pragma: no cover - the tests' environment has it
     raise ImportError(
-        'OpenTelemetry is not installed: pip install "musicgpt-async[otel]"', name=error.name
-    ) from error
+        'OpenTelemetry is not installed: pip install "musicgpt-async[otel]"', name=_error.name
+    ) from _error
 
 SCOPE = "musicgpt_async"
 # Ended jobs whose downloads are still put below their span.
