@@ -10,21 +10,10 @@ from types import ModuleType
 
 import aiohttp
 import pytest
-from blockbuster import blockbuster_ctx
 
 from musicgpt_async.emulator import Emulator
 
 README = Path(__file__).parents[2] / "README.md"
-
-
-@pytest.fixture(autouse=True)
-def _loop_is_never_blocked() -> Iterator[None]:
-    """Fail a test in which the library blocks the loop, relative paths allowed for."""
-    with blockbuster_ctx("musicgpt_async") as guard:
-        # They ask for the working directory, which waits for nothing.
-        guard.functions["os.path.abspath"].deactivate()
-        guard.functions["os.getcwd"].deactivate()
-        yield
 
 
 @pytest.fixture
