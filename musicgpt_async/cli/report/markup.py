@@ -1,0 +1,53 @@
+"""HTML in which everything is escaped that is not markup itself."""
+
+from __future__ import annotations
+
+import html
+
+from musicgpt_async.cli.text import plain
+
+# They join letters and emoji, and mislead nobody.
+_JOINERS = frozenset("\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}")
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+Value = str | int | float | bool | None
+
+
+def element(name: str, /, *children: str | None, **attributes: Value) -> Markup:
+    """Return an element.
+
+    Args:
+        name: The tag's; ``"input"`` has no children.
+        children: Text, which is escaped, or markup; ``None`` for nothing.
+        attributes: Their names with ``_`` for ``-``, and a trailing ``_`` where Python has the
+            word. ``True`` for one without a value; ``None`` and ``False`` leave it out.
+    """
+    opening = f"<{name}{''.join(_attribute(*each) for each in attributes.items())}>"
+    if name == "input":
+        return Markup(opening)
+    return Markup(f"{opening}{joined(*children)}</{name}>")
+
+
+def joined(*children: str | None) -> Markup:
+    """Return markup one after another, with all else escaped."""
+    return Markup("".join(_escaped(child) for child in children if child is not None))
+
+
+def _attribute(name: str, value: Value) -> str:
+    if value is None or value is False:
+        return ""
+    written = name.rstrip("_").replace("_", "-")
+    return f" {written}" if value is True else f' {written}="{_escaped(str(value))}"'
+
+
+def _escaped(text: str) -> str:
+    if isinstance(text, Markup):
+        return text
+    shown = "".join(each if each in _JOINERS else plain(each) for each in text)
+    return html.escape(shown)

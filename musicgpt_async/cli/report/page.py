@@ -1,0 +1,203 @@
+"""The page itself: values in, HTML out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+import attrs
+
+from musicgpt_async._version import __version__
+from musicgpt_async.cli.report.card import card, when
+from musicgpt_async.cli.report.markup import Markup, element, joined
+from musicgpt_async.cli.report.tracks import Outcome, Track
+from musicgpt_async.cli.report.waves import Wave
+from musicgpt_async.cli.text import count, span
+from musicgpt_async.models import JobRecord
+
+Waves = Mapping[Path, Wave | None]
+
+# Reasons that the page's head names; the tracks themselves name all.
+MOST_REASONS = 12
+# Fewer tracks are found without a search.
+WORTH_SEARCHING = 4
+
+
+@attrs.define
+class Page:
+    """Collects cards, and makes the page of them.
+
+    Args:
+        directory: Where the page is to lie: links start from there.
+        title: Its name for people.
+    """
+
+    directory: Path
+    title: str
+    _tracks: list[Track] = attrs.field(factory=list)
+    _cards: list[str] = attrs.field(factory=list)
+    _reasons: Counter[str] = attrs.field(factory=Counter)
+    _seconds: float = 0.0
+
+    def add(self, track: Track, waves: Waves) -> None:
+        """Add a track with the waveforms of its files."""
+        reason = None
+        if track.outcome is Outcome.FAILED:
+            reason = _reason_of(track)
+            self._reasons[reason] += 1
+        seconds = _seconds_of(track, waves)
+        self._tracks.append(track)
+        self._seconds += seconds
+        number = None if reason is None else list(self._reasons).index(reason)
+        self._cards.append(
+            card(
+                track,
+                waves,
+                self.directory,
+                number=len(self._tracks),
+                seconds=seconds,
+                reason=number,
+            )
+        )
+
+    def written(self, now: float) -> str:
+        """Return the page.
+
+        Args:
+            now: Seconds since the epoch.
+        """
+        style, script = _resource("style.css"), _resource("player.js")
+        return Template(_resource("page.html")).substitute(
+            policy=_policy(style, script),
+            style=style,
+            script=script,
+            version=__version__,
+            title=joined(f"{self.title} · stems"),
+            head=self._head(now),
+            tools=self._tools(),
+            tracks="\n".join(self._cards),
+        )
+
+    def _head(self, now: float) -> Markup:
+        made = element("p", "Stems by MusicGPT · made ", when(now), class_="made")
+        return joined(element("h1", element("bdi", self.title)), made, self._sums(), self._why())
+
+    def _sums(self) -> Markup:
+        outcomes = Counter(track.outcome for track in self._tracks)
+        failed, unfinished = outcomes[Outcome.FAILED], outcomes[Outcome.UNFINISHED]
+        sums = [
+            _sum("Tracks", f"{len(self._tracks):,}"),
+            _sum("Done", f"{outcomes[Outcome.DONE]:,}"),
+        ]
+        if failed:
+            sums.append(_sum("Failed", f"{failed:,}", class_="bad"))
+        if unfinished:
+            sums.append(_sum("Unfinished", f"{unfinished:,}"))
+        records = _records(self._tracks)
+        charged = sum(record.cost or 0.0 for record in records)
+        expected = sum(record.credit_estimate or 0.0 for record in records if record.cost is None)
+        if records:
+            more = element("small", f" + about {expected:g}") if expected else None
+            sums.append(_sum("Credits charged", f"{round(charged, 2):,}".removesuffix(".0"), more))
+        sums.append(_sum("Music", span(self._seconds)))
+        return element("dl", *sums, class_="sums")
+
+    def _why(self) -> Markup | None:
+        """Return why tracks failed, the most common reason first."""
+        if not self._reasons:
+            return None
+        numbers = {reason: number for number, reason in enumerate(self._reasons)}
+        lines = [
+            element(
+                "li",
+                element(
+                    "button",
+                    element("b", f"{times:,}"),
+                    element("span", reason),
+                    element("i", "Show only these"),
+                    type="button",
+                    aria_pressed="false",
+                    data_reason=numbers[reason],
+                ),
+            )
+            for reason, times in self._reasons.most_common(MOST_REASONS)
+        ]
+        if (others := len(self._reasons) - len(lines)) > 0:
+            lines.append(element("li", f"and {count(others, 'other reason')}"))
+        return element("ul", *lines, class_="reasons", aria_label="Why tracks failed")
+
+    def _tools(self) -> Markup:
+        if len(self._tracks) < WORTH_SEARCHING:
+            return Markup("")
+        outcomes = Counter(track.outcome for track in self._tracks)
+        choices = [("", "All", len(self._tracks))]
+        choices += [(each, each.capitalize(), outcomes[each]) for each in Outcome if outcomes[each]]
+        search = element(
+            "input",
+            type="search",
+            placeholder="Search tracks",
+            aria_label="Search tracks",
+            autocomplete="off",
+            spellcheck="false",
+        )
+        radios = [_radio(*each) for each in choices] if len(choices) > 2 else []
+        legend = element("legend", "Show", class_="unseen")
+        fieldset = element("fieldset", legend, *radios) if radios else None
+        return element("div", search, fieldset, class_="tools", role="search")
+
+
+def _seconds_of(track: Track, waves: Waves) -> float:
+    """Return how long a track is: as its files say, or else as the vendor said."""
+    played = [waves.get(path) for path in track.played]
+    known = [wave.seconds for wave in played if wave is not None]
+    return max(known, default=(track.record and track.record.duration) or 0.0)
+
+
+def _reason_of(track: Track) -> str:
+    """Return why a track failed, the same for all that failed alike."""
+    record = track.record
+    reason = (record and record.error) or "No reason is known."
+    if record is not None:
+        own = (record.source, Path(record.source).name, track.title, record.task_id, record.id)
+        for name in sorted(filter(None, own), key=len, reverse=True):
+            reason = reason.replace(name, "…")
+    return reason
+
+
+def _records(tracks: Iterable[Track]) -> list[JobRecord]:
+    return [
+        record
+        for track in tracks
+        if track.record is not None
+        for record in (*track.earlier, track.record)
+    ]
+
+
+def _sum(name: str, amount: str, more: Markup | None = None, **attributes: str) -> Markup:
+    return element("div", element("dt", name), element("dd", amount, more), **attributes)
+
+
+def _radio(value: str, name: str, number: int) -> Markup:
+    button = element("input", type="radio", name="outcome", value=value, checked=value == "")
+    return element("label", button, f"{name} {number:,}")
+
+
+def _resource(name: str) -> str:
+    return (resources.files(__package__) / name).read_text("utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Return a policy that lets nothing run or load but the page's own parts and the audio."""
+    return (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "media-src 'self' file:; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,208 @@
+"""What an output directory holds, a track at a time: out of its journal, or out of its names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path, PurePath
+
+import attrs
+
+from musicgpt_async import JobState, Stem
+from musicgpt_async.cli.sources import is_audio, is_url
+from musicgpt_async.journal import is_unfinished
+from musicgpt_async.models import JobRecord
+
+Stems = Mapping[str, tuple[Path, ...]]
+
+# The song among the sounds of a track; no stem is called so.
+SONG = "song"
+# What a stem is a part of: played together, the two would sound doubled.
+WHOLES: Mapping[str, Sequence[str]] = {
+    **dict.fromkeys(("male_vocal", "female_vocal", "lead_vocal", "back_vocal"), ("vocals",)),
+    **dict.fromkeys(
+        ("acoustic_guitar", "electric_guitar", "rhythm_guitar", "solo_guitar"),
+        ("guitar", "instrumental"),
+    ),
+    **dict.fromkeys(
+        ("kick_drum", "snare_drum", "toms", "hi_hat", "ride", "crash"), ("drums", "instrumental")
+    ),
+    **dict.fromkeys(
+        ("guitar", "drums", "piano", "keys", "strings", "winds", "bass"), ("instrumental",)
+    ),
+}
+# Formats of a stem, the one to draw and to play first: it needs no decoder that adds silence.
+FORMATS = (".wav", ".flac", ".mp3")
+_OF_A_TRACK = re.compile(rf"(?P<track>.+) - (?P<stem>{'|'.join(Stem)})(?P<number> \(\d+\))?")
+_IN_A_FOLDER = re.compile(rf"(?P<stem>{'|'.join(Stem)})(?P<number> \(\d+\))?")
+
+
+class Outcome(StrEnum):
+    """What became of a track."""
+
+    DONE = "done"
+    FAILED = "failed"
+    UNFINISHED = "unfinished"
+
+
+@attrs.frozen(kw_only=True)
+class Track:
+    """One track of the report.
+
+    Attributes:
+        title: Its name for people.
+        outcome: What became of it.
+        song: The song that was split, where it lies on this machine.
+        stems: Stem → its files that are here, the one to play first.
+        missing: Stems whose files were here once.
+        written_at: When the last stem was written, in seconds since the epoch.
+        record: What the journal knows of it.
+        earlier: Attempts before the last one that left no files.
+    """
+
+    title: str
+    outcome: Outcome
+    song: Path | None = None
+    stems: Stems = attrs.field(factory=dict)
+    missing: tuple[str, ...] = ()
+    written_at: float | None = None
+    record: JobRecord | None = None
+    earlier: tuple[JobRecord, ...] = ()
+
+    @property
+    def played(self) -> tuple[Path, ...]:
+        """The files that are drawn and played, one for each sound."""
+        song = () if self.song is None else (self.song,)
+        return (*song, *(files[0] for files in self.stems.values()))
+
+    def is_doubled(self, sound: str) -> bool:
+        """Return whether what is heard in one sound is heard in others of the track, too."""
+        if sound == SONG:
+            return bool(self.stems)
+        return any(whole in self.stems for whole in WHOLES.get(sound, ()))
+
+
+def of_records(records: Iterable[JobRecord], directory: Path) -> list[Track]:
+    """Return the tracks of a journal; of attempts at the same one only those that left files.
+
+    Args:
+        records: The oldest first.
+        directory: Where the journal lies now, which may not be where it was made.
+    """
+    attempts: dict[str, list[JobRecord]] = {}
+    for record in records:
+        attempts.setdefault(record.fingerprint, []).append(record)
+    return [track for each in attempts.values() for track in _of_attempts(each, directory)]
+
+
+def _of_attempts(records: Sequence[JobRecord], directory: Path) -> Iterator[Track]:
+    earlier: list[JobRecord] = []
+    for record in records:
+        if record.files or record is records[-1]:
+            yield _of_record(record, tuple(earlier), directory)
+            earlier = []
+        else:
+            earlier.append(record)
+
+
+def _of_record(record: JobRecord, earlier: tuple[JobRecord, ...], directory: Path) -> Track:
+    files: dict[str, list[Path]] = {}
+    for file in record.files:
+        path = _located(Path(file.path), record.directory, directory)
+        files.setdefault(file.stem, []).extend([path] if path.is_file() else [])
+    return Track(
+        title=title_of(record),
+        outcome=_outcome(record),
+        song=_song(record),
+        stems=_ordered(files),
+        missing=tuple(stem for stem, paths in files.items() if not paths),
+        written_at=max(
+            (p.stat().st_mtime for paths in files.values() for p in paths), default=None
+        ),
+        record=record,
+        earlier=earlier,
+    )
+
+
+def title_of(record: JobRecord) -> str:
+    """Return a job's name for people: the caller's, or the file's without its ending."""
+    return record.label or PurePath(record.source).stem or record.id
+
+
+def _outcome(record: JobRecord) -> Outcome:
+    if record.state is JobState.FAILED:
+        return Outcome.FAILED
+    is_done = record.state is JobState.COMPLETED and not is_unfinished(record)
+    return Outcome.DONE if is_done else Outcome.UNFINISHED
+
+
+def _song(record: JobRecord) -> Path | None:
+    path = Path(record.source)
+    return path if record.source and not is_url(record.source) and path.is_file() else None
+
+
+def _located(path: Path, was: str | None, directory: Path) -> Path:
+    """Return where a file lies after its directory was moved or copied."""
+    if was is not None and path.is_relative_to(was):
+        moved = directory / path.relative_to(was)
+        if moved.is_file():
+            return moved
+    return path
+
+
+def _ordered(files: Mapping[str, Sequence[Path]]) -> Stems:
+    """Return stems that have files, in the order in which the vendor lists all stems."""
+    known = list(Stem)
+    places = {stem: known.index(Stem(stem)) if stem in known else len(known) for stem in files}
+    return {
+        stem: tuple(sorted(files[stem], key=_rank))
+        for stem in sorted(files, key=lambda each: (places[each], each))
+        if files[stem]
+    }
+
+
+def _rank(path: Path) -> int:
+    ending = path.suffix.lower()
+    return FORMATS.index(ending) if ending in FORMATS else len(FORMATS)
+
+
+def of_files(directory: Path) -> list[Track]:
+    """Return the tracks whose stems lie below a directory.
+
+    They are named ``{track} - {stem}.{ext}``, or ``{track}/{stem}.{ext}``.
+    """
+    found: dict[tuple[Path, str], dict[str, list[Path]]] = {}
+    others: dict[Path, Path] = {}
+    for path in _audio_below(directory):
+        if (key := _named(path, directory)) is not None:
+            place, title, stem = key
+            found.setdefault((place, title), {}).setdefault(stem, []).append(path)
+        else:
+            others.setdefault(path.with_suffix(""), path)
+    return [
+        Track(
+            title=title,
+            outcome=Outcome.DONE,
+            song=others.get(place / title),
+            stems=_ordered(stems),
+        )
+        for (place, title), stems in found.items()
+    ]
+
+
+def _audio_below(directory: Path) -> Iterator[Path]:
+    for folder, subfolders, files in os.walk(directory):
+        subfolders[:] = sorted(each for each in subfolders if not each.startswith("."))
+        yield from (Path(folder, file) for file in sorted(files) if is_audio(Path(file)))
+
+
+def _named(path: Path, directory: Path) -> tuple[Path, str, str] | None:
+    """Return where the song might lie, the track's name and the stem's."""
+    if match := _OF_A_TRACK.fullmatch(path.stem):
+        return path.parent, match["track"] + (match["number"] or ""), match["stem"]
+    if path.parent != directory and (match := _IN_A_FOLDER.fullmatch(path.stem)):
+        folder = path.parent
+        return folder.parent, folder.name + (match["number"] or ""), match["stem"]
+    return None

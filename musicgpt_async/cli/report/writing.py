@@ -1,0 +1,100 @@
+"""From a directory to its report: what is read when, in which thread, and where it is written."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from musicgpt_async import Journal
+from musicgpt_async.cli import output
+from musicgpt_async.cli.report import tracks
+from musicgpt_async.cli.report.page import Page
+from musicgpt_async.cli.report.tracks import Track
+from musicgpt_async.cli.report.waves import Wave
+from musicgpt_async.cli.running import JOURNAL
+from musicgpt_async.cli.text import plain
+from musicgpt_async.cli.usage import UsageError
+
+NAME = "report.html"
+
+
+async def report(directory: Path, *, quiet: bool = False) -> int:
+    """Write the report of an output directory, say where it is, and return the exit code.
+
+    Raises:
+        UsageError: The directory holds nothing to report, or may not be written to.
+        JournalError: Its journal cannot be read.
+    """
+    found = await _tracks(directory)
+    title = await anyio.to_thread.run_sync(_name, directory)
+    page = Page(directory, title)
+    with _progress(quiet=quiet) as progress:
+        bar = progress.add_task("", total=len(found))
+        for track in found:
+            waves = await _waves(track)
+            await anyio.to_thread.run_sync(page.add, track, waves)
+            progress.advance(bar)
+    target = directory / NAME
+    await anyio.to_thread.run_sync(_write, target, page.written(time.time()))
+    output.data(plain(str(target)))
+    return 0
+
+
+async def _tracks(directory: Path) -> list[Track]:
+    is_there = await anyio.Path(directory).is_dir()
+    if is_there and await anyio.Path(directory / JOURNAL).is_file():
+        async with Journal(directory / JOURNAL) as journal:
+            records = [record async for record in journal.records()]
+        found = await anyio.to_thread.run_sync(tracks.of_records, records, directory)
+    else:
+        found = await anyio.to_thread.run_sync(tracks.of_files, directory)
+    if not found:
+        why = "no tracks" if is_there else "no such directory"
+        raise UsageError(f"There is nothing to report of {directory}: {why}.")
+    return found
+
+
+async def _waves(track: Track) -> dict[Path, Wave | None]:
+    """Read a track's files, as many at once as there are processors."""
+    waves: dict[Path, Wave | None] = {}
+    limiter = anyio.CapacityLimiter(os.cpu_count() or 1)
+
+    async def read(path: Path) -> None:
+        waves[path] = await anyio.to_thread.run_sync(Wave.of, path, limiter=limiter)
+
+    async with anyio.create_task_group() as tasks:
+        for path in track.played:
+            tasks.start_soon(read, path)
+    return waves
+
+
+def _name(directory: Path) -> str:
+    return directory.resolve().name or str(directory)
+
+
+def _progress(*, quiet: bool) -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("Drawing"), BarColumn(), MofNCompleteColumn())
+    is_off = quiet or not console.is_terminal
+    return Progress(*columns, console=console, transient=True, disable=is_off)
+
+
+def _write(target: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"{target} cannot be written: {error.strerror}.") from error
