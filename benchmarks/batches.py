@@ -113,8 +113,8 @@ def bare_job(base: str, path: str) -> dict[str, str]:
     api = urlsplit(base).path
     head = f'--b\r\nContent-Disposition: form-data; name="stems"\r\n\r\n{FIELDS["stems"]}\r\n'
     head += '--b\r\nContent-Disposition: form-data; name="audio_file"; filename="a.wav"\r\n\r\n'
-    size = len(head) + os.stat(path).st_size + len("\r\n--b--\r\n")
-    with connected(base) as to, open(path, "rb", buffering=0) as file:  # noqa: PTH123
+    size = len(head) + Path(path).stat().st_size + len("\r\n--b--\r\n")
+    with connected(base) as to, open(path, "rb", buffering=0) as file:
         form = "Content-Type: multipart/form-data; boundary=b"
         key = "Authorization: emulator-key"
         _request(to, "POST", f"{api}/Extraction", key, form, f"Content-Length: {size}")
@@ -187,19 +187,19 @@ def requests_threads(
     import requests  # noqa: PLC0415 - each contender loads its own client alone
 
     def track(number: int, to: Path) -> None:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open(path, "rb") as file:
             answer = requests.post(
                 f"{base}/Extraction", files={"audio_file": file}, data=FIELDS, headers=KEY
             ).json()
         query = {"conversionType": "EXTRACTION", "task_id": answer["task_id"]}
         while True:
             time.sleep(POLL)
-            answer = requests.get(f"{base}/byId", params=query, headers=KEY).json()  # noqa: S113
+            answer = requests.get(f"{base}/byId", params=query, headers=KEY).json()
             if answer["conversion"]["status"] == "COMPLETED":
                 break
         for stem, url in _links(answer["conversion"]).items():
             with (
-                requests.get(url, stream=True) as got,  # noqa: S113
+                requests.get(url, stream=True) as got,
                 (to / f"{number}-{stem}.wav").open("wb") as file,
             ):
                 for chunk in got.iter_content(65536):
@@ -233,7 +233,7 @@ async def aiohttp_gather(
 
     async def track(client: aiohttp.ClientSession, number: int, to: Path) -> None:
         async with slots:
-            with open(path, "rb") as file:  # noqa: ASYNC230, PTH123 - as people write it
+            with open(path, "rb") as file:  # noqa: ASYNC230 - as people write it
                 form = aiohttp.FormData(FIELDS)
                 form.add_field("audio_file", file, filename="a.wav")
                 async with client.post(f"{base}/Extraction", data=form, headers=KEY) as answer:

@@ -8,14 +8,19 @@ import math
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 from contest import Column, Table, contest
 from servers import BASE, Server
 
+
+def _per_look(each: Any) -> float:
+    return 1e6 * each["cpu"] / each["looks"] if each["looks"] else math.nan
+
+
 COLUMNS = (
     Column("bytes/handle", lambda each: each["bytes"], ".0f"),
-    Column("CPU us/look", lambda each: _per_look(each), ".0f"),
+    Column("CPU us/look", _per_look, ".0f"),
     Column("loop held ms", lambda each: 1000 * each.get("held", math.nan), ".1f"),
     Column("of it CPU", lambda each: 1000 * each.get("worked", math.nan), ".1f"),
 )
@@ -26,14 +31,10 @@ LISTED = (
 Go = Callable[[], Awaitable[dict[str, float]]]
 
 
-def _per_look(each: Any) -> float:
-    return 1e6 * each["cpu"] / each["looks"] if each["looks"] else math.nan
-
-
 class Memory:
     """What Python objects made inside the block take; slows them down, so it is no timing."""
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> Self:
         gc.collect()
         tracemalloc.start()
         self._before = tracemalloc.get_traced_memory()[0]

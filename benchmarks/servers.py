@@ -1,8 +1,8 @@
 """Raw servers in a process of their own, so that what is measured is the client.
 
 Sink, source and API in one: every POST is read to its end, thrown away and accepted; byId says
-"still at work"; /files/ serves audio of any size from memory. One port in clear, one over TLS with a
-certificate made for the occasion.
+"still at work"; /files/ serves audio of any size from memory. One port is in clear, one is over
+TLS with a certificate made for the occasion.
 """
 
 from __future__ import annotations

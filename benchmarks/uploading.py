@@ -43,11 +43,11 @@ def bare(root: str, path: str, mib: int) -> Iterator[Callable[[], dict[str, floa
     """Read a block, send a block: the limit in Python."""
     head = b'--b\r\nContent-Disposition: form-data; name="audio_file"; filename="a"\r\n\r\n'
     tail = b"\r\n--b--\r\n"
-    size = len(head) + os.stat(path).st_size + len(tail)
+    size = len(head) + Path(path).stat().st_size + len(tail)
     buffer = memoryview(bytearray(MIB))
 
     def go() -> dict[str, float]:
-        with connected(root) as to, open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        with connected(root) as to, open(path, "rb", buffering=0) as file:
             lines = f"POST {BASE}/Extraction HTTP/1.1\r\nHost: b\r\nContent-Length: {size}\r\n"
             to.sendall(f"{lines}Content-Type: multipart/form-data; boundary=b\r\n\r\n".encode())
             to.sendall(head)
@@ -79,7 +79,7 @@ def requests_files(root: str, path: str, mib: int) -> Iterator[Callable[[], dict
     import requests  # noqa: PLC0415 - each contender loads its own client alone
 
     def go() -> dict[str, float]:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open(path, "rb") as file:
             answer = requests.post(
                 f"{root}{BASE}/Extraction",
                 files={"audio_file": file},
@@ -100,7 +100,7 @@ def httpx_sync(root: str, path: str, mib: int) -> Iterator[Callable[[], dict[str
     with httpx.Client(timeout=600, verify=ssl.create_default_context()) as client:
 
         def go() -> dict[str, float]:
-            with open(path, "rb") as file:  # noqa: PTH123
+            with open(path, "rb") as file:
                 answer = client.post(f"{root}{BASE}/Extraction", files={"audio_file": file})
             assert answer.json()["success"]
             return {"mib": mib}
@@ -120,7 +120,7 @@ async def httpx_async(root: str, path: str, mib: int) -> AsyncIterator[Go]:
     async with httpx.AsyncClient(timeout=600, verify=ssl.create_default_context()) as client:
 
         async def go() -> dict[str, float]:
-            with open(path, "rb") as file:  # noqa: ASYNC230, PTH123 - what people write
+            with open(path, "rb") as file:  # noqa: ASYNC230 - what people write
                 answer = await client.post(f"{root}{BASE}/Extraction", files={"audio_file": file})
             assert answer.json()["success"]
             return {"mib": mib}
@@ -139,7 +139,7 @@ def with_aiohttp(body: Callable[[Any, Any], Any]) -> Contender:
         async with aiohttp.ClientSession(timeout=timeout) as client:
 
             async def go() -> dict[str, float]:
-                with open(path, "rb") as file:  # noqa: ASYNC230, PTH123 - what people write
+                with open(path, "rb") as file:  # noqa: ASYNC230 - what people write
                     form = aiohttp.FormData()
                     body(form, file)
                     async with client.post(f"{root}{BASE}/Extraction", data=form) as answer:
