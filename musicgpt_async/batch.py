@@ -14,16 +14,18 @@ from collections.abc import (
 from contextlib import AbstractContextManager, aclosing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import attrs
-from anyio.streams.memory import MemoryObjectSendStream
 
 from musicgpt_async._io.upload import AudioSource
 from musicgpt_async.errors import InvalidOptionError, MusicGPTError, SessionClosedError
 from musicgpt_async.job import ExtractionJob, Files
 from musicgpt_async.models import AudioFormat, Extraction
+
+if TYPE_CHECKING:  # anyio loads it when the first batch asks for a stream
+    from anyio.streams.memory import MemoryObjectSendStream
 
 # Tracks taken from the sources at once: enough to keep every slot and every download busy.
 MOST_AT_ONCE = 64

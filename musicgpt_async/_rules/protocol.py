@@ -5,7 +5,6 @@ Error pages: MusicGPT docs, errors and rate limits. The bodies' shapes are paylo
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -152,6 +151,8 @@ def checked_names(given: Iterable[str], kind: type[StrEnum], what: str) -> tuple
 
 
 def _closest(name: Any, known: Sequence[str], what: str) -> str:
+    import difflib  # noqa: PLC0415 - only a wrong name needs it
+
     by_lower = {each.lower(): each for each in known}
     close = difflib.get_close_matches(str(name).strip().lower(), by_lower, n=1, cutoff=0.0)
     return (
