@@ -14,8 +14,10 @@ import sys
 import urllib.request
 import venv
 from pathlib import Path
+from urllib.parse import urljoin
 
 ROOT = Path(__file__).resolve().parent
+PIP = "https://pypi.org/pypi/pip/json"
 PYTHONS = ("3.11", "3.12", "3.13")
 # The parts whose behaviour could depend on the event loop.
 LOOP_TESTS = ("tests/test_session.py", "tests/test_job.py", "tests/test_webhooks.py", "tests/io")
@@ -54,10 +56,10 @@ def _pip_for(python: Path, home: Path) -> list[str]:
 
 
 def _downloaded_pip(home: Path) -> Path:
-    with urllib.request.urlopen("https://pypi.org/pypi/pip/json") as answer:
+    with urllib.request.urlopen(PIP) as answer:
         files = json.load(answer)["urls"]
     wheel = next(file for file in files if file["packagetype"] == "bdist_wheel")
-    with urllib.request.urlopen(wheel["url"]) as answer:
+    with urllib.request.urlopen(urljoin(PIP, wheel["url"])) as answer:
         content = answer.read()
     if hashlib.sha256(content).hexdigest() != wheel["digests"]["sha256"]:
         sys.exit("The downloaded pip is not the one that PyPI describes; try again.")
