@@ -49,15 +49,14 @@ def card(
         seconds: Its length.
         reason: The number of the reason why it failed.
     """
-    sounds = list(_sounds(track, waves, directory))
+    sounds = list(_sounds(track, waves, directory, is_playable=bool(seconds)))
     title = f"t{number}"
-    has_sound = bool(track.song or track.stems)
     error = track.record.error if track.record and track.outcome is not Outcome.DONE else None
     return element(
         "article",
         element(
             "div",
-            _play(track) if has_sound else None,
+            _play(track) if seconds else None,
             element(
                 "div",
                 element("h2", element("bdi", track.title), id=title),
@@ -67,7 +66,7 @@ def card(
             class_="title",
         ),
         element("p", error, class_="reason") if error else None,
-        element("div", _transport(track, seconds), *sounds, class_="sounds") if has_sound else None,
+        element("div", _transport(track, seconds) if seconds else None, *sounds, class_="sounds"),
         _details(track),
         class_=" ".join(["track", str(track.outcome), *([] if sounds else ["brief"])]),
         aria_labelledby=title,
@@ -131,7 +130,7 @@ def _transport(track: Track, seconds: float) -> Markup:
     return element("div", time, slider, class_="transport")
 
 
-def _sounds(track: Track, waves: Waves, directory: Path) -> Iterator[Markup]:
+def _sounds(track: Track, waves: Waves, directory: Path, *, is_playable: bool) -> Iterator[Markup]:
     song = {} if track.song is None else {SONG: (track.song,)}
     sounds = {**song, **track.stems}
     top = top_of(waves.get(path) for path in track.played)
@@ -143,6 +142,7 @@ def _sounds(track: Track, waves: Waves, directory: Path) -> Iterator[Markup]:
             wave.written(top) if wave else None,
             directory,
             key=key,
+            is_playable=is_playable,
             is_muted=track.is_doubled(stem),
         )
     for stem in track.missing:
@@ -158,21 +158,18 @@ def _sound(
     directory: Path,
     *,
     key: int,
+    is_playable: bool,
     is_muted: bool,
 ) -> Markup:
     name, hint = _shown(stem), str(key) if key < 10 else ""
+    switches = [_switch("solo", name, on=False), _switch("mute", name, on=is_muted)]
     return element(
         "div",
         element("span", element("kbd", hint, aria_hidden="true"), name, class_="name"),
-        element(
-            "span",
-            _switch("solo", name, on=False),
-            _switch("mute", name, on=is_muted),
-            class_="choice",
-        ),
+        element("span", *(switches if is_playable else ()), class_="choice"),
         element("div", class_="wave", data_wave=drawing)
         if drawing
-        else element("div", "No waveform: the format is not read here", class_="wave unseeable"),
+        else element("div", "No waveform: not readable as audio", class_="wave unseeable"),
         element("span", *(_link(path, directory, name) for path in files), class_="files"),
         class_="sound silent" if is_muted else "sound",
         role="group",

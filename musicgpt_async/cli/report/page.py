@@ -102,8 +102,9 @@ class Page:
         charged = sum(record.cost or 0.0 for record in records)
         expected = sum(record.credit_estimate or 0.0 for record in records if record.cost is None)
         if records:
-            more = element("small", f" + about {expected:g}") if expected else None
-            sums.append(_sum("Credits charged", f"{round(charged, 2):,}".removesuffix(".0"), more))
+            sums.append(_sum("Credits charged", f"{round(charged, 2):,g}"))
+        if expected:
+            sums.append(_sum("Credits estimated beside", f"{round(expected, 2):,g}"))
         sums.append(_sum("Music", span(self._seconds)))
         return element("dl", *sums, class_="sums")
 
@@ -117,7 +118,7 @@ class Page:
                 "li",
                 element(
                     "button",
-                    element("b", f"{times:,}"),
+                    element("b", count(times, "track")),
                     element("span", reason),
                     element("i", "Show only these"),
                     type="button",
@@ -178,8 +179,8 @@ def _records(tracks: Iterable[Track]) -> list[JobRecord]:
     ]
 
 
-def _sum(name: str, amount: str, more: Markup | None = None, **attributes: str) -> Markup:
-    return element("div", element("dt", name), element("dd", amount, more), **attributes)
+def _sum(name: str, amount: str, **attributes: str) -> Markup:
+    return element("div", element("dt", name), element("dd", amount), **attributes)
 
 
 def _radio(value: str, name: str, number: int) -> Markup:

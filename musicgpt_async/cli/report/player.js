@@ -71,8 +71,10 @@
     lose(audio, row) {
       if (!this.voices.includes(audio)) return;
       this.voices = this.voices.filter((each) => each !== audio);
-      row.classList.add("silent");
-      say(`${row.dataset.name} cannot be played.`);
+      this.rows = this.rows.filter((each) => each !== row);
+      only(row, "choice").textContent = "Cannot be played";
+      this.mix();
+      say(`${row.dataset.name} cannot be played`);
       if (!this.voices.length) this.pause();
     }
 

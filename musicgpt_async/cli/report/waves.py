@@ -54,10 +54,13 @@ class Wave:
     def written(self, top: float) -> str:
         """Return the outline in two characters a part: all peaks, then all levels.
 
+        They are square roots, which show a quiet stem beside a loud one as one hears it.
+
         Args:
             top: The amplitude that the largest digit stands for.
         """
-        scaled = np.concatenate([self.peaks, self.levels]) * ((len(DIGITS) - 1) / top)
+        heights = np.sqrt(np.concatenate([self.peaks, self.levels]) / top)
+        scaled = heights * (len(DIGITS) - 1)
         return "".join(DIGITS[each] for each in np.clip(scaled.round(), 0, 63).astype(int))
 
 
