@@ -377,7 +377,8 @@ async def test_namesakes_keep_their_own_files_across_runs(vendor: Emulator, tmp_
 async def test_two_processes_share_a_journal_without_doing_anything_twice(tmp_path: Path) -> None:
     """Started together on the same tracks, two processes submit each once and fetch each once."""
     tracks = [track(tmp_path, f"{number}.mp3") for number in range(12)]
-    async with Emulator(seconds=0.3, separate=False) as vendor:
+    slow = Fault("file", "slow_answer", seconds=1.5, **FOREVER)  # so that one sees the other fetch
+    async with Emulator(seconds=0.3, separate=False, faults=[slow]) as vendor:
         both = [process(vendor, tmp_path, *tracks, lease=20.0) for _ in range(2)]
         async with AsyncExitStack() as stack:
             running = [await stack.enter_async_context(each) for each in both]
@@ -393,6 +394,7 @@ async def test_two_processes_share_a_journal_without_doing_anything_twice(tmp_pa
             [path.name for path in tracks], 1
         )
         assert asked(vendor, "/files") == len(tracks) * len(STEMS)
+        vendor.faults.clear()
         assert there(tmp_path / "stems") == await reference(vendor, tmp_path / "reference", *tracks)
 
 
