@@ -19,11 +19,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from contest import Column, Table, contest, cores
 from uploading import connected, memory
+
+if TYPE_CHECKING:
+    from musicgpt_async import WebhookReceiver
 
 MIB = 1 << 20
 AT_ONCE = 10
@@ -262,13 +265,19 @@ async def aiohttp_gather(
 
 @asynccontextmanager
 async def ours(
-    base: str, path: str, parent: str, tracks: int, polls: int, size: int
+    base: str,
+    path: str,
+    parent: str,
+    tracks: int,
+    polls: int,
+    size: int,
+    webhooks: WebhookReceiver | None = None,
 ) -> AsyncIterator[Go]:
     """Do it with ``extract_many``, within as many calls a minute as the others make."""
     from musicgpt_async import Limits, MusicGPTSession  # noqa: PLC0415
 
     limits = Limits(parallel=AT_ONCE, polls_per_minute=polls)
-    session = MusicGPTSession("emulator-key", base_url=base, limits=limits)
+    session = MusicGPTSession("emulator-key", base_url=base, limits=limits, webhooks=webhooks)
     with folder(parent, tracks * len(STEMS), size) as to:
         await session.start()
 
@@ -283,9 +292,27 @@ async def ours(
             await session.aclose()
 
 
+@asynccontextmanager
+async def ours_webhooks(
+    base: str, path: str, parent: str, tracks: int, polls: int, size: int
+) -> AsyncIterator[Go]:
+    """Do it with a door for the vendor's webhooks."""
+    from musicgpt_async import WebhookReceiver  # noqa: PLC0415
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    receiver = WebhookReceiver(f"http://127.0.0.1:{port}/done")
+    async with (
+        receiver.serve("127.0.0.1", port),
+        ours(base, path, parent, tracks, polls, size, receiver) as go,
+    ):
+        yield go
+
+
 CONTENDERS: dict[str, Any] = {
     "bound": bound,
     "ours": ours,
+    "ours, webhooks": ours_webhooks,
     "ours, uvloop": ours,
     "aiohttp gather": aiohttp_gather,
     "requests, threads": requests_threads,
