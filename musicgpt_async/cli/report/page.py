@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -166,7 +167,7 @@ def _reason_of(track: Track) -> str:
     if record is not None:
         own = (record.source, Path(record.source).name, track.title, record.task_id, record.id)
         for name in sorted(filter(None, own), key=len, reverse=True):
-            reason = reason.replace(name, "…")
+            reason = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "…", reason)
     return reason
 
 

@@ -41,7 +41,7 @@ async def report(directory: Path, *, quiet: bool = False) -> int:
             await anyio.to_thread.run_sync(page.add, track, waves)
             progress.advance(bar)
     target = directory / NAME
-    await anyio.to_thread.run_sync(_write, target, page.written(time.time()))
+    await anyio.to_thread.run_sync(_write, target, page)
     output.data(plain(str(target)))
     return 0
 
@@ -85,7 +85,7 @@ def _progress(*, quiet: bool) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=is_off)
 
 
-def _write(target: Path, text: str) -> None:
+def _write(target: Path, page: Page) -> None:
     """Write a file whole or not at all.
 
     Raises:
@@ -93,7 +93,7 @@ def _write(target: Path, text: str) -> None:
     """
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        partial.write_text(text, "utf-8")
+        partial.write_text(page.written(time.time()), "utf-8")
         partial.replace(target)
     except OSError as error:
         partial.unlink(missing_ok=True)
