@@ -4,7 +4,9 @@
   const STEP = 5; // seconds that an arrow key moves
   const LOOK = 200; // milliseconds between two looks at how far the stems are apart
   const APART = 0.015; // seconds apart that nobody hears
-  const LOST = 0.3; // seconds apart that are faster sought than caught up
+  const LOST = 0.12; // seconds apart that are faster sought than caught up
+  const BEND = 0.015; // change of speed by which a sound catches up unnoticed
+  const BEND_UNHEARD = 0.1; // and one that is muted
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   const tracks = [...document.querySelectorAll(".track")];
   const players = new WeakMap();
@@ -39,8 +41,10 @@
       this.turn = 0; // counts starts and stops: what an earlier one waited for is void
     }
 
+    /** The voice that the others keep to: the longest, and of those one that is heard. */
     get leader() {
-      return this.voices.reduce((a, b) => (b.duration > (a?.duration || 0) ? b : a), null);
+      const weight = (audio) => audio ? audio.duration + (audio.muted ? 0 : 0.2) : 0;
+      return this.voices.reduce((a, b) => (weight(b) > weight(a) ? b : a), null);
     }
 
     get position() {
@@ -61,7 +65,7 @@
       const audio = document.createElement("audio");
       audio.preload = "auto";
       audio.preservesPitch = false; // catching up bends it by less than anyone hears
-      audio.addEventListener("ended", () => { if (audio === this.leader) this.finish(); });
+      audio.addEventListener("ended", () => { if (this.leader?.ended) this.finish(); });
       audio.addEventListener("error", () => this.lose(audio, row));
       audio.src = row.dataset.src;
       row.append(audio);
@@ -193,11 +197,16 @@
     align() {
       const leader = this.leader;
       for (const audio of this.voices) {
-        if (audio === leader || audio.ended || audio.paused || audio.seeking) continue;
+        if (audio === leader) {
+          if (audio.playbackRate !== 1) audio.playbackRate = 1;
+          continue;
+        }
+        if (audio.ended || audio.paused || audio.seeking) continue;
         const ahead = audio.currentTime - leader.currentTime;
         if (Math.abs(ahead) > LOST) audio.currentTime = leader.currentTime;
-        const much = Math.abs(ahead) > APART;
-        const rate = much ? 1 - Math.max(-0.04, Math.min(0.04, ahead)) : 1;
+        const most = audio.muted ? BEND_UNHEARD : BEND;
+        const bend = Math.max(-most, Math.min(most, ahead));
+        const rate = Math.abs(ahead) > APART ? 1 - bend : 1;
         if (audio.playbackRate !== rate) audio.playbackRate = rate;
       }
     }
