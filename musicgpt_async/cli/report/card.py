@@ -161,7 +161,7 @@ def _sound(
     is_playable: bool,
     is_muted: bool,
 ) -> Markup:
-    name, hint = _shown(stem), str(key) if key < 10 else ""
+    name, hint = _shown(stem), str(key) if is_playable and key < 10 else ""
     switches = [_switch("solo", name, on=False), _switch("mute", name, on=is_muted)]
     return element(
         "div",

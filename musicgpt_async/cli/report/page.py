@@ -105,7 +105,7 @@ class Page:
         if records:
             sums.append(_sum("Credits charged", f"{round(charged, 2):,g}"))
         if expected:
-            sums.append(_sum("Credits estimated beside", f"{round(expected, 2):,g}"))
+            sums.append(_sum("Credits only estimated", f"{round(expected, 2):,g}"))
         sums.append(_sum("Music", span(self._seconds)))
         return element("dl", *sums, class_="sums")
 
@@ -121,7 +121,7 @@ class Page:
                     "button",
                     element("b", count(times, "track")),
                     element("span", reason),
-                    element("i", "Show only these"),
+                    element("i", "Show these"),
                     type="button",
                     aria_pressed="false",
                     data_reason=numbers[reason],
