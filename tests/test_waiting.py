@@ -255,3 +255,30 @@ async def bare_vendor() -> AsyncIterator[tuple[str, Any]]:
     await web.TCPSite(runner, "127.0.0.1", port).start()
     yield f"http://127.0.0.1:{port}", deliver
     await runner.cleanup()
+
+
+async def test_uploads_and_downloads_that_hang_hold_up_no_look(tmp_path: Any) -> None:
+    """With every upload and every file connection stuck, jobs are still seen to finish."""
+    faults = [
+        Fault("file", "stall", times=None),
+        Fault("submit", "stall_read", times=4, after=12, at=1000),
+    ]
+    vendor = Emulator(seconds=0.05, separate=False, parallel=None, faults=faults)
+    limits = Limits(parallel=20, polls_per_minute=500)
+    async with vendor, alone() as receiver:
+        session = connected(vendor, receiver, limits=limits, downloads=4)
+        await session.start()
+        stuck = [session.submit((f"{n}.mp3", TRACK[1])) for n in range(12)]
+        downloads = [asyncio.create_task(job.download(tmp_path)) for job in stuck]
+        await asyncio.gather(*stuck)
+        uploads = [session.submit((f"long{n}.mp3", bytes(8 << 20))) for n in range(4)]
+        while vendor.faults.fired("stall") < 4 or vendor.faults.fired("stall_read") < 4:
+            await asyncio.sleep(0.01)
+        later = [session.submit((f"later{n}.mp3", TRACK[1])) for n in range(3)]
+        assert [(await job).task_id for job in later]
+        assert not any(task.done() for task in downloads)
+        assert {job.state for job in uploads} == {JobState.UPLOADING}
+        for task in downloads:
+            task.cancel()
+        await asyncio.gather(*downloads, return_exceptions=True)
+        await session.aclose(drain=False)
