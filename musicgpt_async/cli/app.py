@@ -164,6 +164,26 @@ def jobs(
 
 
 @app.command
+def report(
+    directory: Path,
+    /,
+    *,
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False,
+) -> int:
+    """Write a page about an output directory: waveforms, players, costs and failures.
+
+    It is one file, `report.html` beside the stems, and opens in any browser without a network.
+
+    Args:
+        directory: The output directory.
+        quiet: No progress.
+    """
+    from musicgpt_async.cli import report as page  # noqa: PLC0415 - other commands go without
+
+    return anyio.run(partial(page.report, directory, quiet=quiet))
+
+
+@app.command
 def doctor(*, webhook: str | None = None, listen: str = "127.0.0.1:8080") -> int:
     """Check the key, the API and the webhook URL, and say what to do about what is wrong.
 

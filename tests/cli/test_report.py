@@ -199,7 +199,7 @@ async def test_the_report_tells_what_the_journal_knows(tmp_path: Path) -> None:
     html = (tmp_path / "report.html").read_text("utf-8").partition("<main>")[0]
     assert dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html)) == {
         "Tracks": "4", "Done": "0", "Failed": "3", "Unfinished": "1", "Credits charged": "2.25",
-        "Credits estimated beside": "2", "Music": "0:00",
+        "Credits only estimated": "2", "Music": "0:00",
     }  # fmt: skip
     assert "2 tracks" in page.text
     assert page.text.count("The vendor gave … up <img src=x onerror=alert(1)>.") == 1
@@ -223,6 +223,35 @@ async def test_what_cannot_be_reported_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written"):
         await report(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.anyio
+async def test_the_command_says_where_the_report_is(open_vendor: Any, song: Path) -> None:
+    """After a batch `report` writes the page of its tracks, good and bad, and prints its path."""
+    async with open_vendor(separate=True, seconds=0.1) as (_, shell):
+        tracks = [song, shell.track("broken.wav")]
+        extracted = await shell.run("extract", *tracks, "--out", "o", "-s", "bass", "-s", "drums")
+        assert extracted.code == 1
+        ended = await shell.run("report", "o")
+    assert (ended.code, ended.out) == (0, f"{Path('o/report.html')}\n")
+    page = read(shell.directory / "o")
+    assert [each["data-outcome"] for each in page.all("track")] == ["done", "failed"]
+    drawn = [each for each in page.all("wave") if each.get("data-wave")]
+    assert len(drawn) == 3
+    assert "The audio could not be decoded" in page.text
+    assert "credits" in page.text
+
+
+@pytest.mark.anyio
+async def test_a_missing_extra_is_one_clear_line(shell: Any, tmp_path: Path) -> None:
+    """Without soundfile `report` says what to install, writes nothing, and ends with 2."""
+    missing = tmp_path / "missing"
+    missing.mkdir()
+    (missing / "soundfile.py").write_text("raise ModuleNotFoundError(name='soundfile')")
+    ended = await shell.run("report", ".", PYTHONPATH=str(missing))
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.count("\n") == 1
+    assert 'pip install "musicgpt-async[emulator]"' in ended.err
 
 
 def test_hundreds_of_tracks_make_a_small_page(tmp_path: Path) -> None:
