@@ -187,25 +187,29 @@ def test_attempts_at_one_track_are_one_track(tmp_path: Path) -> None:
 async def test_the_report_tells_what_the_journal_knows(tmp_path: Path) -> None:
     """Costs are summed, failures grouped by reason whatever the track, and all text is text."""
     reason = "The vendor gave {} up <img src=x onerror=alert(1)>."
+    gone = StemFile(stem="hi_hat", format="wav", path="/gone.wav", size=1, sha256="")
     await with_journal(
         tmp_path,
         record("a", state=JobState.FAILED, error=reason.format("a"), cost=1.5, created_at=1e9),
         record("b", state=JobState.FAILED, error=reason.format("b"), credit_estimate=2.0),
         record("c", state=JobState.FAILED, error="Another reason."),
         record("d", state=JobState.WAITING, label=HOSTILE, task_id="the-task", cost=0.75),
+        record("e", state=JobState.COMPLETED, duration=61.0, files=(gone,)),
     )
     assert await report(tmp_path) == 0
     page = read(tmp_path)
     html = (tmp_path / "report.html").read_text("utf-8").partition("<main>")[0]
     assert dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html)) == {
-        "Tracks": "4", "Done": "0", "Failed": "3", "Unfinished": "1", "Credits charged": "2.25",
-        "Credits only estimated": "2", "Music": "0:00",
+        "Tracks": "5", "Done": "1", "Failed": "3", "Unfinished": "1", "Credits charged": "2.25",
+        "Credits only estimated": "2", "Music": "1:01",
     }  # fmt: skip
     assert "2 tracks" in page.text
     assert page.text.count("The vendor gave … up <img src=x onerror=alert(1)>.") == 1
-    assert [each.get("data-reason") for each in page.all("track")] == ["0", "0", "1", None]
+    assert [each.get("data-reason") for each in page.all("track")] == ["0", "0", "1", None, None]
     assert HOSTILE in page.text
     assert "the-task" in page.text
+    assert "Hi hatno longer here" in page.text
+    assert not page.all("play")
     assert [tag for tag, _ in page.elements].count("script") == 1
     assert "img" not in {tag for tag, _ in page.elements}
     assert sorted(path.name for path in tmp_path.iterdir()) == [JOURNAL, "report.html"]

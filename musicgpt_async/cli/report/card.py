@@ -49,14 +49,16 @@ def card(
         seconds: Its length.
         reason: The number of the reason why it failed.
     """
-    sounds = list(_sounds(track, waves, directory, is_playable=bool(seconds)))
+    is_playable = any(waves.get(path) is not None for path in track.played)
+    sounds = list(_sounds(track, waves, directory, is_playable=is_playable))
+    transport = _transport(track, seconds) if is_playable else None
     title = f"t{number}"
     error = track.record.error if track.record and track.outcome is not Outcome.DONE else None
     return element(
         "article",
         element(
             "div",
-            _play(track) if seconds else None,
+            _play(track) if is_playable else None,
             element(
                 "div",
                 element("h2", element("bdi", track.title), id=title),
@@ -66,7 +68,7 @@ def card(
             class_="title",
         ),
         element("p", error, class_="reason") if error else None,
-        element("div", _transport(track, seconds) if seconds else None, *sounds, class_="sounds"),
+        element("div", transport, *sounds, class_="sounds") if sounds else None,
         _details(track),
         class_=" ".join(["track", str(track.outcome), *([] if sounds else ["brief"])]),
         aria_labelledby=title,

@@ -93,7 +93,7 @@ def _write(target: Path, page: Page) -> None:
     """
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        partial.write_text(page.written(time.time()), "utf-8")
+        partial.write_text(page.written(time.time()), "utf-8", newline="\n")
         partial.replace(target)
     except OSError as error:
         partial.unlink(missing_ok=True)
