@@ -146,7 +146,8 @@ class Fetcher:
                 async for record in journal.records()
                 for file in record.files
             }
-        return any(self._remembered.get(hash(str(path)), job.id) != job.id for path in paths)
+        ours = job.record.id
+        return any(self._remembered.get(hash(str(path)), ours) != ours for path in paths)
 
 
 class _Fetch:

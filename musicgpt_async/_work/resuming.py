@@ -211,8 +211,8 @@ class Resumer:
             job = each.job
             if not each.is_lost:  # its webhook was faster
                 continue
-            if job.id in found:
-                task = found[job.id]
+            if job.record.id in found:
+                task = found[job.record.id]
                 _log.info("%s was found again in the listing: task %s", job.title, task.task_id)
                 self._submitter.accept(job, task.task_id, task.conversion_id)
             elif read_at - each.sent_at > SETTLED:
@@ -257,7 +257,7 @@ class Resumer:
         A listing shows the tasks of submits whose answers are still on their way as well. Those are
         in the journal since before they were handed over: it is read after the listing.
         """
-        ours, listed = {each.job.id for each in lost}, {each.task_id for each in listing}
+        ours, listed = {each.job.record.id for each in lost}, {each.task_id for each in listing}
         rivals, known = list[JobRecord](), list[JobRecord]()
         async for record in _records(self._desk.ledger.journal):
             if record.task_id is not None:
