@@ -13,10 +13,17 @@ from urllib.parse import SplitResult, urlsplit
 
 from musicgpt_async.errors import ConfigurationError, DownloadError
 
-# IPv6 that stands for IPv4 (RFC 4291, RFC 6052, RFC 8215), and a site's own (RFC 3879).
+# IPv6 that stands for IPv4 (RFC 3056, 4291, 6052, 8215), and a site's own (RFC 3879).
 _TRANSLATED = [
     ip_network(n)
-    for n in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "fec0::/10")
+    for n in (
+        "::/96",
+        "::ffff:0:0:0/96",
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "2002::/16",
+        "fec0::/10",
+    )
 ]
 _LOOPBACK_NAMES = frozenset({"localhost", "localhost.", "ip6-localhost"})
 
@@ -47,7 +54,9 @@ def is_loopback(url: str) -> bool:
     if parts is None or parts.hostname is None:
         return False
     address = _literal(parts.hostname)
-    return address.is_loopback if address else parts.hostname.lower() in _LOOPBACK_NAMES
+    if address is None:
+        return parts.hostname.lower() in _LOOPBACK_NAMES
+    return _is_plain_loopback(address)
 
 
 def check_link(url: str, *, allow_loopback: bool) -> None:
@@ -78,7 +87,7 @@ def is_public(address: str | IPv4Address | IPv6Address) -> bool:
         parsed = ip_address(address)
     except ValueError:
         return False
-    inner = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
+    inner = getattr(parsed, "ipv4_mapped", None)
     if any(parsed in network for network in _TRANSLATED if network.version == parsed.version):
         return False
     return parsed.is_global and not parsed.is_multicast and (inner is None or is_public(inner))
@@ -87,12 +96,17 @@ def is_public(address: str | IPv4Address | IPv6Address) -> bool:
 def is_loopback_address(address: str) -> bool:
     """Return whether an address is this machine's own."""
     literal = _literal(address)
-    return literal is not None and literal.is_loopback
+    return literal is not None and _is_plain_loopback(literal)
 
 
 def without_query(url: str) -> str:
     """Return a link fit for a message: its query may hold a signature."""
     return url.partition("?")[0].partition("#")[0][:200]
+
+
+def _is_plain_loopback(address: IPv4Address | IPv6Address) -> bool:
+    # Python 3.13 calls a mapped one loopback too, earlier ones do not.
+    return address.is_loopback and getattr(address, "ipv4_mapped", None) is None
 
 
 def _could_be_address(host: str) -> bool:

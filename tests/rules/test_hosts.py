@@ -17,7 +17,7 @@ from musicgpt_async._rules.hosts import (
 )
 from musicgpt_async.errors import ConfigurationError, DownloadError
 
-PUBLIC = ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "2002:808:808::1"]
+PUBLIC = ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8"]
 LOOPBACK = ["127.0.0.1", "127.255.255.254", "::1"]
 PRIVATE = [
     "10.0.0.1",
@@ -47,6 +47,7 @@ PRIVATE = [
     "::ffff:10.0.0.1",
     "::ffff:169.254.169.254",
     "::ffff:224.0.0.1",
+    "2002:808:808::1",
     "2002:7f00:1::",
     "2002:a00:1::",
     "2002:c0a8:101::",
