@@ -549,7 +549,13 @@ def test_it_fits_a_phone_in_both_schemes(browser: Browser, scheme: str) -> None:
     browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         for number in range(5):
-            browser.track(number)
+            outside = browser.driver.execute_script(
+                "return [...arguments[0].querySelectorAll('*')]"
+                ".filter((each) => each.getBoundingClientRect().right > 380)"
+                ".map((each) => each.outerHTML)",
+                browser.track(number),
+            )
+            assert outside == []
         assert browser.driver.execute_script("return document.documentElement.scrollWidth") == 390
         ink, page, soft = browser.driver.execute_script(
             "const at = getComputedStyle(document.body);"
