@@ -570,6 +570,33 @@ def test_it_fits_a_phone_in_both_schemes(browser: Browser, scheme: str) -> None:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_print_has_every_waveform_and_no_controls(browser: Browser) -> None:
+    """Before it is printed all is drawn, seen before or not; what is to be pressed is left out."""
+    browser.driver.execute_script("scrollTo(0, 0)")
+    browser.driver.execute_cdp_cmd("Page.printToPDF", {})
+    assert len(browser.all(".wave svg")) == len(browser.all(".wave")) == 13
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert browser.all("h2")[0].is_displayed()
+        for control in (".play", ".seek", ".solo", ".tools", ".hints"):
+            assert not browser.all(control)[0].is_displayed()
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_without_motion_the_playhead_still_tells_where_it_is(browser: Browser) -> None:
+    """With reduced motion it moves in steps, and nothing is animated."""
+    calm = {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", calm)
+    try:
+        track = browser.play(A_SONG)
+        slider = track.find_element("css selector", ".seek")
+        browser.until(lambda: float(slider.get_property("value")) > 1)
+        assert browser.driver.execute_script("return document.getAnimations().length") == 0
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
 def luminance(colour: str) -> float:
     """The relative luminance of ``rgb(…)``, as WCAG defines it."""
     parts = [int(each) / 255 for each in colour.strip("rgb()").split(",")]
