@@ -164,7 +164,6 @@ class MusicGPTSession:
                 executor=self._executor,
                 allow_loopback=on_loopback,
                 digests=self._journal is not None,
-                sole_owner=self._journal is not None,
             ),
             template=names.checked_template(layout),
         )

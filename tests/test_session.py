@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import anyio
 import numpy as np
 import pytest
 import soundfile
@@ -393,6 +394,23 @@ async def test_a_job_of_somebody_else_can_be_attached(
     task_id = (await submitted.accepted()).task_id
     files = await session.attach(task_id).download(tmp_path)
     assert files["piano"].name == f"{task_id} - piano.wav"
+
+
+async def test_one_job_downloaded_by_two_sessions_is_fetched_once(
+    vendor: Emulator, session: MusicGPTSession, tmp_path: Path
+) -> None:
+    """Where two bring one job to one place at once, the second finds the first one's files."""
+    task_id = (await session.submit(TRACK, stems=["piano", "bass"])).task_id
+    assert task_id is not None
+    vendor.script(Fault("file", "slow_answer", seconds=1.0, times=None))
+    async with connected(vendor) as other, anyio.create_task_group() as both:
+        for each in (session, other):
+            both.start_soon(each.attach(task_id).download, tmp_path)
+    assert sum("/files" in each.path for each in vendor.requests) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{task_id} - bass.wav",
+        f"{task_id} - piano.wav",
+    ]
 
 
 async def test_attaching_to_nothing_says_so(session: MusicGPTSession) -> None:

@@ -1,5 +1,8 @@
 """A URL as a whole file: a temporary name beside the target, resumed, checked, then renamed.
 
+The temporary file is locked, so that it is one process's at a time. The kernel frees the lock of a
+process that dies; whoever waited for it then finds the whole file, or starts over in its place.
+
 Resuming follows RFC 9110, sections 13.1.5 (If-Range) and 14.4 (Content-Range): the total comes from
 Content-Range, never from the length of a part.
 """
@@ -12,6 +15,7 @@ import hashlib
 import os
 import re
 import secrets
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -28,6 +32,9 @@ import stamina
 from musicgpt_async._rules import audio, hosts, retrying
 from musicgpt_async.errors import DownloadError, TransportError
 
+if sys.platform != "win32":
+    import fcntl
+
 _T = TypeVar("_T")
 
 Fetch = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[aiohttp.ClientResponse]]
@@ -38,6 +45,8 @@ GATHERED = 1 << 20
 # Tries in a row that bring nothing new before a file is given up.
 PATIENCE = 6
 MOST_REDIRECTS = 5
+# Seconds between looks at a temporary file that another process has.
+OTHERS = 0.1
 _HEAD = 512
 _ENCODINGS = frozenset({"identity", "gzip", "x-gzip", "deflate"})
 _BREAKS = (aiohttp.ClientError, ConnectionError, TimeoutError)
@@ -72,37 +81,43 @@ class Downloader:
         executor: Where files are written.
         allow_loopback: Whether links may lead to this machine.
         digests: Whether to take a digest of each file.
-        sole_owner: Whether no other process writes to the same targets, so that what a killed one
-            left behind is removed.
     """
 
     fetch: Fetch
     executor: Executor
     allow_loopback: bool
     digests: bool
-    sole_owner: bool
 
-    async def download(self, url: str, target: Path, *, progress: Progress) -> Fetched:
+    async def download(self, url: str, target: Path, *, what: str, progress: Progress) -> Fetched:
         """Bring ``url`` to ``target``, replacing at once what lies there.
+
+        Where another process is bringing the same there, its file is waited for and taken.
 
         Args:
             url: The link.
             target: The final name.
+            what: Equal for the same content, however its links change.
             progress: Called with the bytes received, which can go back, and the bytes in all.
 
         Raises:
             DownloadError: It did not arrive whole; ``status`` is set where the host said no.
             TransportError: The host could not be reached.
         """
-        making = self._run(_Part.beside, target, self.digests, self.sole_owner)
+        making = self._run(_Part.beside, target, what, self.digests)
         try:
             part = await asyncio.shield(making)
         except asyncio.CancelledError:
             making.add_done_callback(_discarded)
             raise
         try:
-            await _Transfer(self, part, url, progress).complete()
-            await self._run(part.publish)
+            while not part.is_ours:
+                await asyncio.sleep(OTHERS)
+                await self._run(part.take)
+            if part.is_published:
+                progress(part.size, part.size)
+            else:
+                await _Transfer(self, part, url, progress).complete()
+                await self._run(part.publish)
         finally:
             # Shielded: whoever cancels a download does not want to keep its half file.
             await asyncio.shield(self._run(part.discard))
@@ -253,27 +268,69 @@ class _Part:
     """The temporary file; its methods block and run on the executor.
 
     A cancelled transfer leaves its last write running there: the lock keeps the file open under it.
+
+    Attributes:
+        target: The final name.
+        path: The temporary one, the same in every process that brings the same content there.
+        is_ours: Whether no other process has it.
+        is_published: Whether another process has completed it while it was waited for.
     """
 
     target: Path
     path: Path
     _fd: int
     _digest: Any
+    is_ours: bool = False
+    is_published: bool = False
     size: int = 0
     head: bytes = b""
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
     @classmethod
-    def beside(cls, target: Path, digest: bool, sole_owner: bool) -> _Part:
+    def beside(cls, target: Path, what: str, digest: bool) -> _Part:
         with _disk(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            if sole_owner:
-                _remove_leftovers(target)
-            path = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
-            fd = os.open(
-                path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-            )
-        return cls(target, path, fd, hashlib.sha256() if digest else None)
+            path = _beside(target, hashlib.sha256(what.encode(errors="replace")).hexdigest()[:8])
+            if sys.platform == "win32":  # no other process can remove or rename a file in use
+                path = _beside(target, secrets.token_hex(4))
+            part = cls(target, path, _opened(path), hashlib.sha256() if digest else None)
+        try:
+            part.take()
+        except BaseException:
+            part.discard()
+            raise
+        return part
+
+    def take(self) -> None:
+        """Make the file this process's, unless another one has it."""
+        with self._lock, _disk(self.target):
+            while not self.is_ours and self._fd >= 0 and self._is_free():
+                if _lies_at(self._fd, self.path):
+                    os.ftruncate(self._fd, 0)  # of one that died, whose links are gone
+                    _remove_leftovers(self.target, self.path)
+                    self.is_ours = True
+                elif _lies_at(self._fd, self.target):
+                    self._take_published()
+                else:  # the one before has given up
+                    self._close()
+                    self._fd = _opened(self.path)
+
+    def _is_free(self) -> bool:
+        try:
+            return _lock(self._fd)
+        except OSError:  # a file system without locks: a name that no other process has
+            self._close()
+            self.path = _beside(self.target, secrets.token_hex(4))
+            self._fd = _opened(self.path)
+            return True
+
+    def _take_published(self) -> None:
+        self.is_ours = self.is_published = True
+        self.size = os.fstat(self._fd).st_size
+        if self._digest:
+            with os.fdopen(os.dup(self._fd), "rb") as file:
+                file.seek(0)
+                self._digest = hashlib.file_digest(file, "sha256")
 
     @property
     def sha256(self) -> str:
@@ -299,20 +356,58 @@ class _Part:
         """Give the whole file its name, so that a crash leaves it whole or absent."""
         with self._lock, _disk(self.target):
             os.fsync(self._fd)
-            self._close()  # Windows renames no open file
+            if sys.platform == "win32":  # it renames no open file
+                self._close()
             self.path.replace(self.target)
             _sync_directory(self.target.parent)
+            self._close()  # not before: others would take it for one that was given up
 
     def discard(self) -> None:
         with self._lock:
+            ours = self._fd >= 0 and (self.is_ours or _lock(self._fd))
+            unfinished = ours and _lies_at(self._fd, self.path)
+            if sys.platform == "win32":  # it removes no open file
+                self._close()
+            if unfinished:
+                self.path.unlink(missing_ok=True)
             self._close()
-            with suppress(FileNotFoundError):  # it was published
-                self.path.unlink()
 
     def _close(self) -> None:
         if self._fd >= 0:
+            _unlock(self._fd)
             os.close(self._fd)
             self._fd = -1
+
+
+def _beside(target: Path, mark: str) -> Path:
+    return target.with_name(f".{target.name[:200]}.{mark}.part")
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+
+
+def _lock(fd: int) -> bool:
+    """Lock a file for as long as it is open; return whether nobody else has."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _unlock(fd: int) -> None:
+    if sys.platform != "win32":  # a process that was forked meanwhile has the file open as well
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _lies_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _discarded(making: asyncio.Future[_Part]) -> None:
@@ -337,12 +432,25 @@ def _write_all(fd: int, pieces: list[bytes]) -> None:
 _MOST_PIECES = 1024
 
 
-def _remove_leftovers(target: Path) -> None:
+def _remove_leftovers(target: Path, ours: Path) -> None:
     """Remove what killed processes left of this target."""
     prefix, suffix = f".{target.name[:200]}.", ".part"
     for entry in target.parent.iterdir():
-        if entry.name.startswith(prefix) and entry.name.endswith(suffix):
-            entry.unlink()
+        if entry.name.startswith(prefix) and entry.name.endswith(suffix) and entry != ours:
+            with suppress(OSError):  # it is gone already, or another process has it (Windows)
+                _remove_if_left(entry)
+
+
+def _remove_if_left(path: Path) -> None:
+    if sys.platform == "win32":
+        path.unlink()
+        return
+    fd = os.open(path, os.O_RDWR)
+    try:
+        if _lock(fd) and _lies_at(fd, path):
+            path.unlink()
+    finally:
+        os.close(fd)
 
 
 def _sync_directory(directory: Path) -> None:

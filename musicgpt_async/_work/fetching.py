@@ -209,16 +209,17 @@ class _Fetch:
 
     async def _download(self, wanted: _Wanted) -> None:
         progress = partial(self._progress, wanted)
-        download = self._room.downloader.download
+        what = f"{self._job.task_id}/{wanted.stem}.{wanted.format}"
+        download = partial(self._room.downloader.download, what=what, progress=progress)
         url = self._url(wanted.stem, wanted.format)
         try:
-            fetched = await download(url, wanted.target, progress=progress)
+            fetched = await download(url, wanted.target)
         except DownloadError as error:
             if error.status not in retrying.EXPIRED_LINK:
                 raise
             await self._fresh_links()
             url = self._url(wanted.stem, wanted.format)
-            fetched = await download(url, wanted.target, progress=progress)
+            fetched = await download(url, wanted.target)
         if self._desk.ledger.journal is not None:
             file = StemFile(
                 stem=wanted.stem,

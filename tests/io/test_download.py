@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import gzip
 import hashlib
 import os
@@ -55,12 +56,12 @@ def get(lanes: Any, executor: ThreadPoolExecutor) -> Get:
     """Download a link to a path, as the session would with the API on loopback."""
 
     async def download(url: str, target: Path, **settings: Any) -> Fetched:
-        given = {"allow_loopback": True, "digests": True, "sole_owner": False, **settings}
-        progress = given.pop("progress", ignore)
+        given = {"allow_loopback": True, "digests": True, **settings}
+        which = {"what": given.pop("what", "a task"), "progress": given.pop("progress", ignore)}
         given = {"executor": executor, **given}
         async with lanes(request_timeout=given.pop("request_timeout", 30.0)) as transport:
             downloader = Downloader(fetch=transport.fetch, **given)
-            return await downloader.download(url, target, progress=progress)
+            return await downloader.download(url, target, **which)
 
     return download
 
@@ -223,7 +224,6 @@ async def test_has_knows_a_file_by_its_content(
         executor=executor,
         allow_loopback=True,
         digests=True,
-        sole_owner=True,
     )
     (tmp_path / "a.wav").write_bytes(b"sound")
     sha256 = hashlib.sha256(b"sound").hexdigest()
@@ -752,9 +752,11 @@ async def main(url, target):
     transport.open()
     with ThreadPoolExecutor(2) as executor:
         downloader = Downloader(fetch=transport.fetch, executor=executor, allow_loopback=True,
-                                digests=True, sole_owner=True)
+                                digests=True)
         try:
-            await downloader.download(url, Path(target), progress=lambda *_: None)
+            fetched = await downloader.download(url, Path(target), what="a task",
+                                                progress=lambda *_: None)
+            print(fetched.size, fetched.sha256)
         except DownloadError as error:
             print(error)
     await transport.close()
@@ -813,18 +815,110 @@ async def test_a_full_disk_says_so_and_keeps_no_half_file(serve: Any, small_disk
     assert len(host.requests) == 1
 
 
-@pytest.mark.parametrize("sole_owner", [True, False])
-async def test_what_a_killed_process_left_is_removed_by_the_sole_owner(
-    sole_owner: bool, serve: Any, get: Get, tmp_path: Path
-) -> None:
-    """Old temporary files of this target go, where no other process can be writing them."""
-    for name in (".a.mp3.0123abcd.part", ".b.mp3.0123abcd.part", "a.mp3.part", ".a.mp3.part2"):
+async def test_what_killed_processes_left_is_removed(serve: Any, get: Get, tmp_path: Path) -> None:
+    """Old temporary files of this target go, but for those that another process is writing."""
+    names = (".a.mp3.0123abcd.part", ".b.mp3.0123abcd.part", "a.mp3.part", ".a.mp3.part2")
+    for name in (*names, ".a.mp3.4567abcd.part"):
         (tmp_path / name).touch()
-    async with serve(Host(mp3(100))) as server:
-        await get(server.url, tmp_path / "a.mp3", sole_owner=sole_owner)
+    with (tmp_path / ".a.mp3.4567abcd.part").open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        async with serve(Host(mp3(100))) as server:
+            await get(server.url, tmp_path / "a.mp3")
     left = {path.name for path in tmp_path.iterdir()}
-    assert (".a.mp3.0123abcd.part" in left) != sole_owner
-    assert {".b.mp3.0123abcd.part", "a.mp3.part", ".a.mp3.part2", "a.mp3"} <= left
+    assert left == {*names[1:], ".a.mp3.4567abcd.part", "a.mp3"}
+
+
+@asynccontextmanager
+async def _child(url: str, target: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that downloads; it is gone at the end of the block."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _FULL, url, str(target), "0", stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def _opened_by(process: asyncio.subprocess.Process, folder: Path) -> None:
+    """Wait until a process has a temporary file in a folder open."""
+
+    def files() -> list[str]:
+        with contextlib.suppress(OSError):  # it may close one while we look
+            return [str(each.readlink()) for each in Path(f"/proc/{process.pid}/fd").iterdir()]
+        return []
+
+    await until(lambda: any(each.startswith(f"{folder}/.a.mp3.") for each in files()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("first", ["completes it", "is killed"])
+async def test_two_processes_make_one_file_of_one_download(
+    first: str, serve: Any, tmp_path: Path
+) -> None:
+    """The second waits for the first: it finds its file whole, or starts over where it died."""
+    host, half, go_on = Host(mp3(3 * MIB)), anyio.Event(), anyio.Event()
+    folder = tmp_path / "stems"
+
+    async def in_two_halves(peer: Any, _: Any) -> None:
+        headers = {"Content_Type": "audio/mpeg", "Content_Length": str(len(host.data))}
+        await peer.answer(200, host.data[:MIB], **headers)
+        half.set()
+        await go_on.wait()
+        await peer.say(host.data[MIB:])
+
+    host.plan = [in_two_halves]
+    async with serve(host) as server, _child(server.url, folder / "a.mp3") as one:
+        with anyio.fail_after(LONG):
+            await half.wait()
+            async with _child(server.url, folder / "a.mp3") as other:
+                await _opened_by(other, folder)
+                [part] = folder.iterdir()  # they have one temporary file between them
+                assert len(host.requests) == 1
+                if first == "is killed":
+                    one.kill()
+                go_on.set()
+                said = [(await each.communicate())[0].decode().split() for each in (one, other)]
+    assert not part.exists()
+    assert [path.name for path in folder.iterdir()] == ["a.mp3"]
+    assert (folder / "a.mp3").read_bytes() == host.data
+    assert len(host.requests) == (1 if first == "completes it" else 2)
+    assert said[1] == [str(len(host.data)), hashlib.sha256(host.data).hexdigest()]
+
+
+async def test_other_content_for_the_same_name_is_not_waited_for(
+    serve: Any, get: Get, tmp_path: Path
+) -> None:
+    """A download that stands still holds up none of another job; each writes a file of its own."""
+    host = Host(mp3(MIB))
+    async with stalling(serve) as (stuck, sent), serve(host) as server:
+        task = asyncio.create_task(get(stuck.url, tmp_path / "a.mp3", what="one task"))
+        await sent.wait()
+        await get(server.url, tmp_path / "a.mp3", what="another task")
+        assert (tmp_path / "a.mp3").read_bytes() == host.data
+        assert len(list(tmp_path.glob(".*.part"))) == 1
+        task.cancel()
+        await asyncio.wait([task])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp3"]
+
+
+async def test_a_wait_for_another_process_may_be_cancelled(
+    serve: Any, get: Get, tmp_path: Path
+) -> None:
+    """Whoever gives up waiting leaves the other one's temporary file alone."""
+    async with stalling(serve) as (server, sent):
+        task = asyncio.create_task(get(server.url, tmp_path / "a.mp3"))
+        await sent.wait()
+        [part] = tmp_path.iterdir()
+        with anyio.move_on_after(0.3) as scope:
+            await get(server.url, tmp_path / "a.mp3")
+        assert scope.cancelled_caught
+        assert server.connections == 1
+        assert part.exists()
+        task.cancel()
+        await asyncio.wait([task])
 
 
 # Cancelling.
