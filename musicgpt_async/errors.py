@@ -23,7 +23,7 @@
     │   ├── RateLimitError                        429
     │   └── ServerError                           500 and above
     ├── SubmissionUnknownError (ConnectionError)  the track went out whole and no answer came
-    ├── CreditLimitError                      the session's own ``max_credits`` is reached
+    ├── CreditLimitError                      the session's own max_credits is reached
     ├── ExtractionFailedError                 the vendor gave the job up
     ├── DeadlineError (TimeoutError)          the job is still running at the vendor
     ├── ReleasedError                         this handle no longer follows the job
@@ -50,6 +50,7 @@ class MusicGPTError(Exception):
         retry_after: Seconds that the vendor asked to wait.
         vendor_message: The vendor's own words.
         job: The handle of a job that may still be alive at the vendor.
+        hint: What to do about errors of this class, where that is always the same.
     """
 
     hint: ClassVar[str] = ""

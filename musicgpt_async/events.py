@@ -43,7 +43,12 @@ class Queued(Event):
 
 @attrs.frozen(kw_only=True)
 class Uploading(Event):
-    """Bytes of the track went out; ``total`` is ``None`` where the vendor fetches a URL itself."""
+    """Bytes of the track went out.
+
+    Attributes:
+        sent: Bytes so far; an upload that is sent again begins at 0.
+        total: Bytes of the track, ``None`` where the vendor fetches a URL itself.
+    """
 
     sent: int
     total: int | None
@@ -51,7 +56,12 @@ class Uploading(Event):
 
 @attrs.frozen(kw_only=True)
 class Accepted(Event):
-    """The vendor took the job: seconds it expects to need, credits it expects to charge."""
+    """The vendor took the job (MusicGPT docs, Extraction).
+
+    Attributes:
+        eta: Seconds that it expects to need, ``None`` where it does not know.
+        credit_estimate: Credits that it expects to charge, ``None`` where it did not say.
+    """
 
     eta: float | None
     credit_estimate: float | None
@@ -59,7 +69,11 @@ class Accepted(Event):
 
 @attrs.frozen(kw_only=True)
 class Looked(Event):
-    """The vendor was asked; ``status`` is its word, empty where the look itself failed."""
+    """The vendor was asked how the job stands (MusicGPT docs, status check).
+
+    Attributes:
+        status: Its own word, such as ``"PROCESSING"``; empty where the look itself failed.
+    """
 
     status: str
 
@@ -71,7 +85,12 @@ class Woken(Event):
 
 @attrs.frozen(kw_only=True)
 class Slowed(Event):
-    """The vendor said 429 to a ``"look"`` or a ``"submit"``; ``retry_after`` is in seconds."""
+    """The vendor said 429, or 503 to a submit, and the session goes slower.
+
+    Attributes:
+        call: What was refused: ``"look"`` or ``"submit"``.
+        retry_after: Seconds that the vendor asked to wait, ``None`` where it did not say.
+    """
 
     call: str
     retry_after: float | None
@@ -79,21 +98,36 @@ class Slowed(Event):
 
 @attrs.frozen(kw_only=True)
 class Completed(Event):
-    """The vendor finished the job."""
+    """The vendor finished the job.
+
+    Attributes:
+        extraction: What came of it: links, cost in credits, duration in seconds.
+    """
 
     extraction: Extraction
 
 
 @attrs.frozen(kw_only=True)
 class Failed(Event):
-    """The job, or its download, ended in an error."""
+    """The job, or its download, ended in an error.
+
+    Attributes:
+        error: A copy of what awaiting the job raises.
+    """
 
     error: MusicGPTError
 
 
 @attrs.frozen(kw_only=True)
 class Downloading(Event):
-    """Bytes of one file came; ``received`` can go back when a host starts over."""
+    """Bytes of one file came.
+
+    Attributes:
+        stem: The stem's name.
+        format: ``"wav"`` or ``"mp3"``.
+        received: Bytes of the file so far; fewer than before when a host makes it start over.
+        total: Bytes of the whole file, ``None`` where the host did not say.
+    """
 
     stem: str
     format: str
@@ -103,7 +137,11 @@ class Downloading(Event):
 
 @attrs.frozen(kw_only=True)
 class Downloaded(Event):
-    """All files that were asked for lie whole under their names: stem → format → path."""
+    """All files that were asked for lie whole under their names.
+
+    Attributes:
+        files: Stem → format → path: ``{"drums": {"wav": Path("…/song - drums.wav")}}``.
+    """
 
     files: Mapping[str, Mapping[str, Path]]
 

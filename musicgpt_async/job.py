@@ -86,6 +86,8 @@ class ExtractionJob:
     Attributes:
         source: What was submitted, as it was given; ``None`` for an attached task.
         title: The track's name in files and messages.
+        deadline: Seconds from acceptance in which it has to finish, ``None`` for no end.
+        id: The library's own name for the job, the same in journals and events.
     """
 
     _record: JobRecord
@@ -98,7 +100,9 @@ class ExtractionJob:
     _callbacks: list[Callback] | None = None
     # What the parts that move the job keep with it.
     place: int = 0
+    """Where it stands in the session's line; for whoever moves the job."""
     holds_slot: bool = False
+    """Whether it counts against the account's limit; for whoever moves the job."""
     id: str = attrs.field(init=False)
     _fetch_end: Downloaded | Failed | None = None
 
@@ -208,6 +212,8 @@ class ExtractionJob:
     async def accepted(self) -> Acceptance:
         """Wait until the vendor has accepted the job, and return its answer.
 
+        It is money spent from then on.
+
         Raises:
             MusicGPTError: The job ended before that.
         """
@@ -237,7 +243,10 @@ class ExtractionJob:
         return True
 
     def add_done_callback(self, callback: Callback) -> None:
-        """Call ``callback(job)`` in the event loop once the job has ended."""
+        """Call ``callback(job)`` in the event loop once the job has ended.
+
+        An error that it raises goes to the loop's exception handler, and hurts nothing else.
+        """
         if self.done():
             self._owner.call_soon(callback, self)
         else:

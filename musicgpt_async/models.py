@@ -10,7 +10,10 @@ import attrs
 
 
 class Stem(StrEnum):
-    """The 23 parts that the vendor separates a track into (MusicGPT docs, Extraction)."""
+    """The 23 parts that the vendor separates a track into (MusicGPT docs, Extraction).
+
+    Each is a ``str`` and equal to its value, which serves as well wherever a stem is asked for.
+    """
 
     VOCALS = "vocals"
     MALE_VOCAL = "male_vocal"
@@ -38,7 +41,10 @@ class Stem(StrEnum):
 
 
 class Preprocessing(StrEnum):
-    """What the vendor can do to a track before it is split (MusicGPT docs, Extraction)."""
+    """What the vendor can do to a track before it is split (MusicGPT docs, Extraction).
+
+    Each is a ``str`` and equal to its value: against noise, echo, and the sound of the room.
+    """
 
     DENOISE = "Denoise"
     DEECHO = "Deecho"
@@ -46,11 +52,11 @@ class Preprocessing(StrEnum):
 
 
 AudioFormat = Literal["wav", "mp3", "both"]
-"""Which files of a stem to download."""
+"""Which files of a stem to download; ``"both"`` for WAV and MP3."""
 
 
 class JobState(StrEnum):
-    """Where a job stands; the transitions are in ``_rules/lifecycle.py``.
+    """Where a job stands; the README draws which state follows which.
 
     Attributes:
         QUEUED: In line for a slot; nothing was sent.
@@ -82,6 +88,9 @@ class Limits:
     Attributes:
         parallel: Unfinished conversions at the vendor, at most; ``None`` to learn it.
         polls_per_minute: byId calls a minute, at most; ``None`` to learn it.
+        FREE: The free plan's: 2 conversions, 20 calls a minute.
+        PLUS: The plus plan's: 5 conversions, 200 calls a minute.
+        PRO: The pro plan's: 10 conversions, 500 calls a minute.
     """
 
     parallel: int | None = attrs.field(
@@ -103,7 +112,12 @@ Limits.PRO = Limits(parallel=10, polls_per_minute=500)
 
 @attrs.frozen(kw_only=True)
 class StemLinks:
-    """Where one stem's files lie; ``None`` where the vendor gave no such file."""
+    """Where one stem's files lie (MusicGPT docs, webhooks).
+
+    Attributes:
+        mp3: URL of the MP3, ``None`` where the vendor gave none.
+        wav: URL of the WAV, ``None`` where the vendor gave none.
+    """
 
     mp3: str | None = None
     wav: str | None = None
@@ -111,7 +125,7 @@ class StemLinks:
 
 @attrs.frozen(kw_only=True)
 class Acceptance:
-    """The vendor's answer to a submit.
+    """The vendor's answer to a submit (MusicGPT docs, Extraction).
 
     Attributes:
         task_id: The vendor's name for the job.
@@ -128,7 +142,7 @@ class Acceptance:
 
 @attrs.frozen(kw_only=True)
 class Extraction:
-    """A finished job.
+    """A finished job (MusicGPT docs, status check).
 
     Attributes:
         task_id: The vendor's name for the job.

@@ -16,17 +16,17 @@ span                    parent           from, to
 ``musicgpt.download``   the job          first byte, to the last file; it may outlive the job's span
 ======================= ================ ==========================================================
 
-======================= ==== ======================================================================
-metric                  unit attributes
-======================= ==== ======================================================================
-``musicgpt.jobs``       1    ``musicgpt.outcome``: completed, failed, unknown, expired, released
-``musicgpt.slots.used`` 1
+======================== ==== =====================================================================
+metric                   unit attributes
+======================== ==== =====================================================================
+``musicgpt.jobs``        1    ``musicgpt.outcome``: completed, failed, unknown, expired, released
+``musicgpt.slots.used``  1
 ``musicgpt.slots.limit`` 1
-``musicgpt.looks``      1    ``musicgpt.answered``: whether the look itself worked
-``musicgpt.throttled``  1    ``musicgpt.call``: submit, look; counts 429s, and 503s to submits
-``musicgpt.bytes``      By   ``musicgpt.direction``: sent, received
-``musicgpt.credits``    1    ``musicgpt.kind``: estimated, charged
-======================= ==== ======================================================================
+``musicgpt.looks``       1    ``musicgpt.answered``: whether the look itself worked
+``musicgpt.throttled``   1    ``musicgpt.call``: submit, look; counts 429s, and 503s to submits
+``musicgpt.bytes``       By   ``musicgpt.direction``: sent, received
+``musicgpt.credits``     1    ``musicgpt.kind``: estimated, charged
+======================== ==== =====================================================================
 """
 
 from __future__ import annotations

@@ -91,8 +91,12 @@ KINDS: dict[str, Kind] = {
 class Occasion:
     """What a fault's predicate is shown.
 
-    `request` is there for API calls and files; `upload` from a submit's body on; `submission`
-    for what concerns one conversion; `file` is the file's name, such as `drums.wav`.
+    Attributes:
+        on: what is about to be struck.
+        request: the HTTP request, for API calls and files.
+        upload: the track, from a submit's body on.
+        submission: the conversion, for what concerns one.
+        file: the file's name, such as `drums.wav`.
     """
 
     on: Target

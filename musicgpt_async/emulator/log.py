@@ -20,8 +20,12 @@ class Dropped(web.Response):
 class Exchange:
     """One request that reached the emulator, and the status it got.
 
-    `status` is None while there is no answer, and where the connection was closed without one;
-    `at` is the `time.monotonic()` of its arrival.
+    Attributes:
+        method: in capitals.
+        path: without the query.
+        query: what follows the question mark.
+        at: the `time.monotonic()` of its arrival.
+        status: None while there is no answer, and where the connection was closed without one.
     """
 
     method: str

@@ -29,9 +29,17 @@ MINUTE = 60.0
 class Upload:
     """A validated submit, before the vendor has accepted it.
 
-    `fields` holds the text fields as they arrived, `audio` the file that the upload was written
-    to (None with `keep_audio=False` or for an `audio_url`), `size` its bytes, and `duration` its
-    seconds, where they are known before the audio is worked on.
+    Attributes:
+        fields: the text fields as they arrived.
+        stems: the stems asked for, or the vendor's four where none was named.
+        preprocessing: the preprocessing options asked for.
+        webhook_url: where the result is to be posted, if anywhere.
+        audio_url: where the vendor is to fetch the track; None for an upload.
+        file_name: the upload's; None for an `audio_url`.
+        size: bytes of the upload.
+        audio: the file that it was written to; None with `keep_audio=False` or an `audio_url`.
+        fingerprint: equal for the same name and bytes.
+        duration: seconds of audio, where they are known before it is worked on.
     """
 
     fields: Mapping[str, str]
@@ -50,11 +58,25 @@ class Upload:
 class Submission:
     """The record of one accepted submit: what was sent, and what has become of it.
 
-    Times named `created` and `finished` are vendor seconds of the emulator's clock, `created_at`
-    and `updated_at` the dates that the API tells; `seconds` is the time the conversion is to take.
-    `status` is one of IN_QUEUE, PENDING,
-    PROCESSING, IN_PROGRESS, COMPLETED, or the word of a failure. `sha256` is known by the time
-    the conversion is finished.
+    Attributes:
+        number: 1 for the first.
+        task_id: the vendor's name for the job, a UUID.
+        conversion_id: the vendor's name for the conversion, a UUID.
+        upload: what was sent.
+        created: vendor seconds of the emulator's clock when it was accepted.
+        created_at: the date of that, as the API tells it.
+        updated_at: the date of the last change, as the API tells it.
+        seconds: vendor seconds that the conversion is to take.
+        eta: what the submit's answer said, in seconds.
+        credit_estimate: what the submit's answer said, in credits.
+        status: IN_QUEUE, PENDING, PROCESSING, IN_PROGRESS, COMPLETED, or the word of a failure.
+        status_msg: the vendor's words about a failure.
+        finished: vendor seconds of the emulator's clock at its end; None before.
+        cost: credits charged; None before the end.
+        duration: seconds of audio; None before it was read.
+        sha256: of the audio; known by the end.
+        looks: byId calls about it.
+        link_version: how often its links were made anew, counted from 1.
     """
 
     number: int

@@ -72,7 +72,15 @@ Webhooks = Behaviour | Callable[[Submission], Behaviour]
 class Delivered:
     """One attempt at a delivery, and what it got: a status, or the error in its place.
 
-    `started` and `ended` are readings of `time.monotonic()`.
+    Attributes:
+        task_id: of the conversion it is about.
+        url: where it was sent.
+        delivery: what was to be done.
+        attempt: 1 for the first.
+        started: the `time.monotonic()` of its start.
+        ended: the same of its end; None while it is under way.
+        status: the receiver's answer; None without one.
+        error: what went wrong in place of an answer.
     """
 
     task_id: str
