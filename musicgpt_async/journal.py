@@ -1,7 +1,8 @@
 """The durable record of every job: what is to be paid for, and what came of it.
 
 One file of SQLite (or one PostgreSQL database) is shared by any number of processes. Each job has
-at most one owner at a time, whose lease runs out unless it is renewed; only the owner may write.
+at most one owner at a time, whose lease runs out unless it is renewed; only the owner may write. An
+owner that has died on this machine is not waited for.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
-import socket
 import time
 from collections.abc import (
     AsyncIterator,
@@ -25,8 +24,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import attrs
 
+from musicgpt_async._io import processes
 from musicgpt_async._io.database import PAGE, prepared
 from musicgpt_async.errors import JournalError
 from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
@@ -51,9 +52,11 @@ class Lease:
     """Who works on a job.
 
     Attributes:
-        owner: Host, process id and a random part, separated by colons.
+        owner: Host, boot and process namespace, process id, its start and a random part, separated
+            by colons.
         until: When the lease runs out, in seconds since the epoch.
-        live: Whether it holds now; otherwise any process may take the job over.
+        live: Whether it holds now; otherwise any process may take the job over. It does not where
+            its process has died on this machine, as far as that can be seen (on Linux).
         mine: Whether the asking journal holds it.
     """
 
@@ -109,7 +112,8 @@ class Journal:
     Args:
         path: A file, which is created where there is none, or a SQLAlchemy URL such as
             ``postgresql+asyncpg://user@host/database``. The file has to lie on a local disk.
-        lease: Seconds after which another process may take over a job whose owner is silent.
+        lease: Seconds after which another process may take over a job whose owner is silent; one
+            that is seen to have died on this machine is taken over from at once.
         clock: Seconds since the epoch.
 
     Raises:
@@ -164,7 +168,7 @@ class Journal:
             if self._engine is None:
                 with self._database.explained():
                     self._engine = await self._database.connect(self._sql)
-                self._me = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+                self._me = await anyio.to_thread.run_sync(processes.own_name)
             self._openings += 1
         return self
 
@@ -203,10 +207,11 @@ class Journal:
             for row in rows:
                 found = _record(row)
                 if not may_be_submitted_again(found):
-                    free = row.free or row.owner == self._me
-                    if row.free:
+                    mine = row.owner == self._me
+                    if not mine and (row.free or await _dead([row.owner])):
                         await connection.execute(self._sql.take, self._about(found.id))
-                    return found, False, free
+                        mine = True
+                    return found, False, mine
             await connection.execute(self._sql.insert, {**_row(record), "owner": self._me})
             return record, True, True
 
@@ -237,7 +242,7 @@ class Journal:
     async def claim(
         self, *, states: Collection[JobState] | None = None, limit: int | None = None
     ) -> list[JobRecord]:
-        """Take over unfinished jobs that nobody owns, or whose owner's lease ran out.
+        """Take over unfinished jobs that nobody owns, or whose owner died or let its lease run out.
 
         Args:
             states: Only jobs in these states.
@@ -253,6 +258,7 @@ class Journal:
         }
 
         async def work(connection: AsyncConnection) -> list[JobRecord]:
+            await self._bury(connection)
             rows = await connection.execute(self._sql.unowned, values)
             found = await _decoded(rows, _record)
             await connection.execute(self._sql.take_unowned, {**values, "me": self._me})
@@ -300,10 +306,21 @@ class Journal:
             until, mine = row.lease_until, row.owner == self._me
             return row.id, Lease(owner=row.owner, until=until, live=until > now, mine=mine)
 
-        return dict(await self._read(self._sql.owned, {}, lease))
+        leases = dict(await self._read(self._sql.owned, {}, lease))
+        dead = await _dead({each.owner for each in leases.values() if each.live and not each.mine})
+        return {
+            id_: attrs.evolve(each, live=False) if each.owner in dead else each
+            for id_, each in leases.items()
+        }
 
     def _about(self, id_: str) -> dict[str, str]:
         return {"which": id_, "me": self._me}
+
+    async def _bury(self, connection: AsyncConnection) -> None:
+        """Take the leases of those who died on this machine: nobody has to wait for their end."""
+        others = await connection.execute(self._sql.others, {"me": self._me})
+        for owner in await _dead([row.id for row in others]):
+            await connection.execute(self._sql.leave, {"me": owner})
 
     async def _resign(self, connection: AsyncConnection) -> None:
         # A job whose owner is not there belongs to nobody.
@@ -385,6 +402,10 @@ async def _decoded(rows: Iterable[Any], decode: Callable[[Any], T]) -> list[T]:
         if not len(found) % PAGE:
             await anyio.lowlevel.checkpoint()
     return found
+
+
+async def _dead(owners: Collection[str]) -> Collection[str]:
+    return await anyio.to_thread.run_sync(processes.dead, owners) if owners else ()
 
 
 async def _nothing(_: AsyncConnection) -> None:

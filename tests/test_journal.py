@@ -744,15 +744,34 @@ def _killed_owner(place: object) -> None:
         assert next(_lines(child), None) == "entered"
 
 
-async def test_jobs_of_a_killed_process_are_taken_over(place: str) -> None:
-    """After SIGKILL the lease protects the jobs until it runs out, then another takes them all."""
+@pytest.mark.skipif(sys.platform != "linux", reason="deaths are seen in Linux's /proc")
+@pytest.mark.parametrize("how", ["claimed", "entered again"])
+async def test_jobs_of_a_killed_process_are_taken_over_at_once(place: str, how: str) -> None:
+    """Nobody waits for the lease of an owner that was killed on this machine."""
     _killed_owner(place)
-    clock = Clock()
-    async with Journal(place, clock=clock) as heir:
-        until = max(lease.until for lease in (await heir.owners()).values())
-        clock.now = until - 1
+    async with Journal(place, clock=lambda: 0.0) as heir:  # by whose clock it holds for ages
+        assert not any(lease.live for lease in (await heir.owners()).values())
+        if how == "claimed":
+            assert [record.id for record in await heir.claim()] == ["0", "1", "2", "3", "4"]
+        else:
+            assert (await heir.enter(attrs.evolve(job("0"), fingerprint="track 0")))[1] is False
+        assert heir.owns("0")
+        assert (await heir.owners())["0"].mine
+
+
+async def test_jobs_of_another_machine_are_protected_by_their_lease(tmp_path: Path) -> None:
+    """An owner that cannot be seen keeps its jobs until its lease runs out."""
+    path, clock = tmp_path / "journal.db", Clock()
+    _killed_owner(path)
+    _write(
+        path,
+        "UPDATE musicgpt_owners SET id = 'another:machine:1:2:3'",
+        "UPDATE musicgpt_jobs SET owner = (SELECT id FROM musicgpt_owners)",
+    )
+    async with Journal(path, clock=clock) as heir:
+        clock.now = max(lease.until for lease in (await heir.owners()).values()) - 1
         assert await heir.claim() == []
-        clock.now = until + 1
+        clock.now += 2
         assert [record.id for record in await heir.claim()] == ["0", "1", "2", "3", "4"]
 
 

@@ -259,6 +259,23 @@ async def test_a_killed_process_is_taken_up_where_it_stood(
     assert len(record.files) == len(STEMS)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="deaths are seen in Linux's /proc")
+async def test_a_process_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:
+    """Though its lease would hold for hours, a restart goes on with a dead process's jobs."""
+    song, another = track(tmp_path), track(tmp_path, "another.mp3")
+    async with Emulator(seconds=1.0, separate=False) as vendor:
+        async with process(vendor, tmp_path, song, another, lease=36_000.0) as killed:
+            await until(lambda: asked(vendor, "byId") >= 1)
+            killed.kill()
+            await killed.wait()
+        async with connected(vendor, tmp_path / "journal.db") as session:
+            jobs = await session.resume()
+            assert sorted(job.title for job in jobs) == ["another", "song"]
+            with anyio.fail_after(HANG):
+                await asyncio.gather(*jobs)
+        assert len(vendor.submissions) == 2
+
+
 async def test_what_is_done_is_neither_submitted_nor_fetched_again(tmp_path: Path) -> None:
     """After a clean end there is nothing to resume, and the same batch asks the vendor nothing."""
     song, journal = track(tmp_path), tmp_path / "journal.db"

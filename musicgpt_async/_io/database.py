@@ -55,6 +55,7 @@ class Statements:
     stay: sa.Update
     join: sa.Insert
     leave: sa.Delete
+    others: sa.Select[Any]
     forget: sa.Delete
     insert: sa.Insert
     save: sa.Update
@@ -94,6 +95,7 @@ def _statements() -> Statements:
         stay=owners.update().where(owners.c.id == me).values(lease_until=until),
         join=owners.insert().values(id=me, lease_until=until),
         leave=owners.delete().where(owners.c.id == me),
+        others=sa.select(owners.c.id).where(owners.c.id != me),
         # The dead that left no job behind; what a dead owner still holds is claimed first.
         forget=owners.delete().where(
             owners.c.lease_until <= now, ~sa.exists().where(jobs.c.owner == owners.c.id)

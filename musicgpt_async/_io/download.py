@@ -88,7 +88,9 @@ class Downloader:
     allow_loopback: bool
     digests: bool
 
-    async def download(self, url: str, target: Path, *, what: str, progress: Progress) -> Fetched:
+    async def download(
+        self, url: str, target: Path, *, progress: Progress, what: str | None = None
+    ) -> Fetched:
         """Bring ``url`` to ``target``, replacing at once what lies there.
 
         Where another process is bringing the same there, its file is waited for and taken.
@@ -96,13 +98,15 @@ class Downloader:
         Args:
             url: The link.
             target: The final name.
-            what: Equal for the same content, however its links change.
             progress: Called with the bytes received, which can go back, and the bytes in all.
+            what: Equal for the same content, however its links change; by default the link without
+                its query.
 
         Raises:
             DownloadError: It did not arrive whole; ``status`` is set where the host said no.
             TransportError: The host could not be reached.
         """
+        what = hosts.without_query(url) if what is None else what
         making = self._run(_Part.beside, target, what, self.digests)
         try:
             part = await asyncio.shield(making)

@@ -1,0 +1,64 @@
+"""Processes of this machine by name: this one's own, and which of the others have died.
+
+A name is ``host:machine:pid:start:random``. The machine is its boot and its process namespace, so
+that a container is not taken for its neighbour; the start tells a process from a later one with the
+same id. Where that cannot be known (it is read from Linux's ``/proc``), nobody is held for dead.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+_PROC = Path("/proc")
+_BOOT = _PROC / "sys/kernel/random/boot_id"
+# Where a process's start stands behind its name, in ticks since the boot (proc_pid_stat(5)).
+_START = 19
+
+
+def own_name() -> str:
+    """Return a new name for this process."""
+    pid = os.getpid()
+    start = _start_of(pid) or ""
+    return f"{socket.gethostname()}:{_machine()}:{pid}:{start}:{secrets.token_hex(4)}"
+
+
+def dead(names: Iterable[str]) -> list[str]:
+    """Return those of the names whose processes ran on this machine and do no more."""
+    machine = _machine()
+    return [name for name in names if machine and _is_dead(name, machine)]
+
+
+def _is_dead(name: str, machine: str) -> bool:
+    _, there, pid, start, _ = ("::::" + name).rsplit(":", 4)
+    if there != machine or not pid.isdecimal() or not start:
+        return False
+    try:
+        os.kill(int(pid), 0)  # asks; /proc may hide other people's processes
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return _start_of(int(pid)) not in (None, start)
+
+
+def _machine() -> str:
+    """Return what two processes that see each other have in common, empty if it is unknown."""
+    try:
+        if (_PROC / "self").readlink().name != str(os.getpid()):  # another namespace's /proc
+            return ""
+        namespace = (_PROC / "self/ns/pid").readlink().name.strip("pid:[]")
+        return f"{_BOOT.read_text().strip()}.{namespace}"
+    except OSError:
+        return ""
+
+
+def _start_of(pid: int) -> str | None:
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[_START]

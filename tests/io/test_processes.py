@@ -1,0 +1,76 @@
+"""Processes: who is dead, and nobody who is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from musicgpt_async._io import processes
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="is read from Linux's /proc")
+
+CODE = """
+from musicgpt_async._io import processes
+print(processes.own_name(), flush=True)
+input()
+"""
+
+
+@contextmanager
+def another() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Another process and its name; it is gone at the end of the block."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", CODE], stdin=pipe, stdout=pipe, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def changed(name: str, **parts: object) -> str:
+    """Return a name with other parts."""
+    words = dict(zip(("host", "machine", "pid", "start", "random"), name.split(":"), strict=True))
+    return ":".join(str(word) for word in {**words, **parts}.values())
+
+
+def test_a_process_is_dead_once_it_was_killed() -> None:
+    """A living process is not dead; killed with SIGKILL it is."""
+    with another() as (process, name):
+        assert processes.dead([name, processes.own_name()]) == []
+        process.kill()
+        process.wait()
+        assert processes.dead([name, processes.own_name()]) == [name]
+
+
+def test_a_later_process_with_the_same_id_is_another_one() -> None:
+    """The id alone does not make a process alive: it may have been given again."""
+    name = processes.own_name()
+    start = int(name.split(":")[3])
+    assert processes.dead([changed(name, start=start - 1)]) == [changed(name, start=start - 1)]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"machine": "another boot.1"}, {"machine": ""}, {"start": ""}, {"pid": "-1"}, {"pid": "x"}],
+    ids=str,
+)
+def test_nobody_is_dead_who_cannot_be_seen(parts: dict[str, str]) -> None:
+    """On another machine, after another boot or in another container it may well be alive."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    name = changed(processes.own_name(), pid=gone.pid)
+    assert processes.dead([name]) == [name]
+    assert processes.dead([changed(name, **parts)]) == []
+
+
+def test_names_of_no_process_are_nobodys() -> None:
+    """What is no such name is not held for dead."""
+    assert processes.dead(["", "host:1:abcd", "a:b:c", f"host:{os.getpid()}:abcd"]) == []
