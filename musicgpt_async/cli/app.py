@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Common:
         )
 
 
-@app.command
+@app.command(sort_key=0)
 def extract(
     files_or_urls: Annotated[list[str], LIST] = [],  # noqa: B006 - never changed
     /,
@@ -111,29 +112,30 @@ def extract(
         preprocess: What to do to the song first, once for each.
         format: Which files of each stem.
         list: CSV or JSON lines with a track a line: source, stems, preprocessing, label. Paths
-            in it start from where it lies.
+            in it start from where it lies. `-` reads it from standard input.
         force: Submit tracks even if they were submitted before.
         dry_run: List what would be submitted, and send nothing.
-        journal: Remember in the output directory what was submitted.
+        journal: Whether to remember in the output directory what was submitted, as is done.
         common: What other commands take, too.
     """
-    from musicgpt_async.cli import extracting  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli import extracting, lists  # noqa: PLC0415 - other commands go without
     from musicgpt_async.cli.sources import OwnFiles, Sources  # noqa: PLC0415 - the same
 
     settings = common.settings(format=format, journal=journal)
-    sources = Sources(
-        named=files_or_urls,
-        list_file=list,
-        stems=tuple(stem),
-        preprocessing=tuple(preprocess),
-        own=OwnFiles(settings.out, settings.layout),
-        warn=say_to(quiet=settings.quiet),
-    )
     work = extracting.dry_run if dry_run else extracting.extract
-    return anyio.run(partial(work, settings, sources, force=force))
+    with lists.opened(list) as list_file:
+        sources = Sources(
+            named=files_or_urls,
+            list_file=list_file,
+            stems=tuple(stem),
+            preprocessing=tuple(preprocess),
+            own=OwnFiles(settings.out, settings.layout),
+            warn=say_to(quiet=settings.quiet),
+        )
+        return anyio.run(partial(work, settings, sources, force=force))
 
 
-@app.command
+@app.command(sort_key=1)
 def resume(*, format: Literal["wav", "mp3", "both"] = "wav", common: Common) -> int:  # noqa: A002 - the option's name
     """Take up what an earlier `extract --out` of the same directory left unfinished.
 
@@ -146,7 +148,7 @@ def resume(*, format: Literal["wav", "mp3", "both"] = "wav", common: Common) -> 
     return anyio.run(extracting.resume, common.settings(format=format))
 
 
-@app.command
+@app.command(sort_key=2)
 def jobs(
     *,
     out: Annotated[Path, Parameter(name=("--out", "-o"))],
@@ -163,7 +165,7 @@ def jobs(
     return anyio.run(listing.show, Settings(out=out, json=json))
 
 
-@app.command
+@app.command(sort_key=3)
 def report(
     directory: Path,
     /,
@@ -183,7 +185,7 @@ def report(
     return anyio.run(partial(page.report, directory, quiet=quiet))
 
 
-@app.command
+@app.command(sort_key=4)
 def doctor(*, webhook: str | None = None, listen: str = "127.0.0.1:8080") -> int:
     """Check the key, the API and the webhook URL, and say what to do about what is wrong.
 
@@ -196,7 +198,7 @@ def doctor(*, webhook: str | None = None, listen: str = "127.0.0.1:8080") -> int
     return anyio.run(checks.examine, webhook, host_and_port(listen))
 
 
-@app.command
+@app.command(sort_key=5)
 def emulate(
     *,
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 0,
@@ -238,7 +240,7 @@ def emulate(
     return anyio.run(emulating.emulate, vendor)
 
 
-@app.command
+@app.command(sort_key=6)
 def demo(
     *,
     out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("musicgpt-async-demo"),
@@ -265,7 +267,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return (
             app(
-                list(arguments),
+                _with_stdin(arguments),
                 exit_on_error=False,
                 print_error=False,
                 result_action="return_value",
@@ -278,9 +280,22 @@ def run(arguments: Sequence[str]) -> int:
         return _refused(str(error))
     except BrokenPipeError:  # nobody reads any more
         return 1
+    except KeyboardInterrupt:  # before there was anything to let go of
+        return 128 + signal.SIGINT
     except MusicGPTError as error:
         print(f"musicgpt-async: {plain(error.message)}", file=sys.stderr)
         return 1
+
+
+def _with_stdin(arguments: Sequence[str]) -> list[str]:
+    """Join ``--list -``, whose hyphen would be taken for an option."""
+    words: list[str] = []
+    for word in arguments:
+        if word == "-" and words[-1:] == ["--list"]:
+            words[-1] = "--list=-"
+        else:
+            words.append(word)
+    return words
 
 
 def _refused(why: str) -> int:

@@ -6,7 +6,11 @@ import csv
 import difflib
 import json
 import re
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +19,23 @@ import attrs
 from musicgpt_async.cli.usage import UsageError
 
 COLUMNS = ("source", "stems", "preprocessing", "label")
+STDIN = Path("-")
 _SEPARATORS = re.compile(r"[\s,;|]+")
+
+
+@attrs.frozen(kw_only=True)
+class TrackList:
+    """A list that can be read any number of times.
+
+    Attributes:
+        name: What messages call it.
+        path: The file that it is read from.
+        folder: Where the paths in it start from.
+    """
+
+    name: str
+    path: Path
+    folder: Path
 
 
 @attrs.frozen(kw_only=True)
@@ -37,48 +57,77 @@ class Row:
     label: str | None
 
 
-def rows(path: Path) -> Iterator[Row]:
+@contextmanager
+def opened(path: Path | None) -> Iterator[TrackList | None]:
+    """Have a list at hand for as long as the block lasts; ``-`` is kept in a temporary file.
+
+    Raises:
+        UsageError: It is to come on standard input, and nothing does.
+    """
+    if path is None:
+        yield None
+    elif path != STDIN:
+        yield TrackList(name=str(path), path=path, folder=path.parent)
+    else:
+        with tempfile.NamedTemporaryFile(prefix="musicgpt-async-") as kept:
+            if sys.stdin is not None and not sys.stdin.isatty():
+                shutil.copyfileobj(sys.stdin.buffer, kept)
+                kept.flush()
+            if not kept.tell():
+                raise UsageError(
+                    "--list - reads the list from standard input, and nothing comes from there: "
+                    "pipe it in, as in `musicgpt-async extract --list - … < tracks.csv`."
+                )
+            yield TrackList(name="standard input", path=Path(kept.name), folder=Path())
+
+
+def rows(list_: TrackList) -> Iterator[Row]:
     """Read a list line by line.
 
     Raises:
         UsageError: It cannot be read, or a line of it cannot be understood.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with list_.path.open(encoding="utf-8-sig", newline="") as file:
             is_json = file.read(4096).lstrip().startswith("{")
             file.seek(0)
-            for number, values in _json_lines(path, file) if is_json else _csv_lines(path, file):
-                yield _row(f"{path}, line {number}", values)
+            lines = _json_lines if is_json else _csv_lines
+            for number, values in lines(list_.name, file):
+                yield _row(f"{list_.name}, line {number}", values)
     except OSError as error:
-        raise UsageError(f"The list {path} cannot be read: {error.strerror or error}.") from error
+        raise UsageError(
+            f"The list {list_.name} cannot be read: {error.strerror or error}."
+        ) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"The list {path} is neither CSV nor JSON lines: {error}.") from error
+        raise UsageError(
+            f"The list {list_.name} is neither CSV nor JSON lines: {error}."
+        ) from error
 
 
-def _csv_lines(path: Path, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _csv_lines(name: str, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
     table = csv.DictReader(file, restkey="", strict=True)
-    header = [name.strip() for name in table.fieldnames or ()]
+    header = [column.strip() for column in table.fieldnames or ()]
     if "source" not in header:
         raise UsageError(
-            f"The list {path} has no column 'source'; its first line names the columns: "
+            f"The list {name} has no column 'source'; its first line names the columns: "
             f"{', '.join(COLUMNS)}."
         )
     table.fieldnames = header
     for values in table:
-        yield table.line_num, {name: cell for name, cell in values.items() if cell}
+        yield table.line_num, {column: cell for column, cell in values.items() if cell}
 
 
-def _json_lines(path: Path, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json_lines(name: str, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
         except ValueError as error:
-            raise UsageError(f"{path}, line {number}: this is no JSON ({error}).") from error
+            raise UsageError(f"{name}, line {number}: this is no JSON ({error}).") from error
         if not isinstance(values, dict):
-            raise UsageError(f"{path}, line {number}: this is no JSON object.")
-        yield number, {name: value for name, value in values.items() if value is not None}
+            raise UsageError(f"{name}, line {number}: this is no JSON object.")
+        yield number, {column: value for column, value in values.items() if value is not None}
 
 
 def _row(where: str, values: Mapping[str, Any]) -> Row:

@@ -65,7 +65,7 @@ class Sources:
     """
 
     named: Sequence[str]
-    list_file: Path | None
+    list_file: lists.TrackList | None
     stems: tuple[str, ...]
     preprocessing: tuple[str, ...]
     own: OwnFiles
@@ -103,7 +103,7 @@ class Sources:
                 yield Wanted(source=source, stems=self.stems, preprocessing=self.preprocessing)
         if self.list_file is not None:
             for row in lists.rows(self.list_file):
-                yield self._listed(row, self.list_file.parent, check=check)
+                yield self._listed(row, self.list_file.folder, check=check)
 
     def _found(self, name: str, *, warn: Callable[[str], None]) -> Iterator[str]:
         path = Path(name)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import anyio
 import anyio.abc
@@ -84,6 +84,7 @@ class Shell:
     async def start(
         self,
         *arguments: str | Path,
+        stdin: int | IO[bytes] | None = None,
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.PIPE,
         **environment: str,
@@ -93,7 +94,7 @@ class Shell:
             [*COMMAND, *map(str, arguments)],
             cwd=self.directory,
             env={**self.environment, **environment},
-            stdin=None,
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
         ) as process:
@@ -103,9 +104,11 @@ class Shell:
                 if process.returncode is None:
                     process.kill()
 
-    async def run(self, *arguments: str | Path, **environment: str) -> Ended:
+    async def run(
+        self, *arguments: str | Path, stdin: int | IO[bytes] | None = None, **environment: str
+    ) -> Ended:
         """Run the command to its end."""
-        async with self.start(*arguments, **environment) as running:
+        async with self.start(*arguments, stdin=stdin, **environment) as running:
             return await running.ended()
 
     async def together(self, *runs: Coroutine[Any, Any, Ended]) -> list[Ended]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,45 @@ async def test_a_list_gives_each_track_its_own_options(open_vendor: Any) -> None
         }
         stems = {path.name for path in (shell.directory / "o").glob("*.wav")}
         assert {"First - vocals.wav", "two - winds.wav", "Third - piano.wav"} <= stems
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+async def test_a_list_comes_through_a_pipe(open_vendor: Any, kind: str) -> None:
+    """With --list - each kind of list is read from standard input, its paths from here."""
+    lines = {
+        "csv": "source,stems,label\nin/one.wav,vocals,First\nin/two.wav,,\n",
+        "jsonl": '{"source": "in/one.wav", "stems": ["vocals"], "label": "First"}\n'
+        '{"source": "in/two.wav"}\n',
+    }
+    async with open_vendor(seconds=0.1) as (_, shell):
+        for name in ("one", "two"):
+            shell.track(f"in/{name}.wav")
+        options = ("--list", "-", "--out", "o", "--stem", "bass", *BARE)
+        ended = await shell.run("extract", *options, stdin=piped(lines[kind]))
+        assert ended.code == 0
+        stems = {path.name for path in (shell.directory / "o").glob("*.wav")}
+        assert stems == {"First - vocals.wav", "two - bass.wav"}
+        wrong = await shell.run("extract", *options, stdin=piped(lines[kind].replace("two", "3")))
+        assert wrong.code == 2
+        assert "standard input, line " in wrong.err
+
+
+async def test_a_list_that_does_not_come_is_said_at_once(shell: Any) -> None:
+    """A terminal is not waited for, and an empty pipe is no list without tracks."""
+    _, terminal = os.openpty()
+    for stdin in (terminal, subprocess.DEVNULL, piped("")):
+        ended = await shell.run("extract", "--list", "-", "--out", "o", stdin=stdin)
+        assert ended.code == 2
+        assert ended.err.startswith("musicgpt-async: --list - reads the list from standard input")
+        assert ended.err.count("\n") == 1
+
+
+def piped(text: str) -> int:
+    """Return the reading end of a pipe that holds a short text."""
+    reading, writing = os.pipe()
+    os.write(writing, text.encode())
+    os.close(writing)
+    return reading
 
 
 async def test_a_dry_run_sends_nothing_and_says_what_it_would(open_vendor: Any) -> None:
