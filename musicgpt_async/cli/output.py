@@ -194,7 +194,8 @@ def left_behind(
     found = []
     if jobs:
         found.append(f"{count(len(jobs), 'track')} still running at the vendor:")
-        found += [f"  {_task(job.task_id)}  {plain(job.title)}" for job in jobs]
+        in_order = sorted(jobs, key=lambda job: job.place)
+        found += [f"  {_task(job.task_id)}  {plain(job.title)}" for job in in_order]
     if finished:
         found.append(f"{count(len(finished), 'track')} finished there, with stems not yet here:")
         found += [f"  {_task(track.task_id)}  {track.title}" for track in finished]

@@ -22,6 +22,8 @@ from musicgpt_async.events import (
     Uploading,
 )
 
+# Said where nothing moves because the account's slots are taken, or the vendor is unwell.
+HELD_UP = "in line: the vendor takes no more tracks of this account for now"
 # Seconds over which a speed is measured, so that it can be read.
 MOMENT = 0.5
 
@@ -103,6 +105,12 @@ class Board:
         self.active: dict[str, Track] = {}
         self.released: list[ExtractionJob] = []
         self._clock = clock
+        self._refused = False
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether nothing is on its way since the vendor refused a submit for now."""
+        return self._refused and not self.active
 
     def take(self, event: Event) -> None:
         """Take in what happened."""
@@ -110,11 +118,13 @@ class Board:
             case Queued() | Slowed(call="submit"):
                 # In line: it is none of the active ones, be it for the first time or again.
                 self.active.pop(event.job_id, None)
+                self._refused = self._refused or isinstance(event, Slowed)
             case Uploading():
                 self._uploading(event)
             case Accepted():
                 track = self._track(event, "working")
                 track.since, track.eta = self._clock(), event.eta
+                self._refused = False
             case Looked():
                 track = self._track(event, event.status.lower().replace("_", " ") or "working")
                 track.since = track.since or self._clock()

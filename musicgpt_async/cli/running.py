@@ -31,7 +31,7 @@ from musicgpt_async import (
 from musicgpt_async.cli import output
 from musicgpt_async.cli.display import screen_for
 from musicgpt_async.cli.interrupts import Interrupts
-from musicgpt_async.cli.progress import Board
+from musicgpt_async.cli.progress import HELD_UP, Board
 from musicgpt_async.cli.screen import Totals
 from musicgpt_async.cli.text import count, credit, plain, span
 from musicgpt_async.cli.usage import UsageError
@@ -226,8 +226,13 @@ class Run:
 
     async def _follow(self, events: AsyncIterator[Event]) -> None:
         async for event in events:
+            was_held_up = self._board.is_held_up
             self._board.take(event)
-            if isinstance(event, Accepted) and not self._screen.shows_progress:
+            if self._screen.shows_progress:
+                continue
+            if self._board.is_held_up and not was_held_up:
+                self.say(HELD_UP)
+            if isinstance(event, Accepted):
                 self.say(_accepted(event))
 
     def _totals(self) -> Totals:

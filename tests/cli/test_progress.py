@@ -14,7 +14,7 @@ import pytest
 from rich.cells import cell_len
 
 from musicgpt_async import Extraction, TransportError
-from musicgpt_async.cli.progress import Board
+from musicgpt_async.cli.progress import HELD_UP, Board
 from musicgpt_async.events import (
     Accepted,
     Completed,
@@ -90,6 +90,37 @@ def test_a_track_that_is_refused_goes_back_in_line() -> None:
     assert board.active
     board.take(event(Failed, error=TransportError("gone")))
     assert not board.active
+
+
+def test_a_batch_that_is_held_up_is_known() -> None:
+    """Nothing under way after a refusal is worth a word, until the vendor takes a track again."""
+    board = Board()
+    board.take(event(Queued))
+    assert not board.is_held_up
+    board.take(event(Accepted, job="other", eta=None, credit_estimate=None))
+    board.take(event(Uploading, sent=2, total=2))
+    board.take(event(Slowed, call="submit", retry_after=None))
+    assert not board.is_held_up
+    board.take(event(Downloaded, job="other", files={}))
+    assert board.is_held_up
+    board.take(event(Uploading, sent=2, total=2))
+    board.take(event(Accepted, eta=None, credit_estimate=None))
+    board.take(event(Downloaded, files={}))
+    assert not board.is_held_up
+
+
+@pytest.mark.anyio
+async def test_waiting_for_a_slot_is_said(open_vendor: Any) -> None:
+    """Of two commands of an account with one slot the later one says why nothing moves."""
+    async with open_vendor(seconds=1.0, parallel=1) as (_, shell):
+        ended = await shell.together(
+            *(
+                shell.run("extract", shell.track(f"{name}.wav"), "--out", name, "--no-journal")
+                for name in ("one", "two")
+            )
+        )
+    assert [each.code for each in ended] == [0, 0]
+    assert sorted(each.err.count(HELD_UP) for each in ended) == [0, 1]
 
 
 def test_a_track_that_was_done_before_is_never_shown() -> None:
