@@ -10,9 +10,19 @@ from musicgpt_async.cli.progress import Board
 from musicgpt_async.cli.screen import Screen, Totals
 
 
-def screen_for(board: Board, totals: Callable[[], Totals], *, quiet: bool) -> Screen:
-    """Return moving bars where stderr is a terminal, lines elsewhere or where it is quiet."""
-    if quiet or not sys.stderr.isatty() or os.environ.get("TERM", "") in ("dumb", "unknown"):
+def screen_for(
+    board: Board, totals: Callable[[], Totals], *, quiet: bool, shares_terminal: bool
+) -> Screen:
+    """Return moving bars where they can be drawn, else lines.
+
+    Args:
+        board: The tracks on their way.
+        totals: Returns the batch's numbers.
+        quiet: Whether only failures are told.
+        shares_terminal: Whether something else is written to the terminal, into the bars.
+    """
+    is_plain = not sys.stderr.isatty() or os.environ.get("TERM", "") in ("dumb", "unknown")
+    if quiet or is_plain or shares_terminal:
         return Screen()
     from musicgpt_async.cli.live import LiveScreen  # noqa: PLC0415 - rich, where it is needed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
@@ -120,7 +121,12 @@ class Run:
         self._interrupts = Interrupts()
         self._board = Board()
         self._session: MusicGPTSession | None = None
-        self._screen = screen_for(self._board, self._totals, quiet=settings.quiet)
+        self._screen = screen_for(
+            self._board,
+            self._totals,
+            quiet=settings.quiet,
+            shares_terminal=settings.json and sys.stdout.isatty(),
+        )
         self._journal: Journal | None = None
         self._failure: Exception | None = None
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -189,3 +190,18 @@ async def test_no_color_is_honoured(open_vendor: Any) -> None:
             assert (await running.ended()).code == 0
     assert "1 track done" in told
     assert not re.search(r"\x1b\[(?:\d+;)*(?:3[0-7]|9[0-7]|38)", told)
+
+
+@pytest.mark.anyio
+async def test_bars_and_json_do_not_mix(open_vendor: Any) -> None:
+    """Where stdout is the same terminal each JSON object has lines of its own, without bars."""
+    terminal, end = pty.openpty()
+    async with open_vendor(seconds=0.1) as (_, shell):
+        command = ("extract", shell.track("song.wav"), "--out", "o", "--json", "--no-journal")
+        async with shell.start(*command, stdout=end, stderr=end) as running:
+            os.close(end)
+            told = await anyio.to_thread.run_sync(read_all, terminal)
+            assert (await running.ended()).code == 0
+    lines = told.splitlines()
+    assert [json.loads(line)["ok"] for line in lines if "{" in line] == [True]
+    assert "━" not in told
