@@ -29,7 +29,7 @@ import attrs
 
 from musicgpt_async._io import processes
 from musicgpt_async._io.database import PAGE, prepared
-from musicgpt_async.errors import JournalError
+from musicgpt_async.errors import InvalidOptionError, JournalError
 from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
 
 if TYPE_CHECKING:
@@ -220,24 +220,78 @@ class Journal:
             self._owned.add(found.id)
         return found, new
 
-    async def save(self, record: JobRecord) -> None:
+    async def save(self, record: JobRecord, *, release: bool = False) -> None:
         """Write down all that is known of a job that this journal owns.
+
+        Args:
+            record: The job.
+            release: Whether to give its lease back with it, so that any process may take it.
 
         Raises:
             JournalError: Another process has taken the job over, or it could not be written.
         """
 
         async def work(connection: AsyncConnection) -> bool:
-            values = {**_row(record), **self._about(record.id)}
+            owner = None if release else self._me
+            values = {**_row(record), **self._about(record.id), "owner": owner}
             return (await connection.execute(self._sql.save, values)).rowcount == 1
 
-        if not await self._write(work):
+        saved = await self._write(work)
+        if release or not saved:
             self._owned.discard(record.id)
+        if not saved:
             raise JournalError(
                 f"The job {record.id} is not this process's any more: its lease ran out and "
                 f"another process has taken it over, or it is not in the journal "
                 f"{self._database.name}. Nothing was written; leave the job to its owner."
             )
+
+    async def bind(self, id: str, task_id: str) -> JobRecord:  # noqa: A002 - the record's own name
+        """Give a job whose answer was lost the task that was found for it, and take its lease.
+
+        Returns:
+            The job, as it is written down now.
+
+        Raises:
+            InvalidOptionError: There is no such job, it has a task, it was never handed over, it is
+                another process's, or the task is another job's; nothing was written.
+        """
+
+        async def work(connection: AsyncConnection) -> JobRecord | str:
+            found = await self._row_of(connection, id)
+            other = await self._row_of(connection, task_id)
+            if found is None or found.id != id:
+                return f"the journal {self._database.name} has no job {id!r}"
+            if found.task_id is not None:
+                return f"it has the task {found.task_id} already"
+            record = _record(found)
+            if not was_delivered(record) or record.state is JobState.FAILED:
+                return f"it is {record.state} and was not accepted, so it has no task"
+            if found.owner != self._me and not (found.free or await _dead([found.owner])):
+                return "another process is working on it"
+            if other is not None and other.task_id == task_id:
+                return f"that task is the job {other.id}'s"
+            record = attrs.evolve(
+                record,
+                state=JobState.WAITING,
+                task_id=task_id,
+                accepted_at=record.sent_at,
+                error=None,
+            )
+            await connection.execute(self._sql.take, self._about(id))
+            await connection.execute(
+                self._sql.save, {**_row(record), **self._about(id), "owner": self._me}
+            )
+            return record
+
+        bound = await self._write(work)
+        if isinstance(bound, str):
+            raise InvalidOptionError(
+                f"The job {id} cannot be given the task {task_id}: {bound}. Nothing was changed; "
+                "`musicgpt-async jobs` lists the jobs of a journal and their ids."
+            )
+        self._owned.add(id)
+        return bound
 
     async def claim(
         self, *, states: Collection[JobState] | None = None, limit: int | None = None
@@ -295,7 +349,8 @@ class Journal:
 
     async def find(self, id_or_task_id: str) -> JobRecord | None:
         """Read the job with this id or task_id, the newest where there are several."""
-        found = await self._read(self._sql.find, {"which": id_or_task_id}, _record)
+        values = {"which": id_or_task_id, "now": self._clock()}
+        found = await self._read(self._sql.find, values, _record)
         return found[0] if found else None
 
     async def owners(self) -> dict[str, Lease]:
@@ -315,6 +370,11 @@ class Journal:
 
     def _about(self, id_: str) -> dict[str, str]:
         return {"which": id_, "me": self._me}
+
+    async def _row_of(self, connection: AsyncConnection, which: str) -> sa.Row[Any] | None:
+        values = {"which": which, "now": self._clock()}
+        row: sa.Row[Any] | None = (await connection.execute(self._sql.find, values)).first()
+        return row
 
     async def _bury(self, connection: AsyncConnection) -> None:
         """Take the leases of those who died on this machine: nobody has to wait for their end."""

@@ -269,8 +269,7 @@ class MusicGPTSession:
             SessionClosedError: The session is not open.
         """
         self.check_loop()
-        if not isinstance(task_id, str) or not task_id.strip():
-            raise InvalidOptionError(f"{task_id!r} is no task_id; it is the text that submits get.")
+        _check_task_id(task_id)
         record = JobRecord(
             id=uuid.uuid4().hex, fingerprint="", source="", task_id=task_id, created_at=time.time()
         )
@@ -279,6 +278,33 @@ class MusicGPTSession:
         self._submitter.occupy(job)
         self._watcher.watch(job, age=None)
         return job
+
+    async def bind(self, job_id: str, task_id: str) -> ExtractionJob:
+        """Give a job whose answer was lost the task that you found for it, and go on with it.
+
+        A job that ended in a SubmissionUnknownError stands in the journal without a task, and is
+        never sent again by itself. Where the vendor's dashboard shows it, this writes down its task
+        and takes it up as :meth:`resume` does.
+
+        Args:
+            job_id: The journal's name for it: the error says it, and ``musicgpt-async jobs``.
+            task_id: The vendor's name for it; the vendor is asked whether it is one.
+
+        Raises:
+            ConfigurationError: The session has no journal.
+            InvalidOptionError: No such job waits for its task; nothing was changed.
+            NotFoundError: The vendor knows no such task; nothing was changed.
+            MusicGPTError: The vendor or the journal could not be asked; nothing was changed.
+        """
+        journal = self._resumable()
+        _check_task_id(task_id)
+        if self._handle_of(job_id) is not None:
+            raise InvalidOptionError(
+                f"This session still follows the job {job_id}; let go of its handle first."
+            )
+        await self._watcher.ask(task_id, ())
+        await self._ledger.flush()  # how it ended must not be written after this
+        return self._taken_up([await journal.bind(job_id, task_id)])[0]
 
     async def extract(
         self,
@@ -353,14 +379,20 @@ class MusicGPTSession:
             ConfigurationError: The session has no journal.
             JournalError: The journal cannot be used.
         """
+        claimed = await self._resumable().claim()
+        ours = {job.record.id for job in self._jobs}
+        return self._taken_up([record for record in claimed if record.id not in ours])
+
+    def _resumable(self) -> Journal:
         self.check_loop()
         if self._journal is None:
             raise ConfigurationError("There is nothing to resume: give the session a journal=.")
-        ours = {job.record.id for job in self._jobs}
+        return self._journal
+
+    def _taken_up(self, records: Iterable[JobRecord]) -> list[ExtractionJob]:
         jobs = [
             self._handle(attrs.evolve(record, state=JobState.QUEUED), None, _title(record))
-            for record in await self._journal.claim()
-            if record.id not in ours
+            for record in records
         ]
         self._resumer.take_up(jobs)
         for job in jobs:
@@ -564,6 +596,11 @@ def _checked_key(api_key: str | None) -> str:
             f"The API key has characters that no key has; look at {KEY_VARIABLE} once more."
         )
     return key
+
+
+def _check_task_id(task_id: object) -> None:
+    if not isinstance(task_id, str) or not task_id.strip():
+        raise InvalidOptionError(f"{task_id!r} is no task_id; it is the text that submits get.")
 
 
 def _title(record: JobRecord) -> str:

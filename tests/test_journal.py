@@ -25,7 +25,7 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from musicgpt_async.errors import ConfigurationError, JournalError
+from musicgpt_async.errors import ConfigurationError, InvalidOptionError, JournalError
 from musicgpt_async.journal import Journal
 from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
 
@@ -299,6 +299,64 @@ async def test_a_download_that_misses_files_is_unfinished(
     )
     await journal.release("a")
     assert bool(await journal.claim()) is unfinished
+
+
+async def test_a_lost_job_takes_the_task_that_was_found(place: str) -> None:
+    """The task is written down, and the job is the binder's to go on with."""
+    lost = job(state=JobState.UNKNOWN, sent_at=5.0, error="no answer")
+    async with Journal(place) as first, Journal(place) as second:
+        await first.enter(lost)
+        await first.release("a")
+        bound = await second.bind("a", "task")
+        assert bound == attrs.evolve(
+            lost, state=JobState.WAITING, task_id="task", accepted_at=5.0, error=None
+        )
+        assert await first.find("a") == bound
+        assert second.owns("a")
+        assert await first.claim() == []
+        await second.save(attrs.evolve(bound, cost=1.0))
+
+
+@pytest.mark.parametrize(
+    ("which", "task_id", "why"),
+    [
+        ("nobody", "new", "has no job 'nobody'"),
+        ("task", "new", "has no job 'task'"),
+        ("done", "new", "has the task task already"),
+        ("queued", "new", "it is queued"),
+        ("failed", "new", "it is failed"),
+        ("lost", "task", "job done's"),
+        ("held", "new", "another process is working on it"),
+    ],
+)
+async def test_a_task_that_does_not_fit_changes_nothing(
+    place: str, which: str, task_id: str, why: str
+) -> None:
+    """No job takes a task that it cannot have, and the message says why."""
+    async with Journal(place) as other, Journal(place) as journal:
+        for each in (
+            job("lost", state=JobState.UNKNOWN, sent_at=5.0),
+            job("done", state=JobState.COMPLETED, sent_at=5.0, task_id="task"),
+            job("queued"),
+            job("failed", state=JobState.FAILED, sent_at=5.0),
+        ):
+            await other.enter(each)
+            await other.release(each.id)
+        await other.enter(job("held", state=JobState.DELIVERED, sent_at=5.0))
+        before = [each async for each in journal.records()], await journal.owners()
+        with pytest.raises(InvalidOptionError, match=f"(?s){why}.*Nothing was changed"):
+            await journal.bind(which, task_id)
+        assert ([each async for each in journal.records()], await journal.owners()) == before
+        assert not journal.owns(which)
+
+
+async def test_a_job_is_saved_and_let_go_of_in_one_write(place: str) -> None:
+    """With its last words a job may be given back, for any process to take."""
+    async with Journal(place) as first, Journal(place) as second:
+        await first.enter(job())
+        await first.save(job(state=JobState.UNKNOWN, sent_at=5.0), release=True)
+        assert not first.owns("a")
+        assert [record.state for record in await second.claim()] == [JobState.UNKNOWN]
 
 
 async def test_claims_come_in_order_and_within_their_bounds(journal: Journal) -> None:

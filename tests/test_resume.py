@@ -22,10 +22,12 @@ import pytest
 from musicgpt_async import (
     ConfigurationError,
     ExtractionJob,
+    InvalidOptionError,
     JobState,
     JournalError,
     Limits,
     MusicGPTSession,
+    NotFoundError,
     ReleasedError,
     SourceChangedError,
     SourceError,
@@ -429,7 +431,7 @@ async def test_what_the_vendor_does_not_show_is_said_to_be_unknown(
         assert not vendor.submissions
         assert asked(vendor, "Extraction") == 0
     assert "not sent again by itself" in str(caught.value)
-    assert "session.attach(task_id)" in str(caught.value)
+    assert f"session.bind({job.record.id!r}, task_id)" in str(caught.value)
     assert "force=True" in str(caught.value)
     assert ("could be: none" in str(caught.value)) is lists
     assert caught.value.job is job
@@ -478,6 +480,50 @@ async def moved_back(path: Path, record: JobRecord) -> None:
     async with Journal(path) as journal:
         await journal.claim()
         await journal.save(attrs.evolve(record, sent_at=(record.sent_at or 0.0) - 50.0))
+
+
+async def test_a_lost_track_goes_on_with_the_task_that_the_user_found(tmp_path: Path) -> None:
+    """Bound to its task it is waited for and downloaded where it was meant to; none is paid for."""
+    song, stems, journal = track(tmp_path), tmp_path / "stems", tmp_path / "journal.db"
+    async with Emulator(seconds=0.5, separate=False, lists=False) as vendor:
+        vendor.script(Fault("submit", "drop_before_answer"))
+        async with connected(vendor, journal) as session:
+            [outcome] = [each async for each in session.extract_many([song], stems, stems=STEMS)]
+            assert isinstance(outcome.error, SubmissionUnknownError)
+            assert outcome.job is not None
+            job = await session.bind(outcome.job.record.id, vendor.submissions[0].task_id)
+            assert (await job).task_id == vendor.submissions[0].task_id
+        assert len(vendor.submissions) == 1
+        assert there(stems) == await reference(vendor, tmp_path / "reference", song)
+    [record] = await read(journal)
+    assert (record.state, len(record.files)) == (JobState.COMPLETED, len(STEMS))
+
+
+async def test_a_task_that_was_found_is_checked_before_it_is_written_down(tmp_path: Path) -> None:
+    """What is no task of the vendor's, or no job that waits for one, changes nothing."""
+    journal = await written(tmp_path / "journal.db", lost(), lost("old", state=JobState.UNKNOWN))
+    before = await read(journal)
+    async with Emulator(seconds=0.05, separate=False, lists=False) as vendor:
+        task = await accepted_by(vendor)
+        async with connected(vendor, journal) as session:
+            with pytest.raises(NotFoundError, match="task_id"):
+                await session.bind("old", "00000000-0000-0000-0000-000000000000")
+            with pytest.raises(InvalidOptionError, match="no task_id"):
+                await session.bind("old", " ")
+            with pytest.raises(InvalidOptionError, match="has no job 'olt'"):
+                await session.bind("olt", task)
+            assert await read(journal) == before
+            await session.bind("old", task)
+            with pytest.raises(
+                InvalidOptionError, match=f"(?s)follows the job|has the task {task}"
+            ):
+                await session.bind("old", task)
+            with pytest.raises(InvalidOptionError, match="is the job old's"):
+                await session.bind("a", task)
+        async with connected(vendor, None) as session:
+            with pytest.raises(ConfigurationError, match="journal="):
+                await session.bind("old", task)
+        assert len(vendor.submissions) == 1
 
 
 async def test_a_submit_that_is_under_way_elsewhere_is_not_taken_for_a_lost_one(

@@ -115,7 +115,7 @@ def _statements() -> Statements:
         .where(jobs.c.seq > sa.bindparam("last"))
         .order_by(jobs.c.seq)
         .limit(PAGE),
-        find=sa.select(jobs)
+        find=sa.select(jobs, (~live).label("free"))
         .where(sa.or_(jobs.c.id == which, jobs.c.task_id == which))
         .order_by(jobs.c.seq.desc())
         .limit(1),

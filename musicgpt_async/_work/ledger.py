@@ -48,14 +48,15 @@ class Ledger:
         return None if new else record
 
     async def save(self, job: ExtractionJob) -> None:
-        """Write a job down before going on.
+        """Write a job down before going on; one that is let go of is anybody's from then on.
 
         Raises:
             JournalError: It could not be written.
         """
         if self.journal is not None:
             self._dirty.pop(job.record.id, None)
-            await self.journal.save(_as_it_stood(job.record) if job in self._left else job.record)
+            record = _as_it_stood(job.record) if job in self._left else job.record
+            await self.journal.save(record, release=_is_let_go(job.record))
 
     def leave(self, job: ExtractionJob) -> None:
         """Write a job down as it stood when its session left it, for whoever resumes."""
@@ -101,18 +102,17 @@ class Ledger:
     async def _write_down(self, job: ExtractionJob) -> None:
         try:
             await self.save(job)
-            if job.record.id not in self._dirty:  # nothing newer is still to be written
-                await self._let_go(job)
         except JournalError as error:
             # No traceback: its frames hold webhook tokens.
             _log.error("%s was not written to the journal: %s", job.title, error)
             if not self.owns(job) and not job.done():
                 self._lost(job)
 
-    async def _let_go(self, job: ExtractionJob) -> None:
-        """Let any process take up a job that this one no longer follows."""
-        if self.journal is not None and job.state in _LET_GO and not _may_be_answered(job.record):
-            await self.journal.release(job.record.id)
+    def way_out(self, job: ExtractionJob) -> str:
+        """Return how a job goes on whose task somebody has found."""
+        if self.journal is None:
+            return "session.attach(task_id)"
+        return f"await session.bind({job.record.id!r}, task_id)"
 
     async def _renew(self, journal: Journal) -> None:
         try:
@@ -130,7 +130,8 @@ def _as_it_stood(record: JobRecord) -> JobRecord:
     return attrs.evolve(record, state=JobState.DELIVERED if sent else JobState.QUEUED)
 
 
-def _may_be_answered(record: JobRecord) -> bool:
-    """Return whether the answer to a submit that was let go of may still come, to be kept."""
+def _is_let_go(record: JobRecord) -> bool:
+    """Return whether any process may take the job up: not while its answer may come, to be kept."""
     released = record.state is JobState.RELEASED
-    return released and record.sent_at is not None and record.task_id is None
+    may_be_answered = released and record.sent_at is not None and record.task_id is None
+    return record.state in _LET_GO and not may_be_answered

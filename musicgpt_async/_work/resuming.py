@@ -183,7 +183,7 @@ class Resumer:
         """Search for the task of a submit whose answer was lost."""
         job.advance(Change.HAND_OVER)
         if self._desk.mail.expects(job):
-            self._submitter.expect(job, _unknown(job))
+            self._submitter.expect(job, self._unknown(job))
         self._lost.append(_Lost(job, anyio.current_time()))
         self._bell.ring()
 
@@ -227,7 +227,24 @@ class Resumer:
 
     def _give_up(self, job: ExtractionJob, candidates: Sequence[str] | None) -> None:
         if job.state is JobState.DELIVERED and not self._desk.mail.expects(job):
-            self._desk.end(job, Change.GIVE_UP, _unknown(job, candidates))
+            self._desk.end(job, Change.GIVE_UP, self._unknown(job, candidates))
+
+    def _unknown(
+        self, job: ExtractionJob, candidates: Sequence[str] | None = None
+    ) -> SubmissionUnknownError:
+        """Return the error of a lost answer; `candidates` are listed tasks that it could be."""
+        sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.record.sent_at))
+        seen = ""
+        if candidates is not None:
+            tasks = ", ".join(candidates) or "none"
+            seen = f"The account's listing shows what it could be: {tasks}. "
+        return SubmissionUnknownError(
+            f"{job.title} was sent whole at {sent} and no answer was recorded. It may be running "
+            f"and paid for, so it is not sent again by itself. {seen}Look for it in the MusicGPT "
+            f"dashboard and take it up with {self._desk.ledger.way_out(job)}, or submit it again "
+            "with force=True if it is not there.",
+            job=job,
+        )
 
     async def _listing(self, since: float) -> list[Conversion]:
         """Return the account's conversions from then on.
@@ -300,18 +317,3 @@ def _is_over(record: JobRecord, directory: str | None) -> bool:
     if record.state is not JobState.COMPLETED:
         return False
     return record.directory != directory or not is_unfinished(record)
-
-
-def _unknown(job: ExtractionJob, candidates: Sequence[str] | None = None) -> SubmissionUnknownError:
-    """Return the error of a lost answer; `candidates` are the listed tasks that it could be."""
-    sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.record.sent_at))
-    seen = ""
-    if candidates is not None:
-        seen = f"The account's listing shows what it could be: {', '.join(candidates) or 'none'}. "
-    return SubmissionUnknownError(
-        f"{job.title} was sent whole at {sent} and no answer was recorded. It may be running "
-        f"and paid for, so it is not sent again by itself. {seen}Look for it in the MusicGPT "
-        "dashboard and take it up with session.attach(task_id), or submit it again with "
-        "force=True if it is not there.",
-        job=job,
-    )

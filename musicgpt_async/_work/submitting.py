@@ -420,8 +420,8 @@ class Submitter:
         raise SubmissionUnknownError(
             f"{job.title} was sent whole and no answer told what became of it: {error} "
             "It may be running and paid for, so it is not sent again by itself. Look for it in "
-            "the MusicGPT dashboard and take it up with session.attach(task_id), or submit it "
-            "again if it is not there.",
+            f"the MusicGPT dashboard and take it up with {self._desk.ledger.way_out(job)}, or "
+            "submit it again with force=True if it is not there.",
             status=error.status,
             vendor_message=error.vendor_message,
             job=job,

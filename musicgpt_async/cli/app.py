@@ -136,16 +136,24 @@ def extract(
 
 
 @app.command(sort_key=1)
-def resume(*, format: Literal["wav", "mp3", "both"] = "wav", common: Common) -> int:  # noqa: A002 - the option's name
+def resume(
+    *,
+    found: Annotated[list[str], LIST] = [],  # noqa: B006 - never changed
+    format: Literal["wav", "mp3", "both"] = "wav",  # noqa: A002 - the option's name
+    common: Common,
+) -> int:
     """Take up what an earlier `extract --out` of the same directory left unfinished.
 
     Args:
+        found: JOB_ID=TASK_ID, once for each job that is unknown and that the vendor's dashboard
+            shows; `jobs` tells the ids.
         format: Which files of each stem, where the journal does not say.
         common: What other commands take, too.
     """
     from musicgpt_async.cli import extracting  # noqa: PLC0415 - other commands go without
 
-    return anyio.run(extracting.resume, common.settings(format=format))
+    settings = common.settings(format=format)
+    return anyio.run(partial(extracting.resume, settings, found=tasks_by_job(found)))
 
 
 @app.command(sort_key=2)
@@ -313,6 +321,23 @@ def host_and_port(text: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"{text!r} is no address to listen on; it looks like 127.0.0.1:8080.")
     return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)  # noqa: S104 - asked for
+
+
+def tasks_by_job(found: Sequence[str]) -> dict[str, str]:
+    """Return job id → task_id out of texts such as ``JOB_ID=TASK_ID``.
+
+    Raises:
+        UsageError: One of them is no such text, or a job comes twice.
+    """
+    tasks: dict[str, str] = {}
+    for text in found:
+        job_id, _, task_id = (part.strip() for part in text.partition("="))
+        if not job_id or not task_id:
+            raise UsageError(f"--found {text!r} is not understood; it looks like JOB_ID=TASK_ID.")
+        if job_id in tasks or task_id in tasks.values():
+            raise UsageError(f"--found {text!r} names a job or a task for the second time.")
+        tasks[job_id] = task_id
+    return tasks
 
 
 def checked_layout(layout: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from functools import partial
@@ -50,22 +50,27 @@ async def extract(settings: Settings, sources: Sources, *, force: bool) -> int:
     return await Run(settings, total=total).execute(outcomes)
 
 
-async def resume(settings: Settings) -> int:
+async def resume(settings: Settings, *, found: Mapping[str, str]) -> int:
     """Take up what the journal in the output directory holds; return the exit code.
+
+    Args:
+        settings: What the command was told.
+        found: Ids of jobs whose answers were lost, and the tasks that the user found for them.
 
     Raises:
         UsageError: There is no journal, or it could not begin.
     """
     await anyio.to_thread.run_sync(require_journal, settings)
-    return await Run(settings).execute(partial(_resumed, settings))
+    return await Run(settings).execute(partial(_resumed, settings, found))
 
 
 async def _resumed(
-    settings: Settings, session: MusicGPTSession, run: Run
+    settings: Settings, found: Mapping[str, str], session: MusicGPTSession, run: Run
 ) -> AsyncGenerator[Outcome, None]:
     events = session.events()
     await _wait_for_leases(run)
-    jobs = {job.id: job for job in await session.resume()}
+    bound = [await session.bind(job_id, task_id) for job_id, task_id in found.items()]
+    jobs = {job.id: job for job in [*bound, *await session.resume()]}
     run.tally.total = len(jobs)
     if others := len(await run.held_by_others()):
         run.say(f"{count(others, 'track')} left to another process, which is at work.")

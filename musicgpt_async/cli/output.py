@@ -30,7 +30,8 @@ MOST_NAMES = 3
 ADVICE: Mapping[type[MusicGPTError], str] = {
     AuthenticationError: "The command reads the key from MUSICGPT_API_KEY.",
     DeadlineError: "Run the same command again to go on waiting for it; --deadline S waits longer.",
-    SubmissionUnknownError: "If the dashboard does not show it, --force submits it again.",
+    SubmissionUnknownError: "If the dashboard shows it, `resume --found JOB_ID=TASK_ID` takes it "
+    "up (`jobs` tells the ids); if not, --force submits it again.",
 }
 
 

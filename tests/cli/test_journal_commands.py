@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from musicgpt_async.cli import main
+from musicgpt_async.emulator import Fault
 
 QUICK = ("--plan", "pro")
 
@@ -48,3 +49,39 @@ async def test_jobs_tells_what_the_journal_holds(open_vendor: Any) -> None:
         assert resumed.code == 0
         assert "nothing to take up" in resumed.err
         assert len(vendor.submissions) == 1
+
+
+@pytest.mark.anyio
+async def test_resume_takes_up_a_lost_track_with_the_task_that_was_found(open_vendor: Any) -> None:
+    """An unknown track is told with its id; `--found ID=TASK` goes on with it, and pays nothing."""
+    async with open_vendor(seconds=0.1, lists=False) as (vendor, shell):
+        vendor.script(Fault("submit", "drop_before_answer"))
+        lost = await shell.run("extract", shell.track("song.wav"), "--out", "o", "-s", "bass")
+        assert lost.code == 1
+        assert "resume --found JOB_ID=TASK_ID" in lost.err
+        (job,) = (await shell.run("jobs", "--out", "o", "--json")).tracks
+        assert job["state"] == "unknown"
+        assert job["id"] in lost.err
+        assert job["id"] in (await shell.run("jobs", "--out", "o")).out
+        (submission,) = vendor.submissions
+        wrong, found = f"nobody={submission.task_id}", f"{job['id']}={submission.task_id}"
+        refused = await shell.run("resume", "--out", "o", "--found", wrong, *QUICK)
+        assert refused.code == 1
+        assert "has no job 'nobody'" in refused.err
+        resumed = await shell.run("resume", "--out", "o", "--found", found, "--json", *QUICK)
+        assert resumed.code == 0, resumed.err
+        assert [track["task_id"] for track in resumed.tracks] == [submission.task_id]
+        assert (shell.directory / "o/song - bass.wav").exists()
+        assert len(vendor.submissions) == 1
+        again = await shell.run("resume", "--out", "o", "--found", found, *QUICK)
+        assert again.code == 1
+        assert f"has the task {submission.task_id} already" in again.err
+
+
+@pytest.mark.parametrize("found", ["job", "=task", "job=", " = "])
+def test_what_was_found_has_to_be_a_pair(
+    found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--found` without both of its halves is wrong usage, and says how it looks."""
+    assert main(["resume", "--out", str(tmp_path), "--found", found]) == 2
+    assert "JOB_ID=TASK_ID" in capsys.readouterr().err
