@@ -28,7 +28,7 @@ import anyio.to_thread
 import attrs
 
 from musicgpt_async._io import processes
-from musicgpt_async._io.database import PAGE, prepared
+from musicgpt_async._io.database import PAGE, Statements, located
 from musicgpt_async.errors import InvalidOptionError, JournalError
 from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
 
@@ -128,7 +128,8 @@ class Journal:
         lease: float = 60.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._sql, self._database = prepared(os.fspath(path))
+        self._database = located(os.fspath(path))
+        self._statements: Statements | None = None
         self._lease = lease
         self._clock = clock
         self._me = ""
@@ -162,10 +163,12 @@ class Journal:
         """Open the journal, creating it where there is none; each call needs an `aclose`.
 
         Raises:
+            ConfigurationError: The URL of a server cannot be read.
             JournalError: It cannot be used; what was there is byte for byte as it was.
         """
         async with self._opening:
             if self._engine is None:
+                self._statements = await self._database.statements()
                 with self._database.explained():
                     self._engine = await self._database.connect(self._sql)
                 self._me = await anyio.to_thread.run_sync(processes.own_name)
@@ -448,10 +451,19 @@ class Journal:
                 rows = await connection.execute(statement, values)
             return await _decoded(rows, decode)
 
+    @property
+    def _sql(self) -> Statements:
+        if self._statements is None:
+            raise self._not_open()
+        return self._statements
+
     def _opened(self) -> AsyncEngine:
         if self._engine is None:
-            raise JournalError(f"The journal {self._database.name} is not open.")
+            raise self._not_open()
         return self._engine
+
+    def _not_open(self) -> JournalError:
+        return JournalError(f"The journal {self._database.name} is not open.")
 
 
 async def _decoded(rows: Iterable[Any], decode: Callable[[Any], T]) -> list[T]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy.ext.asyncio  # noqa: F401 - else the first journal imports it, on the loop
 from blockbuster import blockbuster_ctx
 
 from musicgpt_async import Limits, MusicGPTSession

@@ -961,10 +961,28 @@ async def test_a_place_that_may_not_be_written_is_refused() -> None:
         assert list(_folder(Path(folder))) == ["warm-up.db"]
 
 
-async def test_importing_the_journal_is_cheap() -> None:
-    """The module needs neither the extra nor the time of its import until a journal is made."""
-    code = "say('sqlalchemy' in sys.modules, 'aiosqlite' in sys.modules)"
+async def test_making_a_journal_is_cheap() -> None:
+    """Neither the module nor a journal that is not opened costs the import of the extra."""
+    code = """
+        Journal("journal.db")
+        say("sqlalchemy" in sys.modules, "aiosqlite" in sys.modules)
+    """
     assert _answer(code, "") == ["False", "False"]
+
+
+async def test_the_extra_is_imported_off_the_loop(tmp_path: Path) -> None:
+    """The first journal that is opened in a process does not hold its loop up."""
+    code = """
+        from blockbuster import blockbuster_ctx
+        async def main():
+            with blockbuster_ctx("musicgpt_async"):
+                async with Journal(place) as journal:
+                    await journal.enter(job("a"))
+                    say(*[record.id async for record in journal.records()])
+
+        asyncio.run(main())
+    """
+    assert _answer(code, tmp_path / "journal.db") == ["a"]
 
 
 @pytest.mark.parametrize("module", ["sqlalchemy", "aiosqlite"])

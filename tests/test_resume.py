@@ -44,7 +44,6 @@ PROCESS = Path(__file__).parent / "faults" / "batch_process.py"
 SECRET = "kept between runs"
 STEMS = ["bass", "drums"]
 LONG = 24 << 20
-Journal("journal.db")  # imports SQLAlchemy off the loop; it makes no file
 # A wait that ends in a failure rather than in a hang.
 HANG = 60.0
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,35 +177,83 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table]:
     return journal, owners, jobs
 
 
-def prepared(path: str) -> tuple[Statements, Database]:
-    """Make the statements and the database for a path or a URL; nothing is connected to yet.
+def located(path: str) -> Database:
+    """Return the database of a path or a URL; nothing is loaded and nothing is connected to yet.
 
     Raises:
         ConfigurationError: The extra or a driver is missing, or no such database is known.
     """
-    try:
-        sql, database = _statements(), _database(path)
-        database.url.get_dialect().import_dbapi()
-    except ImportError as error:
-        driver = " asyncpg" if error.name == "asyncpg" else ""
-        raise ConfigurationError(
-            f"A journal needs {error.name}, which is not installed: "
-            f'pip install "musicgpt-async[journal]"{driver}'
-        ) from error
-    return sql, database
+    scheme, separator, rest = path.partition("://")
+    if not separator:
+        database = Database(path, Path(path).absolute())
+    elif scheme.partition("+")[0] == "sqlite" and rest[1:].partition("?")[0]:
+        return located(rest[1:].partition("?")[0])
+    elif scheme.partition("+")[0] == "postgresql":
+        database = Database(path, None)
+    else:
+        raise ConfigurationError(_NO_DATABASE)
+    for module in ("sqlalchemy", database.driver):
+        if find_spec(module) is None:
+            raise _missing(module)
+    return database
+
+
+_NO_DATABASE = "A journal is a file, or a URL of SQLite or PostgreSQL."
+
+
+def _missing(module: str | None) -> ConfigurationError:
+    driver = " asyncpg" if module == "asyncpg" else ""
+    return ConfigurationError(
+        f"A journal needs {module}, which is not installed: "
+        f'pip install "musicgpt-async[journal]"{driver}'
+    )
 
 
 @attrs.frozen
 class Database:
     """Where the journal lies, and how a connection to it is made."""
 
-    url: sa.URL
+    path: str = attrs.field(repr=False)
     file: Path | None
 
     @property
     def name(self) -> str:
         """What messages call it: the file, or the URL without its password."""
-        return str(self.file or self.url.render_as_string(hide_password=True))
+        return str(self.file or re.sub(r"(://[^:/@]*):.*@", r"\1:***@", self.path))
+
+    @property
+    def driver(self) -> str:
+        """The module that speaks with it."""
+        return "asyncpg" if self.file is None else "aiosqlite"
+
+    @property
+    def url(self) -> sa.URL:
+        """Where SQLAlchemy finds it."""
+        from sqlalchemy import URL, make_url  # noqa: PLC0415 - see _statements
+        from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - see _statements
+
+        if self.file is not None:
+            return URL.create("sqlite+aiosqlite", database=str(self.file))
+        try:
+            return make_url(self.path).set(drivername="postgresql+asyncpg")
+        except ArgumentError:
+            raise ConfigurationError(_NO_DATABASE) from None
+
+    async def statements(self) -> Statements:
+        """Load SQLAlchemy and the driver, which takes too long for the loop.
+
+        Raises:
+            ConfigurationError: The extra is not installed whole, or the URL cannot be read.
+        """
+        return await anyio.to_thread.run_sync(self._loaded)
+
+    def _loaded(self) -> Statements:
+        try:
+            statements = _statements()
+            self.url.get_dialect().import_dbapi()
+        except ImportError as error:
+            raise _missing(error.name) from error
+        return statements
 
     async def connect(self, sql: Statements) -> AsyncEngine:
         """Make an engine and see to it that the tables are there, of the version known here.
@@ -247,24 +297,6 @@ class Database:
             raise JournalError(
                 f"The journal {self.name} cannot be used: {_advice(cause)}"
             ) from cause
-
-
-def _database(path: str) -> Database:
-    from sqlalchemy import URL, make_url  # noqa: PLC0415 - see _statements
-    from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - see _statements
-
-    if "://" not in path:
-        file = Path(path).absolute()
-        return Database(URL.create("sqlite+aiosqlite", database=str(file)), file)
-    try:
-        url = make_url(path)
-    except ArgumentError:
-        url = URL.create("unreadable")
-    if url.get_backend_name() == "sqlite" and url.database:
-        return _database(url.database)
-    if url.get_backend_name() != "postgresql":
-        raise ConfigurationError("A journal is a file, or a URL of SQLite or PostgreSQL.")
-    return Database(url.set(drivername="postgresql+asyncpg"), None)
 
 
 def _engine(database: Database) -> AsyncEngine:

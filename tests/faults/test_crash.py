@@ -39,7 +39,6 @@ TAKES = (1.0, 6.0)
 LEASE = 1.0
 # Seconds that a restarted process waits for a job, or for the webhook of a lost answer.
 DEADLINE = 30.0
-Journal("journal.db")  # imports SQLAlchemy off the loop; it makes no file
 # A wait that ends in a failure rather than in a hang.
 HANG = 300.0
 

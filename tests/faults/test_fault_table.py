@@ -74,7 +74,6 @@ def results(
         and item.module is request.module
         and hasattr(item, "callspec")
     ]
-    Journal(tmp_path_factory.mktemp("fault") / "journal.db")  # imports SQLAlchemy, off the loop
     found: dict[str, Result] = {}
     room = asyncio.Semaphore(AT_ONCE)
 
