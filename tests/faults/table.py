@@ -347,7 +347,7 @@ def markdown() -> str:
 
 def _lines() -> Iterator[str]:
     for on, cases in groupby(CASES, lambda case: case.on):
-        yield f"| {on}: what goes wrong | paid for | what the user gets |"
+        yield f"| {on}: what goes wrong | accepted submissions | what the user gets |"
         yield "| --- | --- | --- |"
         yield from (case.row for case in cases)
         yield ""
