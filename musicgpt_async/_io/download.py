@@ -123,8 +123,9 @@ class Downloader:
                 await _Transfer(self, part, url, progress).complete()
                 await self._run(part.publish)
         finally:
-            # Shielded: whoever cancels a download does not want to keep its half file.
-            await asyncio.shield(self._run(part.discard))
+            if part.is_open:
+                # Shielded: whoever cancels a download does not want to keep its half file.
+                await asyncio.shield(self._run(part.discard))
         return Fetched(target, part.size, part.sha256)
 
     async def has(self, path: Path, *, size: int, sha256: str) -> bool:
@@ -196,7 +197,8 @@ class _Transfer:
         pieces: list[bytes] = []
         gathered = 0
         try:
-            async for chunk in response.content.iter_any():
+            # Not iter_any(), which joins what waits: it is written from where it lies.
+            async for chunk, _ in response.content.iter_chunks():
                 pieces.append(self._inflated(inflate.decompress, chunk) if inflate else chunk)
                 gathered += len(pieces[-1])
                 if gathered >= GATHERED:
@@ -308,7 +310,7 @@ class _Part:
     def take(self) -> None:
         """Make the file this process's, unless another one has it."""
         with self._lock, _disk(self.target):
-            while not self.is_ours and self._fd >= 0 and self._is_free():
+            while not self.is_ours and self.is_open and self._is_free():
                 if _lies_at(self._fd, self.path):
                     os.ftruncate(self._fd, 0)  # of one that died, whose links are gone
                     _remove_leftovers(self.target, self.path)
@@ -335,6 +337,10 @@ class _Part:
             with os.fdopen(os.dup(self._fd), "rb") as file:
                 file.seek(0)
                 self._digest = hashlib.file_digest(file, "sha256")
+
+    @property
+    def is_open(self) -> bool:
+        return self._fd >= 0
 
     @property
     def sha256(self) -> str:
@@ -368,7 +374,7 @@ class _Part:
 
     def discard(self) -> None:
         with self._lock:
-            ours = self._fd >= 0 and (self.is_ours or _lock(self._fd))
+            ours = self.is_open and (self.is_ours or _lock(self._fd))
             unfinished = ours and _lies_at(self._fd, self.path)
             if sys.platform == "win32":  # it removes no open file
                 self._close()
@@ -377,7 +383,7 @@ class _Part:
             self._close()
 
     def _close(self) -> None:
-        if self._fd >= 0:
+        if self.is_open:
             _unlock(self._fd)
             os.close(self._fd)
             self._fd = -1

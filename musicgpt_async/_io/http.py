@@ -29,8 +29,8 @@ from musicgpt_async.errors import (
 )
 
 LONGEST_ANSWER = 1 << 20
-# aiohttp before 3.14 reads sockets by 64 KiB; large reads keep the speed apart from its version.
-READ_BUFFER = 1 << 20
+# A file's bytes that wait while the last ones are written: 64 KiB stop the socket all the time.
+READ_BUFFER = 1 << 18
 # What may stand in a URL (RFC 3986), "%" included: an encoded link stays as it was signed.
 _URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 # The network's exceptions, whichever layer they come from; a host that no lookup takes is a
