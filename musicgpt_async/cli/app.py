@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import anyio
 from cyclopts import App, Parameter, validators
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from musicgpt_async import InvalidOptionError, MusicGPTError, Preprocessing, Stem
 from musicgpt_async._rules import names
@@ -283,7 +283,7 @@ def run(arguments: Sequence[str]) -> int:
             or 0
         )
     except CycloptsError as error:
-        return _refused(" ".join(str(error).split()))
+        return _refused(_explained(error))
     except UsageError as error:
         return _refused(str(error))
     except BrokenPipeError:  # nobody reads any more
@@ -304,6 +304,15 @@ def _with_stdin(arguments: Sequence[str]) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def _explained(error: CycloptsError) -> str:
+    """Return a message that tells an option left out from one without its value."""
+    argument = error.argument
+    if isinstance(error, MissingArgumentError) and argument and not error.keyword:
+        command = " ".join(("musicgpt-async", *(error.command_chain or ())))
+        return f"{argument.name} is missing; see `{command} --help`."
+    return " ".join(str(error).split())
 
 
 def _refused(why: str) -> int:

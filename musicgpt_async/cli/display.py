@@ -23,7 +23,7 @@ def screen_for(
     """
     is_plain = not sys.stderr.isatty() or os.environ.get("TERM", "") in ("dumb", "unknown")
     if quiet or is_plain or shares_terminal:
-        return Screen()
+        return Screen(quiet=quiet)
     from musicgpt_async.cli.live import LiveScreen  # noqa: PLC0415 - rich, where it is needed
 
     return LiveScreen(board, totals)

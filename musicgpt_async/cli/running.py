@@ -222,10 +222,12 @@ class Run:
 
     async def _took(self, outcome: Outcome) -> None:
         self.tally.add(outcome)
+        # Of a thousand tracks that one wrong key stops, the summary tells in one line.
+        is_told = self.is_hopeless and isinstance(outcome.error, HOPELESS)
         self.is_hopeless = self.is_hopeless or isinstance(outcome.error, HOPELESS)
-        if outcome.error is not None:
+        if outcome.error is not None and (not is_told or self._settings.quiet):
             self._screen.say(output.as_line(outcome), "red")
-        else:
+        elif outcome.error is None:
             self.say(output.as_line(outcome), "green")
         if self._settings.json:
             await anyio.to_thread.run_sync(output.data, output.as_json(outcome))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 from collections import deque
@@ -17,6 +18,9 @@ from musicgpt_async.cli.text import plain
 
 # Seconds between two paintings.
 PAUSE = 0.125
+# Different causes of retries that are told.
+MOST_CAUSES = 20
+_REPR = re.compile(r"""\w+\((["'])(.*)\1\)""")
 
 
 @attrs.frozen
@@ -35,11 +39,15 @@ class Screen:
 
     Painting happens in a thread: a terminal that is stopped, or a pipe that nobody reads, holds up
     no upload.
+
+    Args:
+        quiet: Whether what is tried again is not worth a word.
     """
 
     shows_progress = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._lines: deque[tuple[str, str]] = deque()
         self._painting = threading.Lock()
 
@@ -69,16 +77,18 @@ class Screen:
     async def shown(self) -> AsyncIterator[None]:
         """Paint for as long as the block lasts."""
         self.open()
-        handler = _LogLines(self)
-        logger = logging.getLogger("musicgpt_async")
-        logger.addHandler(handler)
+        retries = logging.NullHandler() if self._quiet else _RetryLines(self)
+        handlers = {"musicgpt_async": _LogLines(self), "stamina": retries}
+        for name, handler in handlers.items():
+            logging.getLogger(name).addHandler(handler)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._repaint)
                 yield
                 tasks.cancel_scope.cancel()
         finally:
-            logger.removeHandler(handler)
+            for name, handler in handlers.items():
+                logging.getLogger(name).removeHandler(handler)
             self.close()
 
     async def _repaint(self) -> None:
@@ -97,3 +107,19 @@ class _LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._screen.say(plain(record.getMessage()), "yellow")
+
+
+class _RetryLines(logging.Handler):
+    """Says what is tried again by itself, each cause once; stamina's own words are no sentence."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = str(getattr(record, "stamina.caused_by", ""))
+        cause = _REPR.sub(r"\2", error)
+        if cause not in self._told and len(self._told) < MOST_CAUSES:
+            self._told.add(cause)
+            self._screen.say(f"{plain(cause)} It is tried again.", "yellow")

@@ -372,6 +372,21 @@ async def test_a_refused_key_is_not_tried_a_hundred_times(open_vendor: Any) -> N
         assert len(vendor.requests) < 100
         assert "MUSICGPT_API_KEY" in ended.err
         assert "Traceback" not in ended.err
+        told = await shell.run("extract", "in", "--out", "o", *BARE, MUSICGPT_API_KEY="wrong")
+        assert len(re.findall("^failed", told.err, re.MULTILINE)) == 1
+
+
+async def test_what_is_tried_again_is_told_in_a_sentence(open_vendor: Any) -> None:
+    """A lost connection is one line for people, and none where it is to be quiet."""
+    async with open_vendor(seconds=0.1) as (vendor, shell):
+        for number, options in enumerate(((), ("--quiet",))):
+            vendor.script(Fault("submit", "drop_before_body"))
+            track = shell.track(f"{number}.wav")
+            ended = await shell.run("extract", track, "--out", "o", *options, *BARE)
+            assert ended.code == 0
+            assert "stamina" not in ended.err
+            assert ended.err.count("It is tried again.") == 1 - number
+    assert ended.err == ""
 
 
 async def test_without_sqlalchemy_it_goes_on_and_says_so_once(

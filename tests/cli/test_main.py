@@ -28,8 +28,11 @@ async def test_version_and_help(shell: Any) -> None:
         each.out for each in await shell.together(shell.run("--version"), shell.run("--help"))
     )
     assert version == f"{__version__}\n"
-    commands = ("extract", "resume", "jobs", "doctor", "emulate", "demo", "--install-completion")
-    assert all(command in told for command in (*commands, "MUSICGPT_API_KEY"))
+    commands = ("extract", "resume", "jobs", "report", "doctor", "emulate", "demo")
+    lines = told.splitlines()
+    found = [next(n for n, line in enumerate(lines) if f" {name} " in line) for name in commands]
+    assert found == sorted(found)  # in the order that they are used in
+    assert all(word in told for word in ("--install-completion", "MUSICGPT_API_KEY"))
 
 
 def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,3 +41,19 @@ def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -
     said = capsys.readouterr()
     assert said.out == ""
     assert "extract" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["extract", "song.wav"], "--out is missing"),
+        (["extract", "song.wav", "--out"], "--out requires an argument"),
+        (["report"], "DIRECTORY is missing"),
+    ],
+)
+def test_what_is_missing_is_named(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option that was left out is told from one that came without its value."""
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
