@@ -155,17 +155,18 @@ class Run:
             raise UsageError(f"There is no API key: set the environment variable {KEY_VARIABLE}.")
         try:
             receiver = WebhookReceiver(settings.webhook) if settings.webhook else None
+            await anyio.to_thread.run_sync(make_directory, settings.out)
+            self._journal = await self._opened_journal(stack)
             session = MusicGPTSession(
                 settings.api_key,
                 base_url=settings.base_url,
                 limits=limits_of(settings.plan, settings.jobs),
                 webhooks=receiver,
-                journal=self._made_journal(),
+                journal=self._journal,
                 deadline=settings.deadline,
                 max_credits=settings.max_credits,
                 layout=settings.layout,
             )
-            await anyio.to_thread.run_sync(make_directory, settings.out)
             if receiver is not None:
                 await stack.enter_async_context(receiver.serve(*settings.listen))
             await session.start()
@@ -174,13 +175,15 @@ class Run:
             raise UsageError(error.message) from error
         return session
 
-    def _made_journal(self) -> Journal | None:
-        if self._settings.journal:
-            try:
-                self._journal = Journal(self._settings.journal_path, lease=LEASE)
-            except ConfigurationError as error:
-                self._screen.say(f"There will be no journal: {plain(error.message)}", "yellow")
-        return self._journal
+    async def _opened_journal(self, stack: AsyncExitStack) -> Journal | None:
+        if not self._settings.journal:
+            return None
+        journal = Journal(self._settings.journal_path, lease=LEASE)
+        try:
+            return await stack.enter_async_context(journal)
+        except ConfigurationError as error:
+            self._screen.say(f"There will be no journal: {plain(error.message)}", "yellow")
+            return None
 
     async def _tell_of_others(self) -> None:
         if number := len(await self.held_by_others()):
@@ -233,15 +236,17 @@ class Run:
             await anyio.to_thread.run_sync(output.data, output.as_json(outcome))
 
     async def _follow(self, events: AsyncIterator[Event]) -> None:
+        is_told = False
         async for event in events:
-            was_held_up = self._board.is_held_up
             self._board.take(event)
             if self._screen.shows_progress:
                 continue
-            if self._board.is_held_up and not was_held_up:
+            if self._board.is_held_up and not is_told:
                 self.say(HELD_UP)
-            if isinstance(event, Accepted):
+                is_told = True
+            elif isinstance(event, Accepted):
                 self.say(_accepted(event))
+                is_told = False
 
     def _totals(self) -> Totals:
         return Totals(

@@ -113,7 +113,7 @@ def test_a_batch_that_is_held_up_is_known() -> None:
 @pytest.mark.anyio
 async def test_waiting_for_a_slot_is_said(open_vendor: Any) -> None:
     """Of two commands of an account with one slot the later one says why nothing moves."""
-    async with open_vendor(seconds=1.0, parallel=1) as (_, shell):
+    async with open_vendor(seconds=4.0, parallel=1) as (_, shell):
         ended = await shell.together(
             *(
                 shell.run("extract", shell.track(f"{name}.wav"), "--out", name, "--no-journal")
