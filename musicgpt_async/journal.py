@@ -296,6 +296,24 @@ class Journal:
         self._owned.add(id)
         return bound
 
+    async def place(self, task_id: str, place: str) -> int:
+        """Number a task among those whose files have the same names, from 1; it keeps its number.
+
+        Raises:
+            JournalError: It could not be written.
+        """
+
+        async def work(connection: AsyncConnection) -> int:
+            about = {"which": place, "task": task_id}
+            number: int | None = await connection.scalar(self._sql.placed, about)
+            if number is None:
+                number = 1 + (await connection.scalar(self._sql.last_place, about) or 0)
+                values = {"place": place, "number": number, "task_id": task_id}
+                await connection.execute(self._sql.place, values)
+            return number
+
+        return await self._write(work)
+
     async def claim(
         self, *, states: Collection[JobState] | None = None, limit: int | None = None
     ) -> list[JobRecord]:

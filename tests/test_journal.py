@@ -32,7 +32,7 @@ from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
 pytestmark = pytest.mark.anyio
 
 POSTGRES = "MUSICGPT_TEST_POSTGRES"
-TABLES = ("musicgpt_journal", "musicgpt_owners", "musicgpt_jobs")
+TABLES = ("musicgpt_journal", "musicgpt_owners", "musicgpt_jobs", "musicgpt_places")
 # A wait that ends in a failure rather than in a hang; no test comes near it.
 GUARD = 60.0
 
@@ -625,6 +625,11 @@ def _a_later_version(path: Path) -> None:
     _write(path, "UPDATE musicgpt_journal SET version = 99")
 
 
+def _an_earlier_version(path: Path) -> None:
+    _a_journal(path)
+    _write(path, "UPDATE musicgpt_journal SET version = 1")
+
+
 def _no_version(path: Path) -> None:
     _a_journal(path)
     _write(path, "DELETE FROM musicgpt_journal")
@@ -652,6 +657,7 @@ def _a_pipe(path: Path) -> None:
         (_another_programs_database, "another program's"),
         (_another_programs_log, "another program's"),
         (_a_later_version, "Upgrade"),
+        (_an_earlier_version, "the release that made it"),
         (_no_version, "version None"),
         (_a_folder, "is a folder"),
         (_a_pipe, "no regular file"),
@@ -852,6 +858,36 @@ RIVAL = """
 
     asyncio.run(main())
 """
+
+
+NAMESAKE = """
+    async def main():
+        async with Journal(place) as journal:
+            say("ready")
+            sys.stdin.readline()
+            for number in range(30):
+                task = f"{os.getpid()} {number}"
+                first, second = [await journal.place(task, "here") for _ in range(2)]
+                assert first == second
+                say(first)
+            say("done")
+
+    asyncio.run(main())
+"""
+
+
+async def test_rivals_never_choose_one_number_for_two_tasks(place: str) -> None:
+    """Of tasks whose files have the same names each has its own number, whichever process asks."""
+    with _child(NAMESAKE, place) as one, _child(NAMESAKE, place) as two:
+        both = [_lines(one), _lines(two)]
+        assert [next(lines) for lines in both] == ["ready", "ready"]
+        for child in (one, two):
+            _tell(child)
+        numbers = [int(line) for lines in both for line in lines if line != "done"]
+    assert sorted(numbers) == list(range(1, 61))
+    async with Journal(place) as journal:
+        assert await journal.place("another", "here") == 61
+        assert await journal.place("another", "there") == 1
 
 
 async def test_rivals_share_the_work_without_overlap(place: str) -> None:

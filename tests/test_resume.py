@@ -392,6 +392,33 @@ async def test_namesakes_keep_their_own_files_across_runs(vendor: Emulator, tmp_
     assert asked(vendor, "/files") == 2
 
 
+async def test_namesakes_of_two_processes_keep_their_own_files(tmp_path: Path) -> None:
+    """Tracks of one name that two processes fetch at once into one directory do not mix."""
+    tracks = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        tracks.append(track(tmp_path / folder))
+    tracks[1].write_bytes(b"ID3" + bytes(30_000))
+    slow = Fault("file", "slow_answer", seconds=1.0, **FOREVER)  # so that both are at it at once
+    async with Emulator(seconds=0.3, separate=False, faults=[slow]) as vendor:
+        async with AsyncExitStack() as stack:
+            for song in tracks:
+                each = await stack.enter_async_context(process(vendor, tmp_path, song, lease=20.0))
+                stack.push_async_callback(each.wait)
+        vendor.faults.clear()
+        found = there(tmp_path / "stems")
+        numbered = [f"song - {stem}{number}.wav" for stem in STEMS for number in (" (2)", "")]
+        assert sorted(found) == sorted(numbered)
+        records = await read(tmp_path / "journal.db")
+        assert {
+            Path(file.path).name: file.sha256 for each in records for file in each.files
+        } == found
+        async with connected(vendor, None) as session:
+            for submission in vendor.submissions:
+                await session.attach(submission.task_id).download(tmp_path / "reference")
+        assert sorted(found.values()) == sorted(there(tmp_path / "reference").values())
+
+
 async def test_two_processes_share_a_journal_without_doing_anything_twice(tmp_path: Path) -> None:
     """Started together on the same tracks, two processes submit each once and fetch each once."""
     tracks = [track(tmp_path, f"{number}.mp3") for number in range(12)]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # "mGPT" in the header of an SQLite file says whose it is, to us and to file(1).
 APPLICATION_ID = 0x6D475054
 # Seconds that a writer waits for another process's transaction.
@@ -69,6 +69,9 @@ class Statements:
     page: sa.Select[Any]
     find: sa.Select[Any]
     owned: sa.Select[Any]
+    placed: sa.Select[Any]
+    last_place: sa.Select[Any]
+    place: sa.Insert
 
 
 @cache
@@ -77,7 +80,7 @@ def _statements() -> Statements:
     import sqlalchemy as sa  # noqa: PLC0415
 
     metadata = sa.MetaData()
-    journal, owners, jobs = _tables(metadata)
+    journal, owners, jobs, places = _tables(metadata)
     which, me = sa.bindparam("which", type_=sa.Text), sa.bindparam("me", type_=sa.Text)
     now, until = sa.bindparam("now", type_=sa.Double), sa.bindparam("until", type_=sa.Double)
     live = sa.exists().where(owners.c.id == jobs.c.owner, owners.c.lease_until > now)
@@ -124,10 +127,15 @@ def _statements() -> Statements:
         owned=sa.select(jobs.c.id, jobs.c.owner, owners.c.lease_until).join(
             owners, owners.c.id == jobs.c.owner
         ),
+        placed=sa.select(places.c.number).where(
+            places.c.place == which, places.c.task_id == sa.bindparam("task", type_=sa.Text)
+        ),
+        last_place=sa.select(sa.func.max(places.c.number)).where(places.c.place == which),
+        place=places.insert(),
     )
 
 
-def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table]:
+def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table, sa.Table]:
     import sqlalchemy as sa  # noqa: PLC0415 - see _statements
 
     # Names of files need not be valid Unicode and labels may hold anything: JSON bears them all.
@@ -174,7 +182,14 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table]:
         sa.Column("owner", sa.Text, index=True),
         sa.Index("ix_musicgpt_jobs_unfinished", "unfinished", "seq"),
     )
-    return journal, owners, jobs
+    places = sa.Table(
+        "musicgpt_places",
+        metadata,
+        sa.Column("place", sa.Text, primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("task_id", sa.Text, nullable=False),
+    )
+    return journal, owners, jobs, places
 
 
 def located(path: str) -> Database:
@@ -363,9 +378,12 @@ def _code(error: BaseException) -> int:
 
 def _check_version(name: str, version: int | None) -> None:
     if version != SCHEMA_VERSION:
+        is_later = version is not None and version > SCHEMA_VERSION
         raise JournalError(
             f"The journal {name} has schema version {version}, and this release of musicgpt-async "
-            f"knows version {SCHEMA_VERSION}. Upgrade musicgpt-async, or use another journal."
+            f"knows version {SCHEMA_VERSION}. "
+            f"{'Upgrade' if is_later else 'Use the release that made it of'} musicgpt-async, or "
+            "use another journal."
         )
 
 

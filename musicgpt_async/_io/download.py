@@ -18,7 +18,7 @@ import secrets
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
@@ -131,10 +131,6 @@ class Downloader:
     async def has(self, path: Path, *, size: int, sha256: str) -> bool:
         """Return whether a file lies there with this content."""
         return await self._run(_has, path, size, sha256)
-
-    async def any_exist(self, paths: Collection[Path]) -> bool:
-        """Return whether anything lies at one of the paths."""
-        return await self._run(lambda: any(path.exists() for path in paths))
 
     def _run(self, call: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:
         return asyncio.get_running_loop().run_in_executor(self.executor, call, *args)

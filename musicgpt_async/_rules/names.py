@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import string
 import unicodedata
 from collections.abc import Mapping
@@ -13,7 +14,6 @@ DEFAULT_TEMPLATE = "{track} - {stem}.{ext}"
 FIELDS = ("track", "stem", "ext")
 # Common file systems take 255 bytes; a temporary name adds some.
 LONGEST_NAME = 200
-MOST_NAMESAKES = 1000
 _File = tuple[str, str]
 # Names that Windows keeps for devices, whatever their ending.
 _DEVICES = frozenset(
@@ -54,14 +54,10 @@ def numbered(path: Path, number: int) -> Path:
     return path if number < 2 else path.with_name(f"{path.stem} ({number}){path.suffix}")
 
 
-def number_of(known: Mapping[_File, Path], plain: Mapping[_File, Path]) -> int | None:
-    """Return the number that a job's files bear already, ``None`` where it has none there."""
-    for file, path in known.items():
-        if file in plain and path.parent == plain[file].parent:
-            for number in range(1, MOST_NAMESAKES):
-                if path == numbered(plain[file], number):
-                    return number
-    return None
+def place(directory: Path, template: str, *, track: str) -> str:
+    """Return what is equal for tracks whose files would have the same names."""
+    anywhere = str(target(directory, template, track=track, stem="", ext="")).casefold()
+    return hashlib.sha256(anywhere.encode(errors="surrogatepass")).hexdigest()
 
 
 def distinct(paths: Mapping[_File, Path]) -> dict[_File, Path]:

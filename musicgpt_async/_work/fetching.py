@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 import anyio
 import attrs
@@ -51,10 +50,8 @@ class Fetcher:
         self.watcher = watcher
         self.downloader = downloader
         self._template = template
-        self._namesakes: Counter[int] = Counter()
-        self._numbers: WeakKeyDictionary[ExtractionJob, int] = WeakKeyDictionary()
-        self._remembered: dict[int, str] | None = None
-        self._placing = anyio.Lock()
+        # Kept longer than the jobs: their files must not be overwritten by a later namesake's.
+        self._places: dict[int, list[int]] = {}
         self._locks: WeakValueDictionary[Path, anyio.Lock] = WeakValueDictionary()
 
     async def fetch(
@@ -107,47 +104,23 @@ class Fetcher:
             )
             for stem, kind in files
         }
-        leader = self.desk.ledger.leader(job)
-        known = {(file.stem, file.format): Path(file.path) for file in leader.record.files}
-        async with self._placing:  # two downloads of one job are not namesakes
-            number = names.number_of(known, plain) or self._numbers.get(leader)
-            if number is None:
-                number = await self._next_number(leader, directory, plain.values())
-            self._numbers[leader] = number
+        place = names.place(directory, self._template, track=job.title)
+        number = await self._number(job.task_id or job.id, place)
         return names.distinct({file: names.numbered(path, number) for file, path in plain.items()})
 
     def lock(self, target: Path) -> anyio.Lock:
         """Return the lock of a file: of two who want it one fetches it, and the other finds it."""
         return self._locks.setdefault(target, anyio.Lock())
 
-    async def _next_number(
-        self, job: ExtractionJob, directory: Path, plain: Collection[Path]
-    ) -> int:
-        """Count this track among its namesakes; with a journal, those of earlier processes too."""
-        namesake = hash((directory, names.safe(job.title).casefold()))
-        while True:
-            self._namesakes[namesake] += 1
-            number = self._namesakes[namesake]
-            if not await self._is_anothers(job, [names.numbered(path, number) for path in plain]):
-                return number
-
-    async def _is_anothers(self, job: ExtractionJob, paths: Collection[Path]) -> bool:
-        """Return whether one of the files that lie there is another job's in the journal.
-
-        What lies there and is nobody's was left by a process that was killed before it could write
-        it down, and is replaced.
-        """
+    async def _number(self, task_id: str, place: str) -> int:
+        """Number a task among its namesakes; with a journal, among those of other processes too."""
         journal = self.desk.ledger.journal
-        if journal is None or not await self.downloader.any_exist(paths):
-            return False
-        if self._remembered is None:
-            self._remembered = {
-                hash(file.path): record.id
-                async for record in journal.records()
-                for file in record.files
-            }
-        ours = job.record.id
-        return any(self._remembered.get(hash(str(path)), ours) != ours for path in paths)
+        if journal is not None:
+            return await journal.place(task_id, place)
+        tasks = self._places.setdefault(hash(place), [])
+        if hash(task_id) not in tasks:
+            tasks.append(hash(task_id))
+        return tasks.index(hash(task_id)) + 1
 
 
 class _Fetch:

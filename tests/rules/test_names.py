@@ -12,6 +12,7 @@ from musicgpt_async._rules.names import (
     DEFAULT_TEMPLATE,
     checked_template,
     numbered,
+    place,
     safe,
     target,
 )
@@ -200,6 +201,27 @@ def test_a_layout_that_cannot_be_filled_in_is_refused_at_once(template: str) -> 
     """A format that fails, or cuts names so that two stems share one, is seen before any job."""
     with pytest.raises(InvalidOptionError):
         checked_template(template)
+
+
+@pytest.mark.parametrize(
+    ("template", "track", "other", "alike"),
+    [
+        (DEFAULT_TEMPLATE, "song", "song", True),
+        (DEFAULT_TEMPLATE, "song", "SONG", True),
+        (DEFAULT_TEMPLATE, "a/b", "a:b", True),
+        (DEFAULT_TEMPLATE, "song", "another", False),
+        ("{stem}.{ext}", "song", "another", True),
+        ("{track}/{stem}.{ext}", "song", "another", False),
+        (DEFAULT_TEMPLATE, "\udc80", "\udc81", True),
+    ],
+)
+def test_tracks_share_a_place_whose_files_have_the_same_names(
+    template: str, track: str, other: str, alike: bool
+) -> None:
+    """The layout tells whether two tracks would overwrite each other in one directory."""
+    one, two = (place(Path("out"), template, track=each) for each in (track, other))
+    assert (one == two) is alike
+    assert one != place(Path("elsewhere\udc80"), template, track=track)
 
 
 def test_a_second_file_of_a_name_gets_a_number() -> None:
