@@ -207,6 +207,7 @@ class JobRecord:
         directory: Where the stems are to lie; ``None`` while nobody asked for a download.
         format: Which files of each stem were asked for.
         wanted: Which stems were asked for; empty for all that the vendor made.
+        layout: Names of the files in the directory; ``None`` for the session's own.
         files: What has been downloaded.
         error: The sentence of the error it ended in.
         created_at: Seconds since the epoch.
@@ -234,6 +235,7 @@ class JobRecord:
     directory: str | None = None
     format: AudioFormat | None = None
     wanted: tuple[str, ...] = ()
+    layout: str | None = None
     files: tuple[StemFile, ...] = ()
     error: str | None = None
     created_at: float = 0.0

@@ -110,6 +110,7 @@ class MusicGPTSession:
         )
         on_loopback = hosts.is_loopback(url)
         self._deadline = deadline
+        self._layout = names.checked_template(layout)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._host: asyncio.Task[None] | None = None
         self._closed = False
@@ -165,7 +166,7 @@ class MusicGPTSession:
                 allow_loopback=on_loopback,
                 digests=self._journal is not None,
             ),
-            template=names.checked_template(layout),
+            template=self._layout,
         )
 
     def __repr__(self) -> str:
@@ -457,7 +458,8 @@ class MusicGPTSession:
 
     def announce(self, job: ExtractionJob, directory: Path, format: AudioFormat) -> None:  # noqa: A002 - as in download()
         """Say where a job's stems are to lie before it has ended."""
-        job.note(directory=os.path.abspath(directory), format=format)  # noqa: PTH100 - no ".."
+        absolute = os.path.abspath(directory)  # noqa: PTH100 - no ".."
+        job.note(directory=absolute, format=format, layout=self._layout)
 
     async def room_for_another(self) -> None:
         """Wait until the line is short enough for one more track."""
@@ -490,10 +492,13 @@ class MusicGPTSession:
         """Bring down what was asked for in an earlier process; its errors are the handle's."""
         record = job.record
         try:
-            await job.download(
-                record.directory or ".",
+            await job.wait()
+            await self._fetcher.fetch(
+                job,
+                Path(record.directory or "."),
                 stems=record.wanted or None,
-                format=record.format or "wav",
+                formats=checked_format(record.format or "wav"),
+                layout=record.layout,
             )
         except MusicGPTError as error:
             _log.debug("%s was not downloaded: %s", job.title, error)

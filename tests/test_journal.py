@@ -118,6 +118,7 @@ records = st.builds(
     duration=st.none() | seconds,
     directory=st.none() | free,
     format=st.none() | st.sampled_from(["wav", "mp3", "both"]),
+    layout=st.none() | free,
     files=st.lists(files, max_size=3).map(tuple),
     error=st.none() | free,
     created_at=seconds,

@@ -375,6 +375,30 @@ async def test_taken_up_handles_may_be_downloaded_by_hand(vendor: Emulator, tmp_
     assert asked(vendor, "/files") - before == len(STEMS)
 
 
+@pytest.mark.parametrize("is_begun", [True, False], ids=["download begun", "not begun"])
+async def test_taken_up_tracks_lie_where_their_first_run_meant_to_put_them(
+    is_begun: bool, tmp_path: Path
+) -> None:
+    """Directory, layout and format are the first run's, whatever the session that resumes has."""
+    song, stems, journal = track(tmp_path), tmp_path / "stems", tmp_path / "journal.db"
+    async with Emulator(seconds=0.2, separate=False) as vendor:
+        vendor.script(Fault("file", "status", status=410, **FOREVER))
+        session = await connected(vendor, journal, layout="{track}/{ext}/{stem}.{ext}").start()
+        outcomes = session.extract_many([song], stems, stems=STEMS, format="both")
+        async with anyio.create_task_group() as batch:
+            batch.start_soon(anext, outcomes, None)
+            await until(lambda: asked(vendor, "/files" if is_begun else "Extraction") >= 1)
+            await session.aclose(drain=False)
+            batch.cancel_scope.cancel()
+        vendor.faults.clear()
+        async with connected(vendor, journal) as session:
+            await session.resume()
+        assert len(vendor.submissions) == 1
+    assert sorted(str(path.relative_to(stems)) for path in stems.rglob("*.*")) == [
+        f"song/{ext}/{stem}.{ext}" for ext in ("mp3", "wav") for stem in STEMS
+    ]
+
+
 async def test_namesakes_keep_their_own_files_across_runs(vendor: Emulator, tmp_path: Path) -> None:
     """Tracks of one name in two folders never overwrite each other, whichever run fetched them."""
     tracks = []

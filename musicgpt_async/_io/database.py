@@ -175,6 +175,7 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table, sa.Tab
         sa.Column("directory", json),
         sa.Column("format", sa.Text),
         sa.Column("wanted", json, nullable=False),
+        sa.Column("layout", json),
         sa.Column("files", json, nullable=False),
         sa.Column("error", json),
         sa.Column("created_at", sa.Double, nullable=False),

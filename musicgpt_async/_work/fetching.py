@@ -40,7 +40,7 @@ class Fetcher:
         desk: What the rooms share.
         watcher: Asks for fresh links where old ones have run out.
         downloader: Brings one file down.
-        template: The layout of the files in a directory.
+        template: The layout of the files in a directory, where no other is asked for.
     """
 
     def __init__(
@@ -61,8 +61,16 @@ class Fetcher:
         *,
         stems: Collection[str] | None,
         formats: tuple[str, ...],
+        layout: str | None = None,
     ) -> Files:
         """Bring a finished job's files to a directory: stem → format → path.
+
+        Args:
+            job: It is completed.
+            directory: Where the files are to lie.
+            stems: Which of the stems; all by default.
+            formats: Which files of each.
+            layout: The files' names in the directory; the session's by default.
 
         Raises:
             InvalidOptionError: The job has no such stem.
@@ -70,10 +78,13 @@ class Fetcher:
         """
         format_ = "both" if len(formats) > 1 else formats[0]
         absolute = Path(os.path.abspath(directory))  # noqa: ASYNC240, PTH100 - no IO; keeps no ".."
+        layout = layout or self._template
         for each in {job, self.desk.ledger.leader(job)}:
-            each.note(directory=str(absolute), format=format_, wanted=tuple(stems or ()))
+            each.note(
+                directory=str(absolute), format=format_, wanted=tuple(stems or ()), layout=layout
+            )
             self.desk.ledger.save_soon(each)
-        fetch = _Fetch(self, job)
+        fetch = _Fetch(self, job, layout)
         job.note_fetch(None)
         try:
             wanted = await fetch.wanted(absolute, stems, formats)
@@ -89,7 +100,12 @@ class Fetcher:
         self.desk.feed.publish(end)
 
     async def places(
-        self, job: ExtractionJob, directory: Path, files: Collection[tuple[str, str]]
+        self,
+        job: ExtractionJob,
+        directory: Path,
+        files: Collection[tuple[str, str]],
+        *,
+        layout: str,
     ) -> dict[tuple[str, str], Path]:
         """Return the final names of a job's files, which no other job's files have.
 
@@ -97,14 +113,13 @@ class Fetcher:
             job: Its title is in the names; of namesakes the second gets a number.
             directory: Where the files are to lie.
             files: Stems and formats.
+            layout: The files' names in the directory.
         """
         plain = {
-            (stem, kind): names.target(
-                directory, self._template, track=job.title, stem=stem, ext=kind
-            )
+            (stem, kind): names.target(directory, layout, track=job.title, stem=stem, ext=kind)
             for stem, kind in files
         }
-        place = names.place(directory, self._template, track=job.title)
+        place = names.place(directory, layout, track=job.title)
         number = await self._number(job.task_id or job.id, place)
         return names.distinct({file: names.numbered(path, number) for file, path in plain.items()})
 
@@ -126,10 +141,11 @@ class Fetcher:
 class _Fetch:
     """The files of one job."""
 
-    def __init__(self, room: Fetcher, job: ExtractionJob) -> None:
+    def __init__(self, room: Fetcher, job: ExtractionJob, layout: str) -> None:
         self._room = room
         self._desk = room.desk
         self._job = job
+        self._layout = layout
         self._leader = room.desk.ledger.leader(job)
         self._links: Mapping[str, StemLinks] = job.result().stems
         self._refresh = anyio.Lock()
@@ -152,7 +168,7 @@ class _Fetch:
                 job=self._job,
             )
         files = [(stem, kind) for stem in chosen for kind in formats]
-        places = await self._room.places(self._job, directory, files)
+        places = await self._room.places(self._job, directory, files, layout=self._layout)
         return [_Wanted(stem, kind, places[stem, kind]) for stem, kind in files]
 
     async def all(self, wanted: list[_Wanted]) -> Files:

@@ -147,7 +147,8 @@ def resume(
     Args:
         found: JOB_ID=TASK_ID, once for each job that is unknown and that the vendor's dashboard
             shows; `jobs` tells the ids.
-        format: Which files of each stem, where the journal does not say.
+        format: Which files of each stem. As with --layout, what the earlier run was told stands in
+            the journal and goes first.
         common: What other commands take, too.
     """
     from musicgpt_async.cli import extracting  # noqa: PLC0415 - other commands go without

@@ -95,8 +95,7 @@ class Settings:
     @property
     def resume_command(self) -> str:
         """What takes up again what a run let go of."""
-        words = ["musicgpt-async", "resume", "--out", os.fspath(self.out)]
-        return shlex.join(words if self.layout == LAYOUT else [*words, "--layout", self.layout])
+        return shlex.join(["musicgpt-async", "resume", "--out", os.fspath(self.out)])
 
 
 Outcomes = Callable[[MusicGPTSession, "Run"], AsyncGenerator[Outcome, None]]

@@ -36,8 +36,8 @@ async def test_the_first_interrupt_lets_go_and_resume_takes_up(open_vendor: Any)
     async with open_vendor(seconds=4) as (vendor, shell):
         for name in ("one", "two", "three"):
             shell.track(f"in/{name}.wav")
-        out = ("--out", "my stems", "--layout", "{track}/{stem}.{ext}")
-        async with shell.start("extract", "in", *out, "--jobs", "2", *QUICK) as running:
+        out, layout = ("--out", "my stems"), ("--layout", "{track}/{stem}.{ext}")
+        async with shell.start("extract", "in", *out, *layout, "-j", "2", *QUICK) as running:
             await running.says("accepted", times=2)
             running.interrupt()
             ended = await running.ended()
@@ -45,8 +45,7 @@ async def test_the_first_interrupt_lets_go_and_resume_takes_up(open_vendor: Any)
         assert "2 tracks still running at the vendor" in ended.err
         for submission in vendor.submissions:
             assert f"task {submission.task_id}" in ended.err
-        command = "musicgpt-async resume --out 'my stems' --layout '{track}/{stem}.{ext}'"
-        assert command in ended.err
+        assert "musicgpt-async resume --out 'my stems'\n" in ended.err
         assert "the same command again" in ended.err
         assert "Traceback" not in ended.err
 
@@ -67,7 +66,7 @@ async def test_the_first_interrupt_lets_go_and_resume_takes_up(open_vendor: Any)
         paths = [path for each in taken_up.tracks for path in each["files"].values()]
         assert len(paths) == 8
         assert len(vendor.submissions) == 2
-        assert (await shell.run("extract", "in", *out, "-q", *QUICK)).code == 0
+        assert (await shell.run("extract", "in", *out, *layout, "-q", *QUICK)).code == 0
         assert set(names(vendor).values()) == {1}
         assert len(list((shell.directory / "my stems").glob("*/*.wav"))) == 12
 
