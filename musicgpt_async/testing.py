@@ -14,16 +14,17 @@ program under test that makes a session of its own talks to the emulator too.
 
 from __future__ import annotations
 
-import asyncio
-import selectors
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+# pytest imports this module at every start, in projects that never use it too: what it needs is
+# imported where it is used.
 if TYPE_CHECKING:
+    import asyncio
+
     from musicgpt_async import MusicGPTSession
     from musicgpt_async.emulator import Emulator
 
@@ -60,57 +61,18 @@ def musicgpt_session(musicgpt_emulator: Emulator) -> MusicGPTSession:
     return MusicGPTSession(musicgpt_emulator.api_key, base_url=musicgpt_emulator.base_url)
 
 
-@contextmanager
-def running_emulator(**settings: Any) -> Iterator[Emulator]:
+def running_emulator(**settings: Any) -> AbstractContextManager[Emulator]:
     """Run an emulator in a thread of its own, for tests that have no loop or one for each test.
 
     Args:
         settings: As for :class:`musicgpt_async.emulator.Emulator`.
+
+    Returns:
+        A context manager; the emulator stands for as long as its block lasts.
     """
-    from musicgpt_async.emulator import Emulator  # noqa: PLC0415 - it needs an extra
+    from musicgpt_async.emulator.threaded import running  # noqa: PLC0415 - it needs an extra
 
-    vendor = Emulator(**settings)
-    thread = _Standing(vendor)
-    thread.start()
-    thread.standing.wait()
-    try:
-        if thread.error is not None:
-            raise thread.error
-        yield vendor
-    finally:
-        thread.stop()
-
-
-class _Standing(threading.Thread):
-    """The thread that an emulator stands in."""
-
-    def __init__(self, vendor: Emulator) -> None:
-        super().__init__(name="musicgpt-emulator", daemon=True)
-        self._vendor = vendor
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._end: asyncio.Event | None = None
-        self.standing = threading.Event()
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            asyncio.run(self._stand())
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever started the thread
-            self.error = error
-        finally:
-            self.standing.set()
-
-    def stop(self) -> None:
-        if self._loop is not None and self._end is not None and self.is_alive():
-            self._loop.call_soon_threadsafe(self._end.set)
-        self.join()
-
-    async def _stand(self) -> None:
-        self._end = asyncio.Event()
-        async with self._vendor:
-            self._loop = asyncio.get_running_loop()
-            self.standing.set()
-            await self._end.wait()
+    return running(**settings)
 
 
 def hasty_loop(speed: float) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -120,25 +82,6 @@ def hasty_loop(speed: float) -> Callable[[], asyncio.AbstractEventLoop]:
     loop: a vendor's minute takes ``60 / speed`` seconds. For ``asyncio.Runner(loop_factory=…)`` or
     anyio's ``anyio_backend`` fixture: ``("asyncio", {"loop_factory": hasty_loop(50)})``.
     """
-    return lambda: _HastyLoop(speed)
+    from musicgpt_async.emulator.hasty import HastyLoop  # noqa: PLC0415 - as everything here
 
-
-class _HastyLoop(asyncio.SelectorEventLoop):
-    def __init__(self, speed: float) -> None:
-        self._speed = speed
-        super().__init__(_HastySelector(speed))
-
-    def time(self) -> float:
-        return super().time() * self._speed
-
-
-class _HastySelector(selectors.DefaultSelector):
-    """Waits for its share of the real time."""
-
-    def __init__(self, speed: float) -> None:
-        super().__init__()
-        self._speed = speed
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait for files, as long as the loop's clock says."""
-        return super().select(None if timeout is None else timeout / self._speed)
+    return lambda: HastyLoop(speed)

@@ -1,0 +1,62 @@
+"""The emulator in a thread of its own, for programs that have no loop or one for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from musicgpt_async.emulator.emulator import Emulator
+
+
+@contextmanager
+def running(**settings: Any) -> Iterator[Emulator]:
+    """Run an emulator for as long as the block lasts.
+
+    Args:
+        settings: As for `Emulator`.
+    """
+    vendor = Emulator(**settings)
+    thread = _Standing(vendor)
+    thread.start()
+    thread.standing.wait()
+    try:
+        if thread.error is not None:
+            raise thread.error
+        yield vendor
+    finally:
+        thread.stop()
+
+
+class _Standing(threading.Thread):
+    """The thread that an emulator stands in."""
+
+    def __init__(self, vendor: Emulator) -> None:
+        super().__init__(name="musicgpt-emulator", daemon=True)
+        self._vendor = vendor
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._end: asyncio.Event | None = None
+        self.standing = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            asyncio.run(self._stand())
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever started the thread
+            self.error = error
+        finally:
+            self.standing.set()
+
+    def stop(self) -> None:
+        if self._loop is not None and self._end is not None and self.is_alive():
+            self._loop.call_soon_threadsafe(self._end.set)
+        self.join()
+
+    async def _stand(self) -> None:
+        self._end = asyncio.Event()
+        async with self._vendor:
+            self._loop = asyncio.get_running_loop()
+            self.standing.set()
+            await self._end.wait()
