@@ -105,6 +105,8 @@ class ExtractionJob:
     """Whether it counts against the account's limit; for whoever moves the job."""
     id: str = attrs.field(init=False)
     _fetch_end: Downloaded | Failed | None = None
+    _downloads: int = 0
+    _readers: list[Reader] | None = None
 
     def __attrs_post_init__(self) -> None:
         # The record of another job may be taken up: what the caller knows it by stays.
@@ -261,10 +263,12 @@ class ExtractionJob:
     async def events(self) -> AsyncIterator[Event]:
         """Yield what happens to the job, from where it stands now to its end.
 
-        The end is ``Failed``; ``Completed`` where no download was asked for; else ``Downloaded``.
+        The end is ``Failed``; ``Completed`` where no download is asked for by then; else
+        ``Downloaded``, unless that download is broken off.
         """
         reader = self._owner.reader(self.id)
         event: Event | None = self._present()
+        self._readers = [*(self._readers or ()), reader]
         try:
             while event is not None:
                 yield event
@@ -272,6 +276,7 @@ class ExtractionJob:
                     return
                 event = await anext(reader, None)
         finally:
+            self._readers = [each for each in self._readers or () if each is not reader] or None
             await reader.aclose()
 
     @overload
@@ -318,8 +323,12 @@ class ExtractionJob:
         """
         formats = checked_format(format)
         names = None if stems is None else [str(stem) for stem in stems]
-        await self.wait()
-        files = await self._owner.download(self, Path(directory), stems=names, formats=formats)
+        self.begin_download()
+        try:
+            await self.wait()
+            files = await self._owner.download(self, Path(directory), stems=names, formats=formats)
+        finally:
+            self.end_download()
         if format == "both":
             return files
         return {stem: paths[format] for stem, paths in files.items()}
@@ -351,6 +360,17 @@ class ExtractionJob:
     def note_fetch(self, end: Downloaded | Failed | None) -> None:
         """Remember how the last download ended, ``None`` while one is under way; for its mover."""
         self._fetch_end = end
+
+    def begin_download(self) -> None:
+        """Remember that a download is asked for, with which `events` end; for its mover."""
+        self._downloads += 1
+
+    def end_download(self) -> None:
+        """Forget a download that was asked for; one that was broken off has no event of its own."""
+        self._downloads -= 1
+        if self.done() and self._fetch_end is None and not self._downloads:
+            for reader in self._readers or ():
+                reader.end()
 
     def event(self, kind: type[_Event], **facts: Any) -> _Event:
         """Return an event of this job."""
@@ -386,7 +406,7 @@ class ExtractionJob:
 
     def _ends(self, event: Event) -> bool:
         if isinstance(event, Completed):
-            return self._record.directory is None
+            return self._fetch_end is None and not self._downloads
         return isinstance(event, (Failed, Downloaded))
 
 

@@ -165,6 +165,7 @@ class MusicGPTSession:
                 executor=self._executor,
                 allow_loopback=on_loopback,
                 digests=self._journal is not None,
+                read_timeout=request_timeout,
             ),
             template=self._layout,
         )
@@ -204,7 +205,12 @@ class MusicGPTSession:
             raise
         # A task of its own: a service may start a session in one task and close it in another.
         self._host = asyncio.create_task(self._live(), name="musicgpt-async session")
-        await self._ready.wait()
+        try:
+            await self._ready.wait()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.aclose(drain=False)
+            raise
         return self
 
     async def aclose(self, *, drain: bool = True) -> None:
@@ -398,6 +404,7 @@ class MusicGPTSession:
         self._resumer.take_up(jobs)
         for job in jobs:
             if job.record.directory is not None:
+                job.begin_download()
                 self.run_errand(partial(self._finish_download, job))
         return jobs
 
@@ -502,6 +509,8 @@ class MusicGPTSession:
             )
         except MusicGPTError as error:
             _log.debug("%s was not downloaded: %s", job.title, error)
+        finally:
+            job.end_download()
 
     def _handle_of(self, job_id: str) -> ExtractionJob | None:
         return next((job for job in self._jobs if job.record.id == job_id), None)

@@ -6,6 +6,7 @@ import asyncio
 import pickle
 from pathlib import Path
 
+import anyio
 import pytest
 
 from musicgpt_async import (
@@ -173,6 +174,29 @@ async def test_a_stream_that_is_read_after_the_download_ends_too(
     job = session.submit(TRACK, stems=["bass"])
     await job.download(tmp_path)
     assert [type(event) async for event in job.events()] == [events.Downloaded]
+
+
+@pytest.mark.parametrize("when", [events.Accepted, events.Completed])
+async def test_a_stream_ends_with_a_download_that_is_broken_off(
+    vendor: Emulator, session: MusicGPTSession, when: type[events.Event], tmp_path: Path
+) -> None:
+    """events() of a job whose only download was cancelled end all the same."""
+    vendor.script(Fault("file", "stall_answer", times=None))
+    job = session.submit(TRACK, stems=["bass"])
+    download = asyncio.create_task(job.download(tmp_path))
+    kinds: list[type[events.Event]] = []
+
+    async def break_off() -> None:
+        while when not in kinds or (job.done() and not list(tmp_path.iterdir())):
+            await anyio.sleep(0.01)
+        download.cancel()
+
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(break_off)
+            async for event in job.events():
+                kinds.append(type(event))
+    assert kinds[-1] is events.Completed
 
 
 async def test_unknown_formats_and_stems_are_refused(

@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import json
 import socket
+import sqlite3
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from musicgpt_async import (
     WebhookReceiver,
 )
 from musicgpt_async.emulator import Emulator, Fault
+from musicgpt_async.events import Completed
 from musicgpt_async.journal import Journal
 from musicgpt_async.models import JobRecord
 
@@ -288,6 +290,48 @@ async def test_what_is_done_is_neither_submitted_nor_fetched_again(tmp_path: Pat
             assert await session.resume() == []
             await session.extract(song, tmp_path / "stems", stems=STEMS)
         assert (there(tmp_path / "stems"), len(vendor.requests)) == before
+
+
+async def test_a_known_tracks_events_end_where_nobody_downloads_it(tmp_path: Path) -> None:
+    """A directory that an earlier run was told is no download that anybody asked for now."""
+    song, journal = track(tmp_path), tmp_path / "journal.db"
+    async with Emulator(seconds=0.05, separate=False) as vendor:
+        async with connected(vendor, journal) as session:
+            await session.extract(song, tmp_path / "stems", stems=STEMS)
+        async with connected(vendor, journal) as session:
+            job = session.submit(song, stems=STEMS)
+            with anyio.fail_after(HANG):
+                kinds = [type(event) async for event in job.events()]
+        assert kinds[-1] is Completed
+        assert len(vendor.submissions) == 1
+
+
+async def test_what_the_journal_would_not_take_is_written_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A state that could not be written down is, once the journal takes it again."""
+    path = await written(tmp_path / "journal.db")
+
+    def change(statement: str) -> None:
+        with closing(sqlite3.connect(path, timeout=HANG)) as database, database:
+            database.execute(statement)
+
+    async with (
+        Emulator(seconds=0.05, separate=False) as vendor,
+        connected(vendor, path) as session,
+    ):
+        change(
+            "CREATE TRIGGER full BEFORE UPDATE ON musicgpt_jobs WHEN new.state = 'completed' "
+            "BEGIN SELECT raise(ABORT, 'not now'); END"
+        )
+        await session.submit(track(tmp_path), stems=STEMS)
+        await until(lambda: "was not written to the journal" in caplog.text)
+        [record] = await read(path)
+        assert record.state is not JobState.COMPLETED
+        change("DROP TRIGGER full")
+        with anyio.fail_after(HANG):
+            while (await read(path))[0].state is not JobState.COMPLETED:
+                await anyio.sleep(0.05)
 
 
 async def test_a_file_that_was_harmed_is_fetched_again(tmp_path: Path) -> None:

@@ -132,6 +132,20 @@ async def test_a_session_may_be_closed_by_another_task(vendor: Emulator) -> None
     assert (await job).task_id
 
 
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(vendor: Emulator) -> None:
+    """Given up before it is ready, a session has no task and no thread left."""
+    session = connected(vendor)
+    before = asyncio.all_tasks()
+    start = asyncio.create_task(session.start())
+    await asyncio.sleep(0)  # it has begun, and is not ready yet
+    start.cancel()
+    await asyncio.wait([start])
+    assert start.cancelled()
+    assert asyncio.all_tasks() == before
+    with pytest.raises(SessionClosedError):
+        session.submit(TRACK)
+
+
 async def test_the_callers_own_client_session_is_used_and_left_open(
     vendor: Emulator, tmp_path: Path
 ) -> None:

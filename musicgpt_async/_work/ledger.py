@@ -17,6 +17,9 @@ from musicgpt_async.models import JobRecord, JobState
 
 _LET_GO = frozenset({JobState.RELEASED, JobState.EXPIRED, JobState.UNKNOWN})
 
+# Seconds between tries to write down what the journal would not take.
+AGAIN = 1.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +35,7 @@ class Ledger:
         self.journal = journal
         self._lost = lost
         self._dirty: dict[str, ExtractionJob] = {}
+        self._failed: dict[str, ExtractionJob] = {}
         self._leaders: WeakKeyDictionary[ExtractionJob, ExtractionJob] = WeakKeyDictionary()
         self._left: WeakSet[ExtractionJob] = WeakSet()
         self._bell = Bell()
@@ -55,6 +59,7 @@ class Ledger:
         """
         if self.journal is not None:
             self._dirty.pop(job.record.id, None)
+            self._failed.pop(job.record.id, None)
             record = _as_it_stood(job.record) if job in self._left else job.record
             await self.journal.save(record, release=_is_let_go(job.record))
 
@@ -72,16 +77,25 @@ class Ledger:
         """Write what is to be written, and keep the leases of all jobs alive."""
         if self.journal is None:
             return
-        renewal = anyio.current_time()
+        renewal = again = anyio.current_time()
         while True:
             if anyio.current_time() >= renewal:
                 renewal = anyio.current_time() + self.journal.lease / 3
                 await self._renew(self.journal)
-            await self._bell.wait(until=renewal)
-            await self.flush()
+            await self._bell.wait(until=min(renewal, again) if self._failed else renewal)
+            if anyio.current_time() >= again:
+                again = anyio.current_time() + AGAIN
+                await self.flush()
+            else:
+                await self._write_dirty()
 
     async def flush(self) -> None:
-        """Write everything that is still to be written, together: a commit waits for the disk."""
+        """Write everything that is still to be written, what failed before included."""
+        self._dirty, self._failed = {**self._failed, **self._dirty}, {}
+        await self._write_dirty()
+
+    async def _write_dirty(self) -> None:
+        # Together: a commit waits for the disk.
         while self._dirty:
             async with anyio.create_task_group() as writes:
                 for job in tuple(self._dirty.values()):
@@ -105,7 +119,9 @@ class Ledger:
         except JournalError as error:
             # No traceback: its frames hold webhook tokens.
             _log.error("%s was not written to the journal: %s", job.title, error)
-            if not self.owns(job) and not job.done():
+            if self.owns(job):
+                self._failed[job.record.id] = job
+            elif not job.done():
                 self._lost(job)
 
     def way_out(self, job: ExtractionJob) -> str:
