@@ -195,7 +195,7 @@ async def test_a_stream_ends_with_a_download_that_is_broken_off(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(break_off)
             async for event in job.events():
-                kinds.append(type(event))
+                kinds.append(type(event))  # noqa: PERF401 - it is looked at meanwhile
     assert kinds[-1] is events.Completed
 
 
