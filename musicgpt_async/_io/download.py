@@ -12,17 +12,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import math
 import os
 import re
 import secrets
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import urljoin
 
 import aiohttp
@@ -81,12 +82,14 @@ class Downloader:
         executor: Where files are written.
         allow_loopback: Whether links may lead to this machine.
         digests: Whether to take a digest of each file.
+        read_timeout: Seconds without a byte before a connection is given up.
     """
 
     fetch: Fetch
     executor: Executor
     allow_loopback: bool
     digests: bool
+    read_timeout: float
 
     async def download(
         self, url: str, target: Path, *, progress: Progress, what: str | None = None
@@ -190,20 +193,10 @@ class _Transfer:
         if encoding not in _ENCODINGS:
             raise self._failure(f"it came with the encoding {encoding[:50]!r}")
         inflate = _inflater(encoding)
-        pieces: list[bytes] = []
-        gathered = 0
-        try:
-            # Not iter_any(), which joins what waits: it is written from where it lies.
-            async for chunk, _ in response.content.iter_chunks():
-                pieces.append(self._inflated(inflate.decompress, chunk) if inflate else chunk)
-                gathered += len(pieces[-1])
-                if gathered >= GATHERED:
-                    await self._append(pieces, response)
-                    pieces, gathered = [], 0
-        except _BREAKS:
-            await self._append(pieces, response)  # what came is not asked for again
-            raise
-        await self._append(pieces, response)
+        with _Watchdog(response, self._downloader.read_timeout) as watchdog:
+            async with aclosing(_gathered(response, watchdog)) as batches:
+                async for pieces in batches:
+                    await self._append(self._inflated(inflate, pieces), response)
         if inflate and not inflate.eof:
             raise self._interruption("its encoding ends early")
         await self._check_whole(response, inflated=inflate is not None)
@@ -235,9 +228,11 @@ class _Transfer:
             raise self._failure(why)
         self._progress(self._part.size, self._total)
 
-    def _inflated(self, inflate: Callable[[bytes], bytes], chunk: bytes) -> bytes:
+    def _inflated(self, inflate: Any, pieces: list[bytes]) -> list[bytes]:
+        if inflate is None:
+            return pieces
         try:
-            return inflate(chunk)
+            return [inflate.decompress(piece) for piece in pieces]
         except zlib.error as error:
             raise self._failure(f"its encoding is broken ({error})") from error
 
@@ -263,6 +258,66 @@ class _Transfer:
     def _sentence(self, why: str, status: int | None) -> str:
         code = f" (status {status})" if status else ""
         return f"{hosts.without_query(self._url)} was not downloaded: {why}{code}."
+
+
+class _Watchdog:
+    """Hangs up on a host that sends nothing, which is cheaper than a timeout for each read."""
+
+    def __init__(self, response: aiohttp.ClientResponse, patience: float) -> None:
+        self._response = response
+        self._patience = patience
+        self._loop = asyncio.get_running_loop()
+        self.has_barked = False
+
+    def __enter__(self) -> Self:
+        self.wait()
+        self._look()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def wait(self) -> None:
+        """Have patience from now on: it is the host's turn."""
+        self._since = self._loop.time()
+
+    def rest(self) -> None:
+        """Have all the time: it is our turn."""
+        self._since = math.inf
+
+    def _look(self) -> None:
+        if self._loop.time() - self._since >= self._patience:
+            self.has_barked = True
+            self._response.close()
+        else:
+            self._timer = self._loop.call_later(self._patience / 4, self._look)
+
+
+async def _gathered(
+    response: aiohttp.ClientResponse, watchdog: _Watchdog
+) -> AsyncGenerator[list[bytes], None]:
+    """Yield the body in pieces of ``GATHERED`` bytes, the last ones also where it breaks off."""
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        # Not iter_any(), which joins what waits: it is written from where it lies.
+        async for chunk, _ in response.content.iter_chunks():
+            watchdog.wait()
+            pieces.append(chunk)
+            size += len(chunk)
+            if size >= GATHERED:
+                watchdog.rest()
+                yield pieces
+                watchdog.wait()
+                pieces, size = [], 0
+    except _BREAKS as error:
+        watchdog.rest()
+        yield pieces  # what came is not asked for again
+        if watchdog.has_barked:
+            raise TimeoutError from error
+        raise
+    watchdog.rest()
+    yield pieces
 
 
 @attrs.define

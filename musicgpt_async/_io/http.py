@@ -7,6 +7,7 @@ like an answer that was lost; files have a pool of their own, which never sees t
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import urllib.request
@@ -16,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import attrs
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
@@ -121,6 +123,8 @@ class Transport:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """GET a file without the key, its content as it is on the wire.
 
+        The request timeout covers the way to its first byte; who reads it watches over the rest.
+
         Raises:
             TransportError: The connection failed.
         """
@@ -131,11 +135,14 @@ class Transport:
             raise_for_status=False,
             auto_decompress=False,
             read_bufsize=READ_BUFFER,
-            timeout=self._timeout,
+            # aiohttp's own timeout for reads makes a timer for each of them.
+            timeout=attrs.evolve(self._timeout, sock_read=None),
             **self._proxy(url),
         )
         with translated(url):
-            async with request as response:
+            async with asyncio.timeout(self._timeout.sock_read):
+                response = await request
+            async with response:
                 yield response
 
     async def _call(

@@ -47,7 +47,7 @@ FREE_POLLS_PER_MINUTE = 20.0
 """What every plan allows at least (MusicGPT docs, rate limits)."""
 
 _TYPICAL = 60.0  # seconds; the scale of a job whose eta is unknown
-_SHORTEST = 0.5  # seconds between two looks at one job
+_SHORTEST = 0.05  # seconds between two looks at one job
 _HAZARD_FLOOR = 5e-5  # ends a second, expected of any job at any age
 _NEVER = math.inf
 
@@ -316,7 +316,7 @@ class Schedule(Generic[K]):
         *,
         polls_per_minute: float | None = None,
         rng: random.Random | None = None,
-        tick: float = 0.1,
+        tick: float = 0.02,
         price: float = 0.05,
         durations: Durations | None = None,
     ) -> None:

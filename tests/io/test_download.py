@@ -59,8 +59,9 @@ def get(lanes: Any, executor: ThreadPoolExecutor) -> Get:
         given = {"allow_loopback": True, "digests": True, **settings}
         which = {"what": given.pop("what", "a task"), "progress": given.pop("progress", ignore)}
         given = {"executor": executor, **given}
-        async with lanes(request_timeout=given.pop("request_timeout", 30.0)) as transport:
-            downloader = Downloader(fetch=transport.fetch, **given)
+        timeout = given.pop("request_timeout", 30.0)
+        async with lanes(request_timeout=timeout) as transport:
+            downloader = Downloader(fetch=transport.fetch, read_timeout=timeout, **given)
             return await downloader.download(url, target, **which)
 
     return download
@@ -224,6 +225,7 @@ async def test_has_knows_a_file_by_its_content(
         executor=executor,
         allow_loopback=True,
         digests=True,
+        read_timeout=30.0,
     )
     (tmp_path / "a.wav").write_bytes(b"sound")
     sha256 = hashlib.sha256(b"sound").hexdigest()
@@ -752,7 +754,7 @@ async def main(url, target):
     transport.open()
     with ThreadPoolExecutor(2) as executor:
         downloader = Downloader(fetch=transport.fetch, executor=executor, allow_loopback=True,
-                                digests=True)
+                                digests=True, read_timeout=30)
         try:
             fetched = await downloader.download(url, Path(target), what="a task",
                                                 progress=lambda *_: None)
