@@ -152,6 +152,24 @@ def test_the_emulator_loses_an_answer_and_nothing_is_sent_twice(directory: Path)
     _run(code, directory, MUSICGPT_API_KEY="", MUSICGPT_BASE_URL="")
 
 
+def test_the_list_is_one(directory: Path) -> None:
+    """The command understands the README's list, piped in as the README says."""
+    (list_,) = (block.code for block in _blocks() if block.language == "csv")
+    shutil.copy(directory / "song.flac", directory / "one.flac")
+    program = [sys.executable, "-m", "musicgpt_async.cli", "extract"]
+    done = subprocess.run(
+        [*program, "--list", "-", "--out", "o", "--dry-run"],
+        input=list_,
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 tracks would be submitted" in done.stderr
+
+
 def test_the_picture_of_a_job_is_made_from_the_table() -> None:
     """What stands between the markers is what diagram() draws."""
     (picture,) = re.findall(

@@ -104,6 +104,17 @@ async def test_a_stem_is_fetched_once_for_many_listeners(
     assert sum("vocals" in request.path for request in vendor.requests) == fetched
 
 
+async def test_a_stem_that_there_is_none_of_is_not_found(
+    service: Service, browser: aiohttp.ClientSession
+) -> None:
+    """What the caller asked wrongly is 404 and names what there is, not a fault of the vendor's."""
+    async with service.running():
+        answer = await upload(browser, service)
+        async with browser.get(f"{service.root}/jobs/{answer['id']}/drums") as refused:
+            assert refused.status == 404
+            assert "it has: vocals, instrumental" in await refused.text()
+
+
 async def test_what_cannot_be_done_is_explained(
     service: Service, browser: aiohttp.ClientSession, vendor: Emulator
 ) -> None:
