@@ -45,6 +45,8 @@ Work: TypeAlias = "Callable[[AsyncConnection], Awaitable[T]]"
 Pending: TypeAlias = "tuple[Work[Any], asyncio.Future[Any]]"
 
 EVERYTHING = 2**63 - 1
+# Jobs with nothing left to do that are remembered to be this journal's, the newest ones.
+REMEMBERED = 1024
 
 
 @attrs.frozen(kw_only=True)
@@ -134,6 +136,7 @@ class Journal:
         self._clock = clock
         self._me = ""
         self._owned: set[str] = set()
+        self._finished: dict[str, None] = {}
         self._openings = 0
         self._opening = anyio.Lock()
         self._waiting: list[Pending] = []
@@ -190,6 +193,7 @@ class Journal:
                 finally:
                     self._engine = None
                     self._owned.clear()
+                    self._finished.clear()
                     await engine.dispose()
 
     async def enter(self, record: JobRecord, *, force: bool = False) -> tuple[JobRecord, bool]:
@@ -240,8 +244,9 @@ class Journal:
             return (await connection.execute(self._sql.save, values)).rowcount == 1
 
         saved = await self._write(work)
-        if release or not saved:
-            self._owned.discard(record.id)
+        self._disown(record.id)
+        if saved and not release:
+            self._own(record)
         if not saved:
             raise JournalError(
                 f"The job {record.id} is not this process's any more: its lease ran out and "
@@ -355,11 +360,11 @@ class Journal:
             await connection.execute(self._sql.release, self._about(id))
 
         await self._write(work)
-        self._owned.discard(id)
+        self._disown(id)
 
     def owns(self, id: str) -> bool:  # noqa: A002 - the record's own name for it
         """Tell whether this journal holds the job's lease, as far as it knows."""
-        return id in self._owned
+        return id in self._owned or id in self._finished
 
     async def records(self) -> AsyncIterator[JobRecord]:
         """Read every job, the oldest first, a page at a time."""
@@ -388,6 +393,19 @@ class Journal:
             id_: attrs.evolve(each, live=False) if each.owner in dead else each
             for id_, each in leases.items()
         }
+
+    def _disown(self, id_: str) -> None:
+        self._owned.discard(id_)
+        self._finished.pop(id_, None)
+
+    def _own(self, record: JobRecord) -> None:
+        if is_unfinished(record):
+            self._owned.add(record.id)
+            return
+        # It may be downloaded once more; but a session may live for months.
+        self._finished[record.id] = None
+        if len(self._finished) > REMEMBERED:
+            del self._finished[next(iter(self._finished))]
 
     def _about(self, id_: str) -> dict[str, str]:
         return {"which": id_, "me": self._me}

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from musicgpt_async.errors import ConfigurationError, InvalidOptionError, JournalError
-from musicgpt_async.journal import Journal
+from musicgpt_async.journal import REMEMBERED, Journal
 from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
 
 pytestmark = pytest.mark.anyio
@@ -349,6 +349,21 @@ async def test_a_task_that_does_not_fit_changes_nothing(
             await journal.bind(which, task_id)
         assert ([each async for each in journal.records()], await journal.owners()) == before
         assert not journal.owns(which)
+
+
+async def test_what_is_owned_is_bounded_by_what_is_unfinished(journal: Journal) -> None:
+    """Of finished jobs the newest are remembered as one's own, so that memory stays bounded."""
+    count = REMEMBERED + 50
+    await asyncio.gather(*(journal.enter(job(f"{number}")) for number in range(count)))
+    done = JobState.COMPLETED
+    await asyncio.gather(
+        *(journal.save(job(f"{number}", state=done)) for number in range(1, count))
+    )
+    assert journal.owns("0")  # it is not finished
+    assert not journal.owns("1")
+    assert journal.owns(f"{count - 1}")
+    await journal.save(job(f"{count - 1}", state=done, directory="elsewhere"))
+    assert journal.owns(f"{count - 1}")
 
 
 async def test_a_job_is_saved_and_let_go_of_in_one_write(place: str) -> None:

@@ -55,6 +55,8 @@ APART = 2.0
 LONGEST_SILENCE = 3600.0
 # Jobs in line at which a batch brings its next track.
 SHORT_LINE = 2
+# Tasks that are remembered, the newest ones: a delivery that names another job's task comes soon.
+REMEMBERED_TASKS = 4096
 # Seconds between the questions whether a task that a delivery named is a real one.
 CONFIRMATIONS = (0.0, 1.0, 2.0, 4.0, 8.0)
 
@@ -122,7 +124,7 @@ class Submitter:
         self._stall_timeout = stall_timeout
         self._line: list[tuple[int, _Entry]] = []
         self._entries: dict[str, _Entry] = {}
-        self._tasks: set[str] = set()
+        self._tasks: dict[str, None] = {}
         self._alone = anyio.Semaphore(1)
         self._expected: list[tuple[ExtractionJob, SubmissionUnknownError]] = []
         self._bell = Bell()
@@ -167,8 +169,8 @@ class Submitter:
 
     @property
     def tasks(self) -> Collection[str]:
-        """The tasks that this session's submits were answered with."""
-        return self._tasks
+        """The tasks that this session's newest submits were answered with."""
+        return self._tasks.keys()
 
     def accept(self, job: ExtractionJob, task_id: str, conversion_id: str | None) -> None:
         """Go on with a job whose lost answer was found again."""
@@ -443,7 +445,9 @@ class Submitter:
 
     def _accepted(self, job: ExtractionJob, acceptance: Acceptance) -> None:
         facts = {**attrs.asdict(acceptance), "accepted_at": time.time()}
-        self._tasks.add(acceptance.task_id)
+        self._tasks[acceptance.task_id] = None
+        if len(self._tasks) > REMEMBERED_TASKS:
+            del self._tasks[next(iter(self._tasks))]
         if job.done():  # it was let go of while the answer was on its way
             job.note(**facts)
             self._desk.ledger.save_soon(job)
