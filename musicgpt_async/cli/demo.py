@@ -69,7 +69,8 @@ def _report(song: Path, stems: dict[str, Path]) -> list[str]:
     whole = _wave(song)
     waves = {stem: _wave(path) for stem, path in stems.items()}
     rows = [_row("(song)", whole, song)]
-    rows += [_row(stem, wave, stems[stem]) for stem, wave in waves.items()]
+    # All lie in one folder; it is told as it was given.
+    rows += [_row(stem, wave, song.with_name(stems[stem].name)) for stem, wave in waves.items()]
     instrumental = waves["instrumental"]
     return [
         f"{'STEM':<13}{'PEAK':>10}{'LEVEL':>10}  FILE",

@@ -17,5 +17,5 @@ async def test_it_needs_no_key_and_its_stems_add_up(shell: Any) -> None:
     assert max(errors) < 1e-3
     stems = list((shell.directory / "here").glob("song - *.wav"))
     assert len(stems) == 9
-    assert all(f"here/{path.name}" in ended.out for path in stems)
+    assert all(f"  here/{path.name}" in ended.out for path in stems)
     assert len(re.findall(r"-\d+\.\d dB", ended.out)) == 20
