@@ -53,8 +53,8 @@ AudioSource = (
 
 # 64 KiB cost two to three times the CPU; 4 MiB hold the loop for milliseconds.
 BLOCK = 1 << 20
-# Going off the loop and back costs as much as reading half a block does.
-READ = 4 * BLOCK
+# Going off the loop and back costs as much as reading half a block: long files are read by more.
+MOST_READ = 4 * BLOCK
 UNNAMED = "audio"
 
 
@@ -209,9 +209,10 @@ class _InFile:
     async def blocks(self) -> AsyncGenerator[memoryview, None]:
         with _reading(self.name):
             await self._file.seek(0)
-            left = self.size
-            while left and (data := await self._file.read(min(READ, left))):
+            left, most = self.size, BLOCK
+            while left and (data := await self._file.read(min(most, left))):
                 left -= len(data)
+                most = min(2 * most, MOST_READ)
                 for block in _split(data):
                     yield block
                 del block, data  # before the next is read: one at a time is in memory
