@@ -30,12 +30,14 @@ class Telegram:
     Attributes:
         said: Method and fields of every call that shows something in the chat.
         busy: Whether edits are answered with 429.
+        too_big: Whether the track is refused to the bot.
         quiet: Set once nothing more is expected.
     """
 
     def __init__(self) -> None:
         self.said: list[tuple[str, dict[str, Any]]] = []
         self.busy = False
+        self.too_big = False
         self.quiet = asyncio.Event()
         self._updates: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._last = ""
@@ -57,6 +59,9 @@ class Telegram:
                 self._last in str(fields.get("text"))
             ):
                 self.quiet.set()
+        if method == "getFile" and self.too_big:
+            told = {"ok": False, "error_code": 400, "description": "Bad Request: file is too big"}
+            return web.json_response(told, status=400)
         if method == "editMessageText" and self.busy:
             told = {"ok": False, "error_code": 429, "description": "Too Many Requests"}
             return web.json_response({**told, "parameters": {"retry_after": 9}}, status=429)
@@ -140,6 +145,17 @@ async def test_a_chat_that_wants_no_more_edits_gets_its_stems(
     telegram.send_audio(last="guitar")
     await run_bot(snippet("async def split", "from aiogram import"), telegram)
     assert [method for method, _ in telegram.said[-4:]] == ["sendAudio"] * 4
+
+
+async def test_a_track_that_telegram_keeps_is_told_in_the_chat(
+    snippet: Callable[..., ModuleType], telegram: Telegram, vendor: Emulator
+) -> None:
+    """Of a file that bots may not have, nothing is submitted, and the note says why."""
+    telegram.too_big = True
+    telegram.send_audio(last="file is too big")
+    await run_bot(snippet("async def split", "from aiogram import"), telegram)
+    assert telegram.said[-1][0] == "editMessageText"
+    assert vendor.submissions == []
 
 
 async def test_a_failure_is_told_in_the_chat(
