@@ -197,6 +197,7 @@ class JobRecord:
         sha256: Digest of the track, taken while it was sent.
         task_id: The vendor's name for it.
         conversion_id: The vendor's name for the conversion.
+        hinted_task: A task that a webhook named for it before the vendor was asked about it.
         eta: Seconds that the vendor expected.
         credit_estimate: Credits that the vendor expected to charge.
         sent_at: When the whole track was handed over, in seconds since the epoch.
@@ -225,6 +226,7 @@ class JobRecord:
     sha256: str | None = None
     task_id: str | None = None
     conversion_id: str | None = None
+    hinted_task: str | None = None
     eta: float | None = None
     credit_estimate: float | None = None
     sent_at: float | None = None

@@ -131,7 +131,7 @@ class MusicGPTSession:
         )
         self._journal = Journal(journal) if isinstance(journal, (str, os.PathLike)) else journal
         self._ledger = Ledger(self._journal, lost=self._lost)
-        self._mail = Mailroom(webhooks, wake=self._wake, feed=self._feed)
+        self._mail = Mailroom(webhooks, wake=self._wake, keep=self._ledger.keep, feed=self._feed)
         desk = Desk(
             base_url=url,
             http=self._http,

@@ -9,6 +9,7 @@ What every door answers, with a tiny JSON object as body; nothing is ever redire
 405    not a POST on a job's URL, or not a GET or HEAD on the base
 413    the body is over 1 MiB
 415    the body is compressed
+503    the journal did not take the task that a delivery brought in: send it again
 ====== =========================================================================
 """
 
@@ -28,7 +29,7 @@ import attrs
 from yarl import URL
 
 from musicgpt_async._io.inbox import Inbox
-from musicgpt_async.errors import ConfigurationError
+from musicgpt_async.errors import ConfigurationError, MusicGPTError
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -171,12 +172,17 @@ _NO_SUCH_JOB = _Answer(404, b'{"error": "no job has this URL"}')
 _ONLY_GET = _Answer(405, b'{"error": "wrong method"}', {"Allow": "GET, HEAD"})
 _ONLY_POST = _Answer(405, b'{"error": "wrong method"}', {"Allow": "POST"})
 _TOO_LARGE = _Answer(413, b'{"error": "the body is over 1 MiB"}')
+_NOT_KEPT = _Answer(503, b'{"error": "not written down; send it again"}', {"Retry-After": "30"})
 _COMPRESSED = _Answer(415, b'{"error": "the body is compressed"}')
 
 
 @attrs.frozen
 class _Core:
-    """What every door says. Nothing is awaited but the body, and that only for a known token."""
+    """What every door says.
+
+    Nothing is awaited but the body, and that only for a known token; and the journal, where a
+    delivery brings in a task that nothing else has told.
+    """
 
     base: tuple[str, ...]
     instance: str
@@ -208,7 +214,7 @@ class _Core:
             body += block
             if len(body) > MAX_BODY:
                 return _TOO_LARGE
-        return self._take(token, body)
+        return await self._take(token, body)
 
     def _health(self) -> _Answer:
         line = json.dumps({"service": SERVICE, "instance": self.instance})
@@ -223,14 +229,21 @@ class _Core:
             return _COMPRESSED  # some servers would unpack it, past any bound
         return _TOO_LARGE if _announced(headers) > MAX_BODY else None
 
-    def _take(self, token: str, body: bytearray) -> _Answer:
+    async def _take(self, token: str, body: bytearray) -> _Answer:
         try:
             payload = json.loads(body)
         except (ValueError, RecursionError):
             return _NOT_JSON
         if not isinstance(payload, dict):
             return _NOT_JSON
-        return _TAKEN if self.inbox.deliver(token, payload, size=len(body)) else _NO_SUCH_JOB
+        if not self.inbox.deliver(token, payload, size=len(body)):
+            return _NO_SUCH_JOB
+        try:
+            await self.inbox.kept(token)
+        except MusicGPTError as error:
+            _log.error("A delivery was not written to the journal: %s", error)
+            return _NOT_KEPT
+        return _TAKEN
 
 
 async def _answer_aiohttp(core: _Core, request: web.Request) -> web.Response:

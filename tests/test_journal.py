@@ -109,6 +109,7 @@ records = st.builds(
     sha256=st.none() | name,
     task_id=st.none() | name,
     conversion_id=st.none() | name,
+    hinted_task=st.none() | name,
     eta=st.none() | seconds,
     credit_estimate=st.none() | seconds,
     sent_at=st.none() | seconds,

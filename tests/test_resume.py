@@ -681,6 +681,47 @@ async def test_its_webhook_brings_a_lost_answer_in(
         assert there(tmp_path / "stems") == await reference(vendor, tmp_path / "reference", song)
 
 
+async def test_a_task_that_a_webhook_names_is_on_disk_once_it_is_acknowledged(
+    tmp_path: Path, free_tcp_port: int
+) -> None:
+    """Killed before the vendor could be asked about it, a lost track still finds its task."""
+    song, journal = track(tmp_path), tmp_path / "journal.db"
+    receiver = WebhookReceiver(f"http://127.0.0.1:{free_tcp_port}/hooks", secret=SECRET)
+    async with Emulator(seconds=0.2, separate=False, lists=False) as vendor:
+        vendor.script(Fault("submit", "drop_before_answer"))
+        vendor.script(Fault("byId", "stall_answer", **FOREVER))
+        async with receiver.serve("127.0.0.1", free_tcp_port):
+            session = await connected(vendor, journal, webhooks=receiver).start()
+            session.submit(song, stems=STEMS)
+            await until(lambda: any(each.status == 200 for each in vendor.deliveries))
+            [record] = await read(journal)
+            task_id = vendor.submissions[0].task_id
+            assert (record.task_id, record.hinted_task) == (None, task_id)
+            await session.aclose(drain=False)
+        vendor.faults.clear()
+        async with connected(vendor, journal) as session:  # with neither webhooks nor a listing
+            [job] = await session.resume()
+            with anyio.fail_after(HANG):
+                assert (await job).task_id == task_id
+        assert len(vendor.submissions) == 1
+
+
+@pytest.mark.parametrize("hint", ["no task", "another job's"])
+async def test_a_task_that_a_webhook_named_wrongly_is_nobodys(hint: str, tmp_path: Path) -> None:
+    """What the vendor does not know, or another job has, brings no lost track in."""
+    journal = tmp_path / "journal.db"
+    async with Emulator(seconds=0.05, separate=False, lists=False) as vendor:
+        task_id = await accepted_by(vendor)
+        known = lost("b", task_id=task_id, state=JobState.COMPLETED)
+        hinted = task_id if hint == "another job's" else "00000000-0000-0000-0000-000000000000"
+        await written(journal, known, lost("a", hinted_task=hinted))
+        async with connected(vendor, journal) as session:
+            [job] = await session.resume()
+            with anyio.fail_after(HANG), pytest.raises(SubmissionUnknownError):
+                await job
+        assert job.task_id is None
+
+
 async def test_a_webhook_that_came_while_nobody_was_there_is_not_waited_for(
     tmp_path: Path, free_tcp_port: int
 ) -> None:

@@ -22,7 +22,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from yarl import URL
 
-from musicgpt_async.errors import ConfigurationError
+from musicgpt_async.errors import ConfigurationError, JournalError
 from musicgpt_async.webhooks import MAX_BODY, SERVICE, WebhookReceiver
 
 pytestmark = pytest.mark.anyio
@@ -287,6 +287,28 @@ async def test_a_job_that_raises_does_not_break_the_door(
     assert "LookupError" in caplog.text
     assert token not in caplog.text
     assert "private" not in caplog.text
+
+
+async def test_a_delivery_is_acknowledged_once_it_is_written_down(door: Open) -> None:
+    """The door waits for whoever keeps what it brought, and asks for it again where that fails."""
+    kept, began, written = [JournalError("the disk is full")], anyio.Event(), anyio.Event()
+
+    async def keep() -> None:
+        if kept:
+            raise kept.pop()
+        began.set()
+        await written.wait()
+
+    token = door.receiver.token_for("another")
+    door.receiver.inbox.open(token, door.got.append, keep)
+    status, headers, _ = await door.send("POST", f"/hooks/{token}", b"{}")
+    assert (status, headers["Retry-After"]) == (503, "30")
+    delivery = asyncio.create_task(door.send("POST", f"/hooks/{token}", b"{}"))
+    await began.wait()
+    assert not delivery.done()
+    written.set()
+    assert (await delivery)[0] == 200
+    assert door.got == [{}, {}]
 
 
 async def test_late_and_doubled_deliveries_are_acknowledged(door: Open) -> None:

@@ -165,6 +165,7 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table, sa.Tab
         sa.Column("sha256", sa.Text),
         sa.Column("task_id", sa.Text, index=True),
         sa.Column("conversion_id", sa.Text),
+        sa.Column("hinted_task", sa.Text),
         sa.Column("eta", sa.Double),
         sa.Column("credit_estimate", sa.Double),
         sa.Column("sent_at", sa.Double),

@@ -15,7 +15,7 @@ import logging
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import attrs
@@ -28,6 +28,7 @@ REMEMBERED_TOKENS = 4096
 
 Payload = Mapping[str, Any]
 Wake = Callable[[Payload], None]
+Keep = Callable[[], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ _log = logging.getLogger(__name__)
 class _Letterbox:
     token: str = attrs.field(repr=False)
     wake: Wake = attrs.field(repr=False)
+    keep: Keep | None = attrs.field(default=None, repr=False)
     thread: int = attrs.field(factory=threading.get_ident)
 
 
@@ -68,13 +70,14 @@ class Inbox:
         """Return how many letterboxes are open."""
         return len(self._letterboxes)
 
-    def open(self, token: str, wake: Wake) -> None:
+    def open(self, token: str, wake: Wake, keep: Keep | None = None) -> None:
         """Open the letterbox of a token; what was kept for it is handed over before this returns.
 
         Args:
             token: The job's own token.
             wake: Called with the payload of each delivery, from inside the door: it must return
                 at once. What it raises is logged and goes no further.
+            keep: Awaited by the door before it acknowledges a delivery.
 
         Raises:
             ConfigurationError: It is open already: two sessions follow one job.
@@ -86,7 +89,7 @@ class Inbox:
                 "close the session that follows it before another takes it up."
             )
         self._closed.pop(public, None)
-        letterbox = self._letterboxes[public] = _Letterbox(token, wake)
+        letterbox = self._letterboxes[public] = _Letterbox(token, wake, keep)
         for payload in self._take_kept(token):
             _hand_over(letterbox, payload)
 
@@ -127,6 +130,16 @@ class Inbox:
         else:
             _hand_over(letterbox, payload)
         return True
+
+    async def kept(self, token: str) -> None:
+        """Wait until whoever took the deliveries for a token has written down what they brought.
+
+        Raises:
+            MusicGPTError: It could not be written down.
+        """
+        letterbox = self._letterboxes.get(_public_part(token))
+        if letterbox and letterbox.keep and letterbox.thread == threading.get_ident():
+            await letterbox.keep()
 
     def _keep(self, delivery: _Kept) -> None:
         self._kept.append(delivery)

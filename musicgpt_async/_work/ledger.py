@@ -63,6 +63,15 @@ class Ledger:
             record = _as_it_stood(job.record) if job in self._left else job.record
             await self.journal.save(record, release=_is_let_go(job.record))
 
+    async def keep(self, job: ExtractionJob) -> None:
+        """Write down a job of this process before going on; another's is left to it.
+
+        Raises:
+            JournalError: It could not be written.
+        """
+        if self.owns(job):
+            await self.save(job)
+
     def leave(self, job: ExtractionJob) -> None:
         """Write a job down as it stood when its session left it, for whoever resumes."""
         self._left.add(job)

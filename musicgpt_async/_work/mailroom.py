@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import anyio
@@ -22,6 +23,7 @@ class Mailroom:
     Args:
         receiver: The door.
         wake: Called with a job that a delivery came for.
+        keep: Writes down a job whose task a delivery has brought in.
         feed: Where events go.
     """
 
@@ -30,10 +32,12 @@ class Mailroom:
         receiver: WebhookReceiver | None,
         *,
         wake: Callable[[ExtractionJob], None],
+        keep: Callable[[ExtractionJob], Awaitable[None]],
         feed: Feed,
     ) -> None:
         self._receiver = receiver
         self._wake = wake
+        self._keep = keep
         self._feed = feed
         self._hints: dict[str, Conversion] = {}
         self._news: dict[str, anyio.Event] = {}
@@ -50,7 +54,8 @@ class Mailroom:
             token = job.record.token or self._receiver.token_for(job.id)
             job.note(token=token)
             self._news[job.id] = anyio.Event()
-            self._receiver.inbox.open(token, lambda payload: self._take(job, payload))
+            take, keep = partial(self._take, job), partial(self._kept, job)
+            self._receiver.inbox.open(token, take, keep)
         return self._receiver.url_for(job.record.token or "")
 
     def close(self, job: ExtractionJob) -> None:
@@ -84,7 +89,14 @@ class Mailroom:
         delivery = payloads.read_delivery(payload, requested=job.stems)
         if delivery.task_id and delivery.task_id == (job.task_id or delivery.task_id):
             self._hints[job.id] = delivery
+            job.note(hinted_task=delivery.task_id)
             self._news[job.id].set()
         if self._feed:
             self._feed.publish(job.event(Woken))
         self._wake(job)
+
+    async def _kept(self, job: ExtractionJob) -> None:
+        # What is acknowledged does not come again: a task that nothing else has told is on disk by
+        # then, though only byId's answer will make it the job's.
+        if job.task_id is None and job.record.hinted_task is not None:
+            await self._keep(job)

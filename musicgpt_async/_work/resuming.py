@@ -184,6 +184,20 @@ class Resumer:
         job.advance(Change.HAND_OVER)
         if self._desk.mail.expects(job):
             self._submitter.expect(job, self._unknown(job))
+        if job.record.hinted_task and self._followers is not None:
+            self._followers.start_soon(self._confirm, job, job.record.hinted_task)
+        else:
+            self._look_into_listing(job)
+
+    async def _confirm(self, job: ExtractionJob, task_id: str) -> None:
+        """Go on with the task that a delivery named to an earlier process, if it is the job's."""
+        if not await self._submitter.is_real(task_id, job):
+            self._look_into_listing(job)
+        elif job.state is JobState.DELIVERED:
+            _log.info("%s was found again by its webhook: task %s", job.title, task_id)
+            self._submitter.accept(job, task_id, None)
+
+    def _look_into_listing(self, job: ExtractionJob) -> None:
         self._lost.append(_Lost(job, anyio.current_time()))
         self._bell.ring()
 

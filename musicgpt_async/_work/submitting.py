@@ -30,6 +30,7 @@ from musicgpt_async.errors import (
     CreditLimitError,
     ForbiddenError,
     InsufficientCreditsError,
+    JournalError,
     MusicGPTError,
     NotFoundError,
     ReleasedError,
@@ -409,7 +410,7 @@ class Submitter:
                 hint = await self._desk.mail.named_task(job)
                 if hint is None:
                     break
-                if job.task_id is not None or await self._is_real(hint.task_id, job):
+                if job.task_id is not None or await self.is_real(hint.task_id, job):
                     _log.info("%s was found again by its webhook: task %s", job.title, hint.task_id)
                     self._desk.mail.keep(job, hint)
                     return Acceptance(task_id=hint.task_id, conversion_id=hint.conversion_id)
@@ -429,8 +430,9 @@ class Submitter:
             job=job,
         ) from error
 
-    async def _is_real(self, task_id: str, job: ExtractionJob) -> bool:
-        if task_id in self._tasks:
+    async def is_real(self, task_id: str, job: ExtractionJob) -> bool:
+        """Ask whether the vendor knows a task that a delivery named, and it is no other job's."""
+        if task_id in self._tasks or await self._is_anothers(task_id, job):
             return False
         for pause in CONFIRMATIONS:
             await anyio.sleep(pause)
@@ -442,6 +444,17 @@ class Submitter:
                 return True  # the look failed, not the task
             return True
         return False
+
+    async def _is_anothers(self, task_id: str, job: ExtractionJob) -> bool:
+        journal = self._desk.ledger.journal
+        if journal is None:
+            return False
+        try:
+            found = await journal.find(task_id)
+        except JournalError as error:  # rather unknown than another job's stems
+            _log.error("Whose task %s is was not found out: %s", task_id, error)
+            return True
+        return found is not None and found.id != job.record.id
 
     def _accepted(self, job: ExtractionJob, acceptance: Acceptance) -> None:
         facts = {**attrs.asdict(acceptance), "accepted_at": time.time()}
