@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from musicgpt_async.cli.progress import HELD_UP, Board, Track
+from musicgpt_async.cli.progress import Board, Track
 from musicgpt_async.cli.screen import Screen, Totals
 from musicgpt_async.cli.text import count, credit, span
 
@@ -79,8 +79,8 @@ class LiveScreen(Screen):
         tracks = list(self._board.active.values())
         room = max(1, self._console.height - OTHER_LINES)
         left = [Text(f"… and {len(tracks) - room} more", "dim")] if len(tracks) > room else []
-        if self._board.is_held_up:
-            left = [Text(HELD_UP, "yellow", no_wrap=True, overflow="ellipsis")]
+        if trouble := self._board.trouble:
+            left = [Text(trouble, "yellow", no_wrap=True, overflow="ellipsis")]
         has_bars = self._console.width >= NARROW
         picture = Group(_overall(self._totals()), _table(tracks[:room], has_bars=has_bars), *left)
         return Constrain(picture, self._console.width - ECHO)

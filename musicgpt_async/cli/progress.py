@@ -24,6 +24,8 @@ from musicgpt_async.events import (
 
 # Said where nothing moves because the account's slots are taken, or the vendor is unwell.
 HELD_UP = "in line: the vendor takes no more tracks of this account for now"
+# Said once so many looks in a row have failed; one or two are nothing.
+UNANSWERED, LOOKS = "the vendor does not answer; it is asked again and again", 3
 # Seconds over which a speed is measured, so that it can be read.
 MOMENT = 0.5
 
@@ -106,11 +108,14 @@ class Board:
         self.released: list[ExtractionJob] = []
         self._clock = clock
         self._refused = False
+        self._failed_looks = 0
 
     @property
-    def is_held_up(self) -> bool:
-        """Whether nothing is on its way since the vendor refused a submit for now."""
-        return self._refused and not self.active
+    def trouble(self) -> str:
+        """What holds the batch up, for people; empty where nothing does."""
+        if self._failed_looks >= LOOKS:
+            return UNANSWERED
+        return HELD_UP if self._refused and not self.active else ""
 
     def take(self, event: Event) -> None:
         """Take in what happened."""
@@ -124,9 +129,12 @@ class Board:
             case Accepted():
                 track = self._track(event, "working")
                 track.since, track.eta = self._clock(), event.eta
-                self._refused = False
+                self._refused, self._failed_looks = False, 0
+            case Looked(status=""):
+                self._failed_looks += 1
             case Looked():
-                track = self._track(event, event.status.lower().replace("_", " ") or "working")
+                self._failed_looks = 0
+                track = self._track(event, event.status.lower().replace("_", " "))
                 track.since = track.since or self._clock()
             case Completed():
                 if event.job_id in self.active:  # else it was finished before, and is only checked

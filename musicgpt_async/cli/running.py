@@ -32,7 +32,7 @@ from musicgpt_async import (
 from musicgpt_async.cli import output
 from musicgpt_async.cli.display import screen_for
 from musicgpt_async.cli.interrupts import Interrupts
-from musicgpt_async.cli.progress import HELD_UP, Board
+from musicgpt_async.cli.progress import Board
 from musicgpt_async.cli.screen import Totals
 from musicgpt_async.cli.text import count, credit, plain, span
 from musicgpt_async.cli.usage import UsageError
@@ -235,17 +235,18 @@ class Run:
             await anyio.to_thread.run_sync(output.data, output.as_json(outcome))
 
     async def _follow(self, events: AsyncIterator[Event]) -> None:
-        is_told = False
+        told = ""
         async for event in events:
             self._board.take(event)
             if self._screen.shows_progress:
                 continue
-            if self._board.is_held_up and not is_told:
-                self.say(HELD_UP)
-                is_told = True
+            trouble = self._board.trouble
+            if trouble and trouble != told:
+                self.say(trouble)
+                told = trouble
             elif isinstance(event, Accepted):
                 self.say(_accepted(event))
-                is_told = False
+                told = ""
 
     def _totals(self) -> Totals:
         return Totals(

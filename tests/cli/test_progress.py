@@ -15,7 +15,8 @@ import pytest
 from rich.cells import cell_len
 
 from musicgpt_async import Extraction, TransportError
-from musicgpt_async.cli.progress import HELD_UP, Board
+from musicgpt_async.cli.progress import HELD_UP, UNANSWERED, Board
+from musicgpt_async.emulator import Fault
 from musicgpt_async.events import (
     Accepted,
     Completed,
@@ -97,17 +98,17 @@ def test_a_batch_that_is_held_up_is_known() -> None:
     """Nothing under way after a refusal is worth a word, until the vendor takes a track again."""
     board = Board()
     board.take(event(Queued))
-    assert not board.is_held_up
+    assert not board.trouble
     board.take(event(Accepted, job="other", eta=None, credit_estimate=None))
     board.take(event(Uploading, sent=2, total=2))
     board.take(event(Slowed, call="submit", retry_after=None))
-    assert not board.is_held_up
+    assert not board.trouble
     board.take(event(Downloaded, job="other", files={}))
-    assert board.is_held_up
+    assert board.trouble == HELD_UP
     board.take(event(Uploading, sent=2, total=2))
     board.take(event(Accepted, eta=None, credit_estimate=None))
     board.take(event(Downloaded, files={}))
-    assert not board.is_held_up
+    assert not board.trouble
 
 
 @pytest.mark.anyio
@@ -122,6 +123,28 @@ async def test_waiting_for_a_slot_is_said(open_vendor: Any) -> None:
         )
     assert [each.code for each in ended] == [0, 0]
     assert sorted(each.err.count(HELD_UP) for each in ended) == [0, 1]
+
+
+def test_a_vendor_that_does_not_answer_is_known() -> None:
+    """Failed looks in a row are told, one alone is not; neither changes a track's state."""
+    board = Board()
+    board.take(event(Looked, status="PENDING"))
+    for trouble in ("", "", UNANSWERED):
+        board.take(event(Looked, status=""))
+        assert board.trouble == trouble
+        assert board.active["job"].state == "pending"
+    board.take(event(Looked, status="PENDING"))
+    assert not board.trouble
+
+
+@pytest.mark.anyio
+async def test_a_vendor_that_does_not_answer_is_told_once(open_vendor: Any) -> None:
+    """Without a terminal one line says why nothing moves; the track is done all the same."""
+    async with open_vendor(seconds=0.1) as (vendor, shell):
+        vendor.script(Fault("byId", "status", status=502, times=5))
+        ended = await shell.run("extract", shell.track("song.wav"), "--out", "o", "--plan", "pro")
+    assert ended.code == 0
+    assert ended.err.count(UNANSWERED) == 1
 
 
 def test_a_track_that_was_done_before_is_never_shown() -> None:
