@@ -269,14 +269,14 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     """Return the body, cut at ``LONGEST_ANSWER``: no answer of the API comes near it."""
     body = b""
     try:
-        async for chunk in response.content.iter_any():
+        while len(body) < LONGEST_ANSWER and (chunk := await response.content.readany()):
             body = body + chunk if body else chunk
-            if len(body) >= LONGEST_ANSWER:
-                return body[:LONGEST_ANSWER]
+            if response.content.at_eof():
+                break
     except BaseException:
         body = chunk = b""  # it may repeat the key, and some keep a failed frame's values
         raise
-    return body
+    return body[:LONGEST_ANSWER]
 
 
 def _reason(error: BaseException) -> str:

@@ -244,7 +244,8 @@ def _conversion(data: Mapping[str, Any], requested: Sequence[str]) -> Conversion
 def _links(data: Mapping[str, Any], lone_stem: str) -> dict[str, StemLinks]:
     links: dict[str, StemLinks] = {}
     for kind, keys in _LINK_KEYS.items():
-        for stem, url in _urls([data.get(key) for key in keys], lone_stem):
+        values = [value for key in keys if (value := data.get(key))]
+        for stem, url in _urls(values, lone_stem) if values else ():
             links[stem] = attrs.evolve(links.get(stem, StemLinks()), **{kind: url})
     return links
 
@@ -297,6 +298,8 @@ def _number(value: Any) -> float | None:
 
 def _words(value: Any, depth: int = 4) -> str | None:
     """Return the words in one part of an error: a string, an object, or a list of objects."""
+    if not value:
+        return None
     if isinstance(value, str):
         return snippet(value.encode("utf-8", "replace")) or None
     if isinstance(value, Mapping):

@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
-import anyio
+import asyncio
 
 
 class Bell:
-    """Rung from anywhere in the loop; ringing it twice before it is heard counts once."""
+    """Rung from anywhere in the loop; ringing it twice before it is heard counts once.
+
+    Its rooms ring it for each look and each job, so it is made of the loop's own parts.
+    """
 
     def __init__(self) -> None:
-        self._rung = anyio.Event()
+        self._rung = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._sleeper: asyncio.Future[None] | None = None
 
     def ring(self) -> None:
         """Wake the sleeper, now or when it next lies down."""
-        self._rung.set()
+        self._rung = True
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_result(None)
+
+    def set(self, at: float | None) -> None:
+        """Ring at a moment of the loop's clock, unless it is set for an earlier one."""
+        if at is None or (self._alarm is not None and self._alarm.when() <= at):
+            return
+        self._unset()
+        self._alarm = asyncio.get_running_loop().call_at(at, self.ring)
 
     async def wait(self, until: float | None = None) -> None:
         """Sleep until the bell rings, or until a moment of the loop's clock."""
-        left = None if until is None else max(0.0, until - anyio.current_time())
-        with anyio.move_on_after(left):
-            await self._rung.wait()
-        self._rung = anyio.Event()
+        self.set(until)
+        try:
+            if not self._rung:
+                self._sleeper = asyncio.get_running_loop().create_future()
+                await self._sleeper
+        finally:
+            self._sleeper = None
+            self._unset()
+        self._rung = False
+
+    def _unset(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None

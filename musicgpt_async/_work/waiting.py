@@ -83,7 +83,7 @@ class Watcher:
             job: It has a task_id.
             age: Seconds since it was accepted, ``None`` where nobody knows.
         """
-        now = anyio.current_time()
+        now = _now()
         watch = _Watch(job, None if age is None else now - age)
         if job.deadline is not None:
             loop = asyncio.get_running_loop()
@@ -101,7 +101,7 @@ class Watcher:
         watch = self._watches.get(job.id)
         if watch is not None:
             watch.echoes = 0
-            self._schedule.wake(watch, now=anyio.current_time())
+            self._schedule.wake(watch, now=_now())
             self._bell.ring()
 
     def forget(self, job: ExtractionJob) -> None:
@@ -112,7 +112,7 @@ class Watcher:
         if watch.expiry is not None:
             watch.expiry.cancel()
         if job.state in (JobState.COMPLETED, JobState.FAILED):
-            self._schedule.finished(watch, now=anyio.current_time())
+            self._schedule.finished(watch, now=_now())
         else:
             self._schedule.forget(watch)
 
@@ -123,7 +123,7 @@ class Watcher:
             MusicGPTError: The look failed.
         """
         question = _Question(task_id, stems)
-        now = anyio.current_time()
+        now = _now()
         self._schedule.add(question, now=now, eta=None, age=None)
         self._schedule.wake(question, now=now)
         self._bell.ring()
@@ -139,7 +139,7 @@ class Watcher:
         """Make the looks as they fall due."""
         async with anyio.create_task_group() as looks:
             while True:
-                for entry in self._schedule.due(anyio.current_time()):
+                for entry in self._schedule.due(_now()):
                     looks.start_soon(self._look, entry)
                 await self._bell.wait(until=self._schedule.next_due())
 
@@ -148,7 +148,7 @@ class Watcher:
             answer = await self._desk.http.ask(self._url, protocol.look_query(entry.task_id))
             what = f"The look at task {entry.task_id}"
             data = protocol.read(answer, now=time.time(), what=what)
-            self._schedule.answered(now=anyio.current_time())
+            self._schedule.answered(now=_now())
             conversion = _of_task(entry, data)
         except RateLimitError as error:
             self._slow_down(entry, error)
@@ -159,10 +159,10 @@ class Watcher:
             self._failed(entry, ProtocolError(f"A look failed unexpectedly: {error!r}."))
         else:
             self._saw(entry, conversion)
-        self._bell.ring()
+        self._bell.set(self._schedule.next_due())
 
     def _slow_down(self, entry: _Watch | _Question, error: RateLimitError) -> None:
-        now = anyio.current_time()
+        now = _now()
         self._schedule.throttled(now=now, retry_after=error.retry_after)
         self._schedule.pending(entry, now=now)
         if isinstance(entry, _Watch) and self._feed:
@@ -170,7 +170,7 @@ class Watcher:
 
     def _failed(self, entry: _Watch | _Question, error: MusicGPTError) -> None:
         """Go on after a failed look: it is never a failed job."""
-        now = anyio.current_time()
+        now = _now()
         if isinstance(entry, _Question):
             entry.answer = error
             entry.answered.set()
@@ -228,7 +228,7 @@ class Watcher:
         )
 
     def _look_again(self, watch: _Watch) -> None:
-        now = anyio.current_time()
+        now = _now()
         self._schedule.pending(watch, now=now)
         if watch.echoes < len(ECHOES):
             self._schedule.wake(watch, now=now, delay=ECHOES[watch.echoes])
@@ -253,6 +253,10 @@ class Watcher:
         if word not in self._strange_words:
             self._strange_words.add(word)
             _log.warning("The vendor has a new word for a job: %r; it counts as unfinished.", word)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _of_task(entry: _Watch | _Question, data: dict[str, object]) -> Conversion:
