@@ -32,7 +32,7 @@ def importing(statement: str) -> Any:
 
     @contextmanager
     def contender() -> Iterator[Callable[[], dict[str, float]]]:
-        name = statement.rsplit(maxsplit=1)[-1]
+        name = statement.split()[1].rstrip(",")
         if importlib.util.find_spec(name) is None:
             raise RuntimeError(f"{name} is not installed")
 
@@ -50,6 +50,7 @@ def importing(statement: str) -> Any:
 CONTENDERS: dict[str, Any] = {
     "bare dependencies": importing("import attrs, anyio, aiofiles, stamina, aiohttp"),
     "ours": importing("import musicgpt_async"),
+    "ours, its session": importing("from musicgpt_async import MusicGPTSession"),
     "aiohttp alone": importing("import aiohttp"),
     "httpx": importing("import httpx"),
     "requests": importing("import requests"),

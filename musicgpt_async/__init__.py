@@ -8,52 +8,57 @@
         files = await job.download("stems/")
 """
 
-from musicgpt_async import errors, events
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from musicgpt_async._version import __version__
-from musicgpt_async.batch import Item, Outcome
-from musicgpt_async.errors import (
-    APIError,
-    AuthenticationError,
-    BadRequestError,
-    ConfigurationError,
-    ConflictError,
-    CreditLimitError,
-    DeadlineError,
-    DownloadError,
-    ExtractionFailedError,
-    ForbiddenError,
-    InsufficientCreditsError,
-    InvalidOptionError,
-    JournalError,
-    MusicGPTError,
-    NotFinishedError,
-    NotFoundError,
-    ProtocolError,
-    RateLimitError,
-    ReleasedError,
-    ServerError,
-    SessionClosedError,
-    SourceChangedError,
-    SourceError,
-    StalledError,
-    SubmissionUnknownError,
-    TransportError,
-    ValidationError,
-)
-from musicgpt_async.job import ExtractionJob
-from musicgpt_async.journal import Journal
-from musicgpt_async.models import (
-    Acceptance,
-    AudioFormat,
-    Extraction,
-    JobState,
-    Limits,
-    Preprocessing,
-    Stem,
-    StemLinks,
-)
-from musicgpt_async.session import MusicGPTSession
-from musicgpt_async.webhooks import WebhookReceiver
+
+if TYPE_CHECKING:
+    from musicgpt_async import errors, events
+    from musicgpt_async.batch import Item, Outcome
+    from musicgpt_async.errors import (
+        APIError,
+        AuthenticationError,
+        BadRequestError,
+        ConfigurationError,
+        ConflictError,
+        CreditLimitError,
+        DeadlineError,
+        DownloadError,
+        ExtractionFailedError,
+        ForbiddenError,
+        InsufficientCreditsError,
+        InvalidOptionError,
+        JournalError,
+        MusicGPTError,
+        NotFinishedError,
+        NotFoundError,
+        ProtocolError,
+        RateLimitError,
+        ReleasedError,
+        ServerError,
+        SessionClosedError,
+        SourceChangedError,
+        SourceError,
+        StalledError,
+        SubmissionUnknownError,
+        TransportError,
+        ValidationError,
+    )
+    from musicgpt_async.job import ExtractionJob
+    from musicgpt_async.journal import Journal
+    from musicgpt_async.models import (
+        Acceptance,
+        AudioFormat,
+        Extraction,
+        JobState,
+        Limits,
+        Preprocessing,
+        Stem,
+        StemLinks,
+    )
+    from musicgpt_async.session import MusicGPTSession
+    from musicgpt_async.webhooks import WebhookReceiver
 
 __all__ = [
     "APIError",
@@ -101,3 +106,23 @@ __all__ = [
     "errors",
     "events",
 ]
+
+# Where the names are; each is imported when it is first asked for. pytest loads this package at
+# every start, for the sake of its plugin, in projects that never use it too.
+_ROOMS = ("errors", "models", "events", "job", "batch", "webhooks", "journal", "session")
+
+if not TYPE_CHECKING:  # or every misspelt name would have a type
+
+    def __getattr__(name: str) -> Any:
+        for room in _ROOMS if name in __all__ else ():
+            module = import_module(f"{__name__}.{room}")
+            if name == room:
+                return module
+            if name in vars(module):
+                globals()[name] = vars(module)[name]
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

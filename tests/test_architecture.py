@@ -54,7 +54,8 @@ def imported(tree: ast.AST, module: str, known: set[str], *, is_package: bool) -
                 found = below(f"{start}.{alias.name}", known) or below(start, known)
                 if found:
                     yield found
-        elif isinstance(node, ast.Call) and is_dynamic(node):
+        # What the face imports when it is asked for, it names above, for type checkers.
+        elif isinstance(node, ast.Call) and is_dynamic(node) and module != "__init__":
             name = node.args[0]
             assert isinstance(name, ast.Constant), f"{module} imports what only it knows"
             found = below(str(name.value), known)
