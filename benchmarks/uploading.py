@@ -204,7 +204,7 @@ def small_blocks() -> None:
     """Read by 64 KiB."""
     from musicgpt_async._io import upload  # noqa: PLC0415
 
-    upload.BLOCK = upload.MOST_READ = 65536
+    upload.BLOCK = upload.READ = 65536
 
 
 def on_the_loop() -> None:

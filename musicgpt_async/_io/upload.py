@@ -53,8 +53,8 @@ AudioSource = (
 
 # 64 KiB cost two to three times the CPU; 4 MiB hold the loop for milliseconds.
 BLOCK = 1 << 20
-# Going off the loop and back costs as much as reading half a block: long files are read by more.
-MOST_READ = 4 * BLOCK
+# Going off the loop and back costs as much as reading half a block.
+READ = 2 * BLOCK
 UNNAMED = "audio"
 
 
@@ -73,8 +73,11 @@ class Content(Protocol):
     def version(self) -> str:
         """What changes with the content; empty where nothing tells."""
 
-    def blocks(self) -> AsyncGenerator[memoryview, None]:
-        """Yield the content from its start; the caller closes the iterator."""
+    def blocks(self, room: Callable[[], memoryview]) -> AsyncGenerator[memoryview, None]:
+        """Yield the content from its start; the caller closes the iterator.
+
+        ``room`` gives the memory for what is read next; what lay in it was yielded before.
+        """
 
 
 @attrs.frozen
@@ -172,8 +175,11 @@ class _InMemory:
     def size(self) -> int:
         return len(self._data)
 
-    async def blocks(self) -> AsyncGenerator[memoryview, None]:
-        for block in _split(self._data):
+    async def blocks(
+        self,
+        room: Callable[[], memoryview],  # noqa: ARG002 - all of it has its place already
+    ) -> AsyncGenerator[memoryview, None]:
+        for block in _split(memoryview(self._data)):
             yield block
             # `drain` returns without yielding while the peer keeps up.
             await anyio.lowlevel.checkpoint()
@@ -199,23 +205,25 @@ class _InFile:
             raise SourceError(f"{name!r} is no path ({error}); nothing was paid for.") from error
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
             raise SourceError(f"{path} is not a file; give the path of an audio file.")
-        file = await aiofiles.open(path, "rb", executor=executor)
+        file: Any = await aiofiles.open(path, "rb", buffering=0, executor=executor)
         stack.push_async_callback(_close, file)
         status = await run(executor, os.fstat, file.fileno())
         _refuse_empty(name, status.st_size)
         version = f"{status.st_size}:{status.st_mtime_ns}"
         return cls(name, status.st_size, version, status.st_mtime_ns, file, executor)
 
-    async def blocks(self) -> AsyncGenerator[memoryview, None]:
+    async def blocks(self, room: Callable[[], memoryview]) -> AsyncGenerator[memoryview, None]:
         with _reading(self.name):
             await self._file.seek(0)
-            left, most = self.size, BLOCK
-            while left and (data := await self._file.read(min(most, left))):
-                left -= len(data)
-                most = min(2 * most, MOST_READ)
-                for block in _split(data):
+            left = self.size
+            while left:
+                space = room()[:left]
+                count = await self._file.readinto(space)
+                if not count:
+                    break
+                left -= count
+                for block in _split(space[:count]):
                     yield block
-                del block, data  # before the next is read: one at a time is in memory
             status = await asyncio.get_running_loop().run_in_executor(
                 self._executor, os.fstat, self._file.fileno()
             )
@@ -316,7 +324,17 @@ class Body(aiohttp.Payload):
 
     async def _write_content(self, writer: AbstractStreamWriter, content: Content) -> None:
         sent = 0
-        async with aclosing(content.blocks()) as blocks:
+        transport = _transport(writer)
+        space = memoryview(b"")
+
+        def room() -> memoryview:
+            """Return the same memory each time, unless the transport still sends from it."""
+            nonlocal space
+            if not (space and _is_empty(transport)):
+                space = memoryview(bytearray(min(READ, content.size)))
+            return space
+
+        async with _emptied(transport), aclosing(content.blocks(room)) as blocks:
             async for block in blocks:
                 if self._digest is not None:
                     await self._digest.update(block)
@@ -382,11 +400,28 @@ class Digest:
         await loop.run_in_executor(self._executor, self._sha256.update, block)
 
 
-def _split(data: bytes) -> Iterator[memoryview]:
+def _split(view: memoryview) -> Iterator[memoryview]:
     """Yield what was read in pieces that are sent at once, without a copy."""
-    view = memoryview(data)
-    for start in range(0, len(data), BLOCK):
+    for start in range(0, len(view), BLOCK):
         yield view[start : start + BLOCK]
+
+
+@asynccontextmanager
+async def _emptied(transport: asyncio.WriteTransport | None) -> AsyncIterator[None]:
+    """Have each write wait until the transport has nothing left, so that memory is used again."""
+    if transport is not None and not transport.is_closing():
+        transport.set_write_buffer_limits(high=1, low=0)  # asyncio's TLS never resumes from high=0
+    yield
+    if transport is not None and not transport.is_closing():
+        transport.set_write_buffer_limits()
+
+
+def _is_empty(transport: asyncio.WriteTransport | None) -> bool:
+    return (
+        transport is not None
+        and not transport.is_closing()
+        and not transport.get_write_buffer_size()
+    )
 
 
 def _transport(writer: AbstractStreamWriter) -> asyncio.WriteTransport | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -103,7 +104,9 @@ Serve = Callable[..., AbstractAsyncContextManager[Server]]
 
 
 @asynccontextmanager
-async def serving(handler: Handler, *, window: int | None = None) -> AsyncIterator[Server]:
+async def serving(
+    handler: Handler, *, window: int | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Server]:
     """Serve each connection with ``handler``; ``window`` is the kernel's receive buffer."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -129,7 +132,7 @@ async def serving(handler: Handler, *, window: int | None = None) -> AsyncIterat
             state.open -= 1
             writer.close()
 
-    server = await asyncio.start_server(serve, sock=listener, limit=1 << 16)
+    server = await asyncio.start_server(serve, sock=listener, limit=1 << 16, ssl=tls)
     try:
         yield state
     finally:

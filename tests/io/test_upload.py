@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -17,8 +18,10 @@ from typing import Any
 
 import aiohttp
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
+import trustme
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from starlette.datastructures import Headers
@@ -299,6 +302,42 @@ async def test_progress_counts_the_tracks_bytes(
     assert digest.hexdigest == hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_memory_that_is_used_again_never_mixes_blocks(
+    tls: bool, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
+) -> None:
+    """A vendor that reads in sips gets every block as it was, in clear and over TLS."""
+    data = secrets.token_bytes(9 * BLOCK + 17)  # no block like another
+    (tmp_path / "a.wav").write_bytes(data)
+    authority = trustme.CA()
+    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    authority.configure_trust(ours)
+    got = hashlib.sha256()
+
+    async def sip(peer: Any) -> None:
+        left = int((await peer.head()).headers["content-length"])
+        while left:
+            piece = await peer.reader.read(min(left, 50_021))
+            got.update(piece)
+            left -= len(piece)
+            await anyio.lowlevel.checkpoint()
+        await peer.answer(200, b'{"success": true, "task_id": "t"}')
+
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=ours)) as http,
+        serve(sip, window=NARROW, tls=theirs if tls else None) as server,
+        lanes(http=http) as transport,
+        opened(tmp_path / "a.wav", executor) as content,
+    ):
+        body = body_of(content)
+        url = server.url.replace("http:", "https:") if tls else server.url
+        with anyio.fail_after(60):
+            assert (await transport.send(url, body)).status == 200
+    head, tail = body._head, body._tail
+    assert got.hexdigest() == hashlib.sha256(head + data + tail).hexdigest()
+
+
 async def test_a_track_that_holds_line_breaks_and_boundaries_arrives_as_it_is(
     serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
@@ -470,8 +509,8 @@ class _Unreadable:
     size: int = 2 * BLOCK
     version: str = "1"
 
-    async def blocks(self) -> AsyncGenerator[bytes, None]:
-        yield bytes(BLOCK)
+    async def blocks(self, _: object) -> AsyncGenerator[memoryview, None]:
+        yield memoryview(bytes(BLOCK))
         raise self.error
 
 
@@ -503,8 +542,8 @@ class _Longer:
     name: str = "a.wav"
     version: str = "1"
 
-    async def blocks(self) -> AsyncGenerator[bytes, None]:
-        yield b"x" * 100
+    async def blocks(self, _: object) -> AsyncGenerator[memoryview, None]:
+        yield memoryview(b"x" * 100)
 
 
 @pytest.mark.parametrize("announced", [99, 101])
