@@ -1,6 +1,6 @@
 """Every comparison in one run: against the machine's limit, other clients, and ourselves with less.
 
-    python benchmarks/run.py [--quick] [--only NAME …] [--json FILE] [--pictures DIR]
+    python benchmarks/run.py [--quick] [--rounds N] [--only NAME …] [--json FILE] [--pictures DIR]
 
 Contenders take turns, each in a process of its own on one core; the server is another process on
 another core. Only ratios count, and nothing passes or fails: targets are shown beside what came.
@@ -34,11 +34,7 @@ class Run:
 
     server: servers.Server
     quick: bool
-
-    @property
-    def rounds(self) -> int:
-        """How often everybody has a turn."""
-        return 3 if self.quick else 7
+    rounds: int
 
     def upload(self) -> Iterator[Table]:
         """Uploads, small and large."""
@@ -63,11 +59,11 @@ class Run:
 
     def start(self) -> Iterator[Table]:
         """Import."""
-        yield from starting.tables(self.rounds if self.quick else 15)
+        yield from starting.tables(2 * self.rounds)
 
     def batch(self) -> Iterator[Table]:
         """A whole batch."""
-        yield from batches.tables(5 if not self.quick else 2, quick=self.quick)
+        yield from batches.tables(self.rounds, quick=self.quick)
 
     def ablations(self) -> Iterator[Table]:
         """What each part of the design earns: ours without it."""
@@ -104,6 +100,7 @@ def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds")
+    parser.add_argument("--rounds", type=int, help="how often everybody has a turn")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--json", type=Path, help="where to write every figure")
     parser.add_argument("--pictures", type=Path, help="a directory to draw into")
@@ -111,7 +108,8 @@ def main() -> None:
     tables: list[Table] = []
     both = cores()
     with servers.running(None if both is None else both[0]) as server:
-        run = Run(server, arguments.quick)
+        rounds = arguments.rounds or (3 if arguments.quick else 7)
+        run = Run(server, arguments.quick, rounds)
         for part in arguments.only:
             for table in PARTS[part](run):
                 table.print()

@@ -169,6 +169,8 @@ class Transport:
 
     def _proxy(self, url: str) -> dict[str, Any]:
         # aiohttp's trust_env also reads ~/.netrc, which clashes with an Authorization header.
+        if not self._proxies:
+            return {}
         proxy = self._proxies.get(URL(url).scheme)
         if proxy is None or urllib.request.proxy_bypass(URL(url).host or ""):
             return {}

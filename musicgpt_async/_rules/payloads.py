@@ -232,7 +232,7 @@ def _conversion(data: Mapping[str, Any], requested: Sequence[str]) -> Conversion
         progress=_PROGRESS.get(status, unsaid),
         status=status,
         known=status in _PROGRESS,
-        message=words_of({**data, "message": data.get("status_msg") or data.get("message")}),
+        message=_words(data.get("status_msg")) or words_of(data),
         links=links,
         cost=_number(data.get("conversion_cost")),
         duration=_number(data.get("conversion_duration")),

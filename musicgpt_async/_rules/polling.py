@@ -486,10 +486,9 @@ class Schedule(Generic[K]):
             self._push(self._looks, job, at, earliest=at)
             return
         spread = self._rng.uniform(0.95, 1.05)
-        at, earliest = (
-            job.looked + spread * self._wait(job, law, scale, price)
-            for price in (self._price, self._least_price)
-        )
+        at = earliest = job.looked + spread * self._wait(job, law, scale, self._price)
+        if self._price > self._least_price:
+            earliest = job.looked + spread * self._wait(job, law, scale, self._least_price)
         self._push(self._looks, job, at, earliest=earliest)
 
     def _wait(self, job: _Job[K], law: Law, scale: float, price: float) -> float:
