@@ -20,7 +20,13 @@ ROOT = Path(__file__).resolve().parent
 PIP = "https://pypi.org/pypi/pip/json"
 PYTHONS = ("3.11", "3.12", "3.13")
 # The parts whose behaviour could depend on the event loop.
-LOOP_TESTS = ("tests/test_session.py", "tests/test_job.py", "tests/test_webhooks.py", "tests/io")
+LOOP_TESTS = (
+    "tests/test_bell.py",
+    "tests/test_session.py",
+    "tests/test_job.py",
+    "tests/test_webhooks.py",
+    "tests/io",
+)
 
 
 def bootstrap() -> None:

@@ -46,7 +46,7 @@ Pending: TypeAlias = "tuple[Work[Any], asyncio.Future[Any]]"
 
 EVERYTHING = 2**63 - 1
 # Jobs with nothing left to do that are remembered to be this journal's, the newest ones.
-REMEMBERED = 1024
+REMEMBERED = 1 << 16
 
 
 @attrs.frozen(kw_only=True)
@@ -94,6 +94,15 @@ def may_be_submitted_again(record: JobRecord) -> bool:
 def was_delivered(record: JobRecord) -> bool:
     """Tell whether the vendor has, or may have, the whole track."""
     return record.task_id is not None or record.sent_at is not None
+
+
+def _unbindable(record: JobRecord) -> str | None:
+    """Return why no task that was found can be a job's."""
+    if record.task_id is not None:
+        return f"it has the task {record.task_id} already"
+    if record.sent_at is None or record.state is JobState.FAILED:
+        return f"it is {record.state} and was not accepted, so it has no task"
+    return None
 
 
 def _is_downloaded(record: JobRecord) -> bool:
@@ -270,13 +279,14 @@ class Journal:
             other = await self._row_of(connection, task_id)
             if found is None or found.id != id:
                 return f"the journal {self._database.name} has no job {id!r}"
-            if found.task_id is not None:
-                return f"it has the task {found.task_id} already"
             record = _record(found)
-            if not was_delivered(record) or record.state is JobState.FAILED:
-                return f"it is {record.state} and was not accepted, so it has no task"
             if found.owner != self._me and not (found.free or await _dead([found.owner])):
                 return "another process is working on it"
+            if found.task_id == task_id:  # bound before, by a command that was broken off
+                await connection.execute(self._sql.take, self._about(id))
+                return record
+            if refusal := _unbindable(record):
+                return refusal
             if other is not None and other.task_id == task_id:
                 return f"that task is the job {other.id}'s"
             record = attrs.evolve(

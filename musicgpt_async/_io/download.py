@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import logging
 import math
 import os
 import re
@@ -40,6 +41,8 @@ _T = TypeVar("_T")
 
 Fetch = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[aiohttp.ClientResponse]]
 Progress = Callable[[int, int | None], None]
+
+_log = logging.getLogger(__name__)
 
 # Smaller writes cost more CPU than the copying they save.
 GATHERED = 1 << 20
@@ -117,6 +120,8 @@ class Downloader:
             making.add_done_callback(_discarded)
             raise
         try:
+            if not part.is_ours:
+                _log.info("%s is being downloaded by another process; waiting for it", target)
             while not part.is_ours:
                 await asyncio.sleep(OTHERS)
                 await self._run(part.take)
@@ -128,7 +133,8 @@ class Downloader:
         finally:
             if part.is_open:
                 # Shielded: whoever cancels a download does not want to keep its half file.
-                await asyncio.shield(self._run(part.discard))
+                # Not on the session's own executor: it may have been closed meanwhile.
+                await asyncio.shield(asyncio.to_thread(part.discard))
         return Fetched(target, part.size, part.sha256)
 
     async def has(self, path: Path, *, size: int, sha256: str) -> bool:
@@ -302,6 +308,8 @@ async def _gathered(
     try:
         # Not iter_any(), which joins what waits: it is written from where it lies.
         async for chunk, _ in response.content.iter_chunks():
+            if not chunk and response.content.at_eof():
+                break  # aiohttp's reader of empty bodies never says that it has ended
             watchdog.wait()
             pieces.append(chunk)
             size += len(chunk)
@@ -376,6 +384,8 @@ class _Part:
         try:
             return _lock(self._fd)
         except OSError:  # a file system without locks: a name that no other process has
+            if not os.fstat(self._fd).st_size:
+                self.path.unlink(missing_ok=True)
             self._close()
             self.path = _beside(self.target, secrets.token_hex(4))
             self._fd = _opened(self.path)
@@ -417,6 +427,8 @@ class _Part:
         """Give the whole file its name, so that a crash leaves it whole or absent."""
         with self._lock, _disk(self.target):
             os.fsync(self._fd)
+            if not _lies_at(self._fd, self.path):
+                raise FileNotFoundError(errno.ENOENT, "its temporary file was taken away")
             if sys.platform == "win32":  # it renames no open file
                 self._close()
             self.path.replace(self.target)

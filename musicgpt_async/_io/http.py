@@ -17,7 +17,6 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
-import attrs
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
@@ -71,12 +70,16 @@ class Transport:
     ) -> None:
         self._key = SecretKey(api_key)
         self._own = http is None
+        self._patience = request_timeout
         # `total` would cut long uploads: the whole wait is bounded by deadlines of our own.
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=request_timeout, sock_read=request_timeout
         )
+        # aiohttp's own timeout for reads makes a timer for each of them.
+        self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=request_timeout)
         self._proxies = _proxies() if self._own else {}
-        self._downloads = downloads
+        # A queue of our own: to wait for one's turn is not the host's silence.
+        self._files = asyncio.Semaphore(downloads)
         self._allows = allows
         self._lanes = [] if http is None else [http]
 
@@ -91,7 +94,7 @@ class Transport:
         self._lanes = [
             self._lane(aiohttp.TCPConnector(limit=64, ttl_dns_cache=300)),
             self._lane(aiohttp.TCPConnector(limit=0, force_close=True)),
-            self._lane(aiohttp.TCPConnector(limit=self._downloads, resolver=resolver)),
+            self._lane(aiohttp.TCPConnector(limit=0, resolver=resolver)),
         ]
 
     async def close(self) -> None:
@@ -135,15 +138,15 @@ class Transport:
             raise_for_status=False,
             auto_decompress=False,
             read_bufsize=READ_BUFFER,
-            # aiohttp's own timeout for reads makes a timer for each of them.
-            timeout=attrs.evolve(self._timeout, sock_read=None),
+            timeout=self._file_timeout,
             **self._proxy(url),
         )
         with translated(url):
-            async with asyncio.timeout(self._timeout.sock_read):
-                response = await request
-            async with response:
-                yield response
+            async with self._files:
+                async with asyncio.timeout(self._patience):
+                    response = await request
+                async with response:
+                    yield response
 
     async def _call(
         self, lane: aiohttp.ClientSession, method: str, url: str, **what: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 
 class Bell:
@@ -13,7 +14,8 @@ class Bell:
 
     def __init__(self) -> None:
         self._rung = False
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.Handle | None = None
+        self._alarm_at = math.inf  # uvloop's handles do not always tell
         self._sleeper: asyncio.Future[None] | None = None
 
     def ring(self) -> None:
@@ -24,10 +26,10 @@ class Bell:
 
     def set(self, at: float | None) -> None:
         """Ring at a moment of the loop's clock, unless it is set for an earlier one."""
-        if at is None or (self._alarm is not None and self._alarm.when() <= at):
-            return
-        self._unset()
-        self._alarm = asyncio.get_running_loop().call_at(at, self.ring)
+        if at is not None and at < self._alarm_at:
+            self._unset()
+            self._alarm = asyncio.get_running_loop().call_at(at, self.ring)
+            self._alarm_at = at
 
     async def wait(self, until: float | None = None) -> None:
         """Sleep until the bell rings, or until a moment of the loop's clock."""
@@ -44,4 +46,4 @@ class Bell:
     def _unset(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-            self._alarm = None
+            self._alarm, self._alarm_at = None, math.inf

@@ -36,6 +36,7 @@ class Ledger:
         self._lost = lost
         self._dirty: dict[str, ExtractionJob] = {}
         self._failed: dict[str, ExtractionJob] = {}
+        self._is_failing = False  # said once, not for each job and second
         self._leaders: WeakKeyDictionary[ExtractionJob, ExtractionJob] = WeakKeyDictionary()
         self._left: WeakSet[ExtractionJob] = WeakSet()
         self._bell = Bell()
@@ -67,10 +68,15 @@ class Ledger:
         """Write down a job of this process before going on; another's is left to it.
 
         Raises:
-            JournalError: It could not be written.
+            JournalError: It could not be written; it is tried again.
         """
-        if self.owns(job):
+        if not self.owns(job):
+            return
+        try:
             await self.save(job)
+        except JournalError:
+            self._fail(job)
+            raise
 
     def leave(self, job: ExtractionJob) -> None:
         """Write a job down as it stood when its session left it, for whoever resumes."""
@@ -127,11 +133,23 @@ class Ledger:
             await self.save(job)
         except JournalError as error:
             # No traceback: its frames hold webhook tokens.
-            _log.error("%s was not written to the journal: %s", job.title, error)
+            _log.log(
+                logging.DEBUG if self._is_failing else logging.ERROR,
+                "%s was not written to the journal: %s",
+                job.title,
+                error,
+            )
+            self._is_failing = True
             if self.owns(job):
-                self._failed[job.record.id] = job
+                self._fail(job)
             elif not job.done():
                 self._lost(job)
+        else:
+            self._is_failing = False
+
+    def _fail(self, job: ExtractionJob) -> None:
+        self._failed[job.record.id] = job
+        self._bell.ring()
 
     def way_out(self, job: ExtractionJob) -> str:
         """Return how a job goes on whose task somebody has found."""

@@ -63,6 +63,7 @@ class Resumer:
         self._handle = handle
         self._followers: anyio.abc.TaskGroup | None = None
         self._lost: list[_Lost] = []
+        self._confirming = 0  # jobs whose task an earlier process was told
         self._bell = Bell()
 
     async def run(self) -> None:
@@ -185,17 +186,22 @@ class Resumer:
         if self._desk.mail.expects(job):
             self._submitter.expect(job, self._unknown(job))
         if job.record.hinted_task and self._followers is not None:
+            self._confirming += 1
             self._followers.start_soon(self._confirm, job, job.record.hinted_task)
         else:
             self._look_into_listing(job)
 
     async def _confirm(self, job: ExtractionJob, task_id: str) -> None:
         """Go on with the task that a delivery named to an earlier process, if it is the job's."""
-        if not await self._submitter.is_real(task_id, job):
-            self._look_into_listing(job)
-        elif job.state is JobState.DELIVERED:
-            _log.info("%s was found again by its webhook: task %s", job.title, task_id)
-            self._submitter.accept(job, task_id, None)
+        try:
+            if not await self._submitter.is_real(task_id, job):
+                self._look_into_listing(job)
+            elif job.state is JobState.DELIVERED:
+                _log.info("%s was found again by its webhook: task %s", job.title, task_id)
+                self._submitter.accept(job, task_id, None)
+        finally:
+            self._confirming -= 1
+            self._bell.ring()
 
     def _look_into_listing(self, job: ExtractionJob) -> None:
         self._lost.append(_Lost(job, anyio.current_time()))
@@ -229,7 +235,7 @@ class Resumer:
                 task = found[job.record.id]
                 _log.info("%s was found again in the listing: task %s", job.title, task.task_id)
                 self._submitter.accept(job, task.task_id, task.conversion_id)
-            elif read_at - each.sent_at > SETTLED:
+            elif not self._confirming and read_at - each.sent_at > SETTLED:
                 fitting = matching.candidates(job.record, listing, claimed=claimed)
                 self._give_up(job, [task.task_id for task in fitting])
 

@@ -13,7 +13,7 @@ from musicgpt_async.cli import output
 from musicgpt_async.cli.extracting import require_journal
 from musicgpt_async.cli.running import Settings
 from musicgpt_async.cli.text import plain
-from musicgpt_async.journal import Lease
+from musicgpt_async.journal import Lease, was_delivered
 from musicgpt_async.models import JobRecord, JobState
 
 # Widths of the columns; the last one is as long as it needs to be.
@@ -50,7 +50,7 @@ def as_line(record: JobRecord, lease: Lease | None) -> str:
     return plain(
         _columns(
             str(record.state),
-            record.task_id or "-",
+            record.task_id or (f"job {record.id}" if was_delivered(record) else "-"),
             credits_,
             str(len(record.files)),
             f"{track}{busy}{told}",

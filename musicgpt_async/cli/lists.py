@@ -69,16 +69,17 @@ def opened(path: Path | None) -> Iterator[TrackList | None]:
     elif path != STDIN:
         yield TrackList(name=str(path), path=path, folder=path.parent)
     else:
-        with tempfile.NamedTemporaryFile(prefix="musicgpt-async-") as kept:
-            if sys.stdin is not None and not sys.stdin.isatty():
-                shutil.copyfileobj(sys.stdin.buffer, kept)
-                kept.flush()
-            if not kept.tell():
+        with tempfile.TemporaryDirectory(prefix="musicgpt-async-") as folder:
+            kept = Path(folder, "list")
+            with kept.open("wb") as file:
+                if sys.stdin is not None and not sys.stdin.isatty():
+                    shutil.copyfileobj(sys.stdin.buffer, file)
+            if not kept.stat().st_size:
                 raise UsageError(
                     "--list - reads the list from standard input, and nothing comes from there: "
                     "pipe it in, as in `musicgpt-async extract --list - … < tracks.csv`."
                 )
-            yield TrackList(name="standard input", path=Path(kept.name), folder=Path())
+            yield TrackList(name="standard input", path=kept, folder=Path())
 
 
 def rows(list_: TrackList) -> Iterator[Row]:

@@ -25,7 +25,7 @@ from musicgpt_async.events import (
 # Said where nothing moves because the account's slots are taken, or the vendor is unwell.
 HELD_UP = "in line: the vendor takes no more tracks of this account for now"
 # Said once so many looks in a row have failed; one or two are nothing.
-UNANSWERED, LOOKS = "the vendor does not answer; it is asked again and again", 3
+UNANSWERED, LOOKS = "the vendor does not tell how the tracks stand; it is asked again", 3
 # Seconds over which a speed is measured, so that it can be read.
 MOMENT = 0.5
 
