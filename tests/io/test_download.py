@@ -16,6 +16,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -1056,3 +1057,90 @@ async def test_a_download_does_not_starve_the_loop(get: Get, tmp_path: Path) -> 
     print(f"256 MiB: {took:.2f} s, largest gap {gaps[0]:.4f} s")  # noqa: T201 - for pytest -rP
     assert fetched.size == 256 * MIB
     assert gaps[0] < took / 3
+
+
+# What fresh eyes found.
+
+
+@asynccontextmanager
+async def dripping(serve: Any, data: bytes, pieces: int) -> AsyncIterator[tuple[Any, anyio.Event]]:
+    """A host that sends a file in pieces, the last one only when it is let."""
+    let = anyio.Event()
+
+    async def drip(peer: Any) -> None:
+        await peer.request()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+        await peer.say(head.encode())
+        step = len(data) // pieces
+        for start in range(0, len(data) - step, step):
+            await peer.say(data[start : start + step])
+            await anyio.sleep(0.1)
+        await let.wait()
+        await peer.say(data[step * (pieces - 1) :])
+
+    async with serve(drip) as server:
+        yield server, let
+
+
+async def test_a_file_waits_for_its_turn_as_long_as_it_takes(
+    serve: Any, lanes: Any, executor: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    """A file in line behind one that takes three timeouts, and is never silent, is not given up."""
+    data = mp3(16_000)
+    async with (
+        dripping(serve, data, 16) as (server, let),
+        lanes(downloads=1, request_timeout=0.5) as transport,
+        anyio.create_task_group() as both,
+    ):
+        let.set()
+        downloader = Downloader(
+            fetch=transport.fetch,
+            executor=executor,
+            allow_loopback=True,
+            digests=False,
+            read_timeout=0.5,
+        )
+        for name in ("a", "b"):
+            url, target = f"{server.url}/{name}.mp3", tmp_path / f"{name}.mp3"
+            both.start_soon(partial(downloader.download, url, target, progress=ignore))
+    assert server.most_open == 1
+    assert [(tmp_path / f"{name}.mp3").read_bytes() == data for name in "ab"] == [True, True]
+
+
+async def test_a_download_whose_threads_are_gone_frees_its_file(
+    serve: Any, get: Get, tmp_path: Path
+) -> None:
+    """A session that closes amid a download leaves no lock for its successor to wait at."""
+    data = mp3(16_000)
+    target = tmp_path / "a.mp3"
+    async with dripping(serve, data, 2) as (server, let):
+        threads = ThreadPoolExecutor(1)
+        first = asyncio.create_task(get(f"{server.url}/a.mp3", target, executor=threads))
+        await until(lambda: list(tmp_path.glob(".*.part")))
+        threads.shutdown(wait=True)
+        let.set()
+        with pytest.raises(Exception, match=r"shutdown|closed"):
+            await first
+        assert not list(tmp_path.iterdir())
+        with anyio.fail_after(30):
+            await get(f"{server.url}/a.mp3", target)
+    assert target.read_bytes() == data
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nobody can remove a file in use")
+async def test_a_temporary_file_that_is_taken_away_never_gets_the_final_name(
+    serve: Any, get: Get, tmp_path: Path
+) -> None:
+    """Somebody removes the temporary file and another makes it anew: it is not renamed."""
+    data = mp3(16_000)
+    target = tmp_path / "a.mp3"
+    async with dripping(serve, data, 2) as (server, let):
+        first = asyncio.create_task(get(f"{server.url}/a.mp3", target))
+        await until(lambda: list(tmp_path.glob(".*.part")))
+        (part,) = tmp_path.glob(".*.part")
+        part.unlink()
+        part.write_bytes(b"half")
+        let.set()
+        with pytest.raises(DownloadError, match="taken away"):
+            await first
+    assert not target.exists()
