@@ -381,7 +381,7 @@ async def test_what_is_tried_again_is_told_in_a_sentence(open_vendor: Any) -> No
     async with open_vendor(seconds=0.1) as (vendor, shell):
         for number, options in enumerate(((), ("--quiet",))):
             vendor.script(Fault("submit", "drop_before_body"))
-            track = shell.track(f"{number}.wav")
+            track = shell.track(f"{number}.wav", size=16_000_000)  # not out whole before it
             ended = await shell.run("extract", track, "--out", "o", *options, *BARE)
             assert ended.code == 0
             assert "stamina" not in ended.err
