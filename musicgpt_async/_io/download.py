@@ -52,6 +52,7 @@ MOST_REDIRECTS = 5
 # Seconds between looks at a temporary file that another process has.
 OTHERS = 0.1
 _HEAD = 512
+_SUFFIX = ".part"
 _ENCODINGS = frozenset({"identity", "gzip", "x-gzip", "deflate"})
 _BREAKS = (aiohttp.ClientError, ConnectionError, TimeoutError)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
@@ -453,7 +454,11 @@ class _Part:
 
 
 def _beside(target: Path, mark: str) -> Path:
-    return target.with_name(f".{target.name[:200]}.{mark}.part")
+    return target.with_name(f"{_prefix(target)}{mark}{_SUFFIX}")
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name[:200]}."
 
 
 def _opened(path: Path) -> int:
@@ -507,11 +512,13 @@ _MOST_PIECES = 1024
 
 def _remove_leftovers(target: Path, ours: Path) -> None:
     """Remove what killed processes left of this target."""
-    prefix, suffix = f".{target.name[:200]}.", ".part"
-    for entry in target.parent.iterdir():
-        if entry.name.startswith(prefix) and entry.name.endswith(suffix) and entry != ours:
+    prefix = _prefix(target)
+    with os.scandir(target.parent) as entries:  # names alone: there may be very many
+        names = [entry.name for entry in entries if entry.name.startswith(prefix)]
+    for name in names:
+        if name.endswith(_SUFFIX) and name != ours.name:
             with suppress(OSError):  # it is gone already, or another process has it (Windows)
-                _remove_if_left(entry)
+                _remove_if_left(target.with_name(name))
 
 
 def _remove_if_left(path: Path) -> None:
