@@ -124,7 +124,7 @@ class MusicGPTSession:
             _checked_key(api_key or os.environ.get(KEY_VARIABLE)),
             http=http,
             request_timeout=request_timeout,
-            downloads=downloads,
+            downloads=_checked_downloads(downloads),
             allows=lambda address: (
                 hosts.is_public(address) or (on_loopback and hosts.is_loopback_address(address))
             ),
@@ -597,6 +597,12 @@ class MusicGPTSession:
         for job in tuple(self._jobs):
             self._ledger.leave(job)
             self.release(job)
+
+
+def _checked_downloads(downloads: int) -> int:
+    if downloads < 1:
+        raise ConfigurationError(f"downloads= is how many files come down at once, not {downloads}.")
+    return downloads
 
 
 def _checked_key(api_key: str | None) -> str:

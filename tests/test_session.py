@@ -175,6 +175,12 @@ async def test_a_client_session_that_is_closed_too_early_is_said_so(vendor: Emul
             await session.submit(TRACK)
 
 
+async def test_no_download_at_once_is_a_mistake() -> None:
+    """A session that may never download says so at once, in place of waiting for ever."""
+    with pytest.raises(ConfigurationError, match="downloads="):
+        MusicGPTSession("key", downloads=0)
+
+
 async def test_key_and_url_come_from_the_environment(
     vendor: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
