@@ -601,7 +601,9 @@ class MusicGPTSession:
 
 def _checked_downloads(downloads: int) -> int:
     if downloads < 1:
-        raise ConfigurationError(f"downloads= is how many files come down at once, not {downloads}.")
+        raise ConfigurationError(
+            f"downloads= counts files that come down at once; not {downloads}."
+        )
     return downloads
 
 
