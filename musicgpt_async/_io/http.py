@@ -131,20 +131,19 @@ class Transport:
         Raises:
             TransportError: The connection failed.
         """
-        request = _open(self._lanes[-1]).get(
-            _parsed(url),
-            headers={"Accept-Encoding": "identity", **headers},
-            allow_redirects=False,
-            raise_for_status=False,
-            auto_decompress=False,
-            read_bufsize=READ_BUFFER,
-            timeout=self._file_timeout,
-            **self._proxy(url),
-        )
         with translated(url):
             async with self._files:
                 async with asyncio.timeout(self._patience):
-                    response = await request
+                    response = await _open(self._lanes[-1]).get(
+                        _parsed(url),
+                        headers={"Accept-Encoding": "identity", **headers},
+                        allow_redirects=False,
+                        raise_for_status=False,
+                        auto_decompress=False,
+                        read_bufsize=READ_BUFFER,
+                        timeout=self._file_timeout,
+                        **self._proxy(url),
+                    )
                 async with response:
                     yield response
 
