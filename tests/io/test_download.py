@@ -1103,6 +1103,7 @@ async def test_a_file_waits_for_its_turn_as_long_as_it_takes(
         for name in ("a", "b"):
             url, target = f"{server.url}/{name}.mp3", tmp_path / f"{name}.mp3"
             both.start_soon(partial(downloader.download, url, target, progress=ignore))
+        await until(lambda: server.connections)
         # Cancelled in line: a request that was made too early would never be awaited.
         with anyio.move_on_after(0.2):
             await downloader.download(f"{server.url}/c.mp3", tmp_path / "c.mp3", progress=ignore)
