@@ -4,7 +4,7 @@ A simulation with a virtual clock (waiting_simulation.py) runs the package's own
 slots, and beside them, on the same jobs, the policies of clients that people use. Every table but
 the last, which measures this machine, comes from fixed seeds and is the same on every run.
 
-    python benchmarks/waiting.py [--quick] [--picture benchmarks/waiting.svg]
+    python benchmarks/waiting.py [--quick] [--picture benchmarks/pictures/waiting.svg]
 """
 
 from __future__ import annotations
