@@ -110,6 +110,16 @@ def test_short_files_have_fewer_parts(tmp_path: Path, frames: int) -> None:
     assert wave.written(0.25) == "_" * (2 * min(frames, PARTS))
 
 
+def test_a_steady_tone_in_an_mp3_has_no_holes(tmp_path: Path) -> None:
+    """An MP3 longer than a block of other kinds is drawn as steadily as it sounds."""
+    moments = np.arange(3 * BLOCK) / 44100
+    tone = 0.5 * np.sin(2 * np.pi * 330 * moments)
+    soundfile.write(tmp_path / "tone.mp3", tone, 44100, format="MP3")
+    wave = Wave.of(tmp_path / "tone.mp3")
+    assert wave is not None
+    assert wave.levels[5:-5].min() > 0.9 * wave.levels.max()
+
+
 def test_what_is_no_audio_has_no_wave(tmp_path: Path) -> None:
     """Noise, nothing, silence without samples and a missing file are None; NaN is silence."""
     (tmp_path / "noise.wav").write_bytes(b"noise" * 100)

@@ -19,6 +19,9 @@ PARTS = 480
 BLOCK = 1 << 16
 """Frames in memory at a time."""
 
+MP3_BLOCK = 1 << 22
+"""Of an MP3: libsndfile begins each block of one with some 40 ms of silence."""
+
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 """What amplitudes are written in, a character each."""
 
@@ -73,7 +76,8 @@ def _outline(sound: Any) -> tuple[Floats, Floats]:
     total, at = sound.frames, 0
     parts = min(PARTS, total)
     peaks, squares, counts = np.zeros(parts), np.zeros(parts), np.ones(parts)
-    buffer = np.empty((BLOCK, sound.channels), np.float32)
+    block_size = MP3_BLOCK if sound.format == "MP3" else BLOCK
+    buffer = np.empty((min(block_size, total), sound.channels), np.float32)
     while at < total and len(block := sound.read(out=buffer[: total - at])):
         end = at + len(block)
         for part in range(at * parts // total, (end - 1) * parts // total + 1):
