@@ -1059,7 +1059,7 @@ async def test_a_download_does_not_starve_the_loop(get: Get, tmp_path: Path) -> 
     assert gaps[0] < took / 3
 
 
-# What fresh eyes found.
+# Others in line, sessions that close, users who tidy up.
 
 
 @asynccontextmanager
