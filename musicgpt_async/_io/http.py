@@ -70,7 +70,6 @@ class Transport:
     ) -> None:
         self._key = SecretKey(api_key)
         self._own = http is None
-        self._patience = request_timeout
         # `total` would cut long uploads: the whole wait is bounded by deadlines of our own.
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=request_timeout, sock_read=request_timeout
@@ -133,7 +132,7 @@ class Transport:
         """
         with translated(url):
             async with self._files:
-                async with asyncio.timeout(self._patience):
+                async with asyncio.timeout(self._timeout.sock_read):
                     response = await _open(self._lanes[-1]).get(
                         _parsed(url),
                         headers={"Accept-Encoding": "identity", **headers},

@@ -151,11 +151,16 @@ class Ledger:
         self._failed[job.record.id] = job
         self._bell.ring()
 
-    def way_out(self, job: ExtractionJob) -> str:
-        """Return how a job goes on whose task somebody has found."""
-        if self.journal is None:
-            return "session.attach(task_id)"
-        return f"await session.bind({job.record.id!r}, task_id)"
+    def way_out(self, job: ExtractionJob, *, seen: str = "") -> str:
+        """Return what the user of a job can do whose answer was lost, and what was seen of it."""
+        taken = "session.attach(task_id)"
+        if self.journal is not None:
+            taken = f"await session.bind({job.record.id!r}, task_id)"
+        return (
+            "It may be running and paid for, so it is not sent again by itself. "
+            f"{seen}Look for it in the MusicGPT dashboard and take it up with {taken}, or submit "
+            "it again with force=True if it is not there."
+        )
 
     async def _renew(self, journal: Journal) -> None:
         try:

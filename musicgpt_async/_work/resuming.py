@@ -259,10 +259,8 @@ class Resumer:
             tasks = ", ".join(candidates) or "none"
             seen = f"The account's listing shows what it could be: {tasks}. "
         return SubmissionUnknownError(
-            f"{job.title} was sent whole at {sent} and no answer was recorded. It may be running "
-            f"and paid for, so it is not sent again by itself. {seen}Look for it in the MusicGPT "
-            f"dashboard and take it up with {self._desk.ledger.way_out(job)}, or submit it again "
-            "with force=True if it is not there.",
+            f"{job.title} was sent whole at {sent} and no answer was recorded. "
+            f"{self._desk.ledger.way_out(job, seen=seen)}",
             job=job,
         )
 

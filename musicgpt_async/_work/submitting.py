@@ -422,9 +422,7 @@ class Submitter:
             return acceptance
         raise SubmissionUnknownError(
             f"{job.title} was sent whole and no answer told what became of it: {error} "
-            "It may be running and paid for, so it is not sent again by itself. Look for it in "
-            f"the MusicGPT dashboard and take it up with {self._desk.ledger.way_out(job)}, or "
-            "submit it again with force=True if it is not there.",
+            f"{self._desk.ledger.way_out(job)}",
             status=error.status,
             vendor_message=error.vendor_message,
             job=job,

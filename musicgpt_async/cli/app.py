@@ -17,7 +17,7 @@ from cyclopts.exceptions import CycloptsError, MissingArgumentError
 from musicgpt_async import InvalidOptionError, MusicGPTError, Preprocessing, Stem
 from musicgpt_async._rules import names
 from musicgpt_async._version import __version__
-from musicgpt_async.cli.running import LAYOUT, Plan, Settings
+from musicgpt_async.cli.running import Plan, Settings
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 
@@ -59,7 +59,7 @@ class Common:
     """Seconds from its acceptance in which a track has to finish."""
     max_credits: Annotated[float | None, Positive] = None
     """Credits after which nothing more is submitted."""
-    layout: str = LAYOUT
+    layout: str = names.DEFAULT_TEMPLATE
     """Names of the files below --out, out of {track}, {stem} and {ext}."""
     webhook: str | None = None
     """Public URL for the vendor's webhooks, such as https://example.com/musicgpt."""

@@ -29,6 +29,7 @@ from musicgpt_async import (
     Outcome,
     WebhookReceiver,
 )
+from musicgpt_async._rules import names
 from musicgpt_async.cli import output
 from musicgpt_async.cli.display import screen_for
 from musicgpt_async.cli.interrupts import Interrupts
@@ -43,7 +44,6 @@ from musicgpt_async.session import KEY_VARIABLE
 JOURNAL = ".musicgpt-async.sqlite"
 # Seconds after which another process takes over what a killed one was at.
 LEASE = 10.0
-LAYOUT = "{track} - {stem}.{ext}"
 
 Plan = Literal["free", "plus", "pro"]
 
@@ -74,7 +74,7 @@ class Settings:
 
     out: Path
     format: AudioFormat = "wav"
-    layout: str = LAYOUT
+    layout: str = names.DEFAULT_TEMPLATE
     plan: Plan | None = None
     jobs: int | None = None
     deadline: float | None = 3600.0
