@@ -78,6 +78,7 @@ if __name__ == "__main__":
     bootstrap()
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["lint", "types", "tests"]
@@ -333,10 +334,22 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, with the newest Python those of the core once more on each other loop."""
     session.install("--quiet", ".[all]", *group("test"))
-    session.run("pytest", *session.posargs)
+    _run_tests(session, *session.posargs)
     if not session.posargs and session.python == FOUND[-1]:
         for loop in ("debug", "uvloop"):
-            session.run("pytest", "--loop", loop, *LOOP_TESTS)
+            _run_tests(session, "--loop", loop, *LOOP_TESTS)
+
+
+def _run_tests(session: nox.Session, *arguments: str) -> None:
+    """Run the tests, and those that failed once more: only what fails twice fails the session.
+
+    They use real sockets, processes and clocks, and the machine may be busy with other things.
+    """
+    try:
+        session.run("pytest", *arguments)
+    except CommandFailed:
+        session.warn("Once more, what failed:")
+        session.run("pytest", "--last-failed", *arguments)
 
 
 @nox.session

@@ -742,7 +742,7 @@ async def test_a_total_timeout_of_the_callers_session_does_not_cut_an_upload(
 
 
 @pytest.mark.parametrize("status", [402, 413, 429])
-@pytest.mark.parametrize("manner", ["keeps reading", "stops reading", "hangs up"])
+@pytest.mark.parametrize("manner", ["keeps reading", "stops reading", "closes its side"])
 async def test_an_early_answer_is_read(
     status: int,
     manner: str,
@@ -760,8 +760,10 @@ async def test_an_early_answer_is_read(
         await peer.answer(status, b'{"success": false, "message": "no"}', Connection="close")
         if manner == "keeps reading":
             await peer.rest()
-        elif manner == "stops reading":
-            await anyio.sleep(PATIENCE)
+            return
+        if manner == "closes its side":
+            peer.writer.write_eof()
+        await anyio.sleep(PATIENCE)
 
     async with (
         serve(refuse, window=NARROW) as server,
@@ -775,10 +777,11 @@ async def test_an_early_answer_is_read(
     assert not body.delivered
 
 
-async def test_an_answer_is_read_though_the_vendor_resets(
-    tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
+@pytest.mark.parametrize("manner", ["reset", "close"])
+async def test_an_answer_is_read_though_the_vendor_hangs_up(
+    manner: str, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """A 402 followed by a reset is read where the kernel still has it, and never a delivery."""
+    """A 402 before a hang-up is read where the kernel still has it, and is never a delivery."""
     song(tmp_path / "a.wav", MORE_THAN_BUFFERS)
     answers: list[Answer] = []
 
@@ -786,7 +789,8 @@ async def test_an_answer_is_read_though_the_vendor_resets(
         await peer.head()
         await peer.reader.readexactly(1 << 16)
         await peer.answer(402, b'{"message": "add credit"}', Connection="close")
-        peer.reset()
+        if manner == "reset":
+            peer.reset()
 
     async with (
         serve(refuse, window=NARROW) as server,
