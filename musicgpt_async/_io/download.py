@@ -13,24 +13,25 @@ import asyncio
 import errno
 import hashlib
 import logging
-import math
 import os
 import re
 import secrets
 import sys
 import threading
 import zlib
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urljoin
 
 import aiohttp
 import attrs
 import stamina
 
+from musicgpt_async._io import receiving
+from musicgpt_async._io.receiving import Piece
 from musicgpt_async._rules import audio, hosts, retrying
 from musicgpt_async.errors import DownloadError, TransportError
 
@@ -44,8 +45,6 @@ Progress = Callable[[int, int | None], None]
 
 _log = logging.getLogger(__name__)
 
-# Smaller writes cost more CPU than the copying they save.
-GATHERED = 1 << 20
 # Tries in a row that bring nothing new before a file is given up.
 PATIENCE = 6
 MOST_REDIRECTS = 5
@@ -54,7 +53,6 @@ OTHERS = 0.1
 _HEAD = 512
 _SUFFIX = ".part"
 _ENCODINGS = frozenset({"identity", "gzip", "x-gzip", "deflate"})
-_BREAKS = (aiohttp.ClientError, ConnectionError, TimeoutError)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
@@ -200,10 +198,10 @@ class _Transfer:
         if encoding not in _ENCODINGS:
             raise self._failure(f"it came with the encoding {encoding[:50]!r}")
         inflate = _inflater(encoding)
-        with _Watchdog(response, self._downloader.read_timeout) as watchdog:
-            async with aclosing(_gathered(response, watchdog)) as batches:
-                async for pieces in batches:
-                    await self._append(self._inflated(inflate, pieces), response)
+        patience = self._downloader.read_timeout
+        async with aclosing(receiving.pieces(response, patience=patience)) as body:
+            async for pieces in body:
+                await self._append(self._inflated(inflate, pieces), response)
         if inflate and not inflate.eof:
             raise self._interruption("its encoding ends early")
         await self._check_whole(response, inflated=inflate is not None)
@@ -215,7 +213,8 @@ class _Transfer:
             return
         if status in retrying.PASSING:  # what came stays
             raise self._interruption("the host could not give it", status)
-        await self._run(self._part.restart)
+        if self._part.size:
+            await self._run(self._part.restart)
         if status in (206, 416):  # not the range that was asked for: from the start, next time
             raise self._interruption("the host changed it midway", status)
         if status != 200:
@@ -227,7 +226,7 @@ class _Transfer:
         same = response.headers.get("ETag", self._validator) == self._validator
         return same and _content_range(response) == (self._part.size, self._total)
 
-    async def _append(self, pieces: list[bytes], response: aiohttp.ClientResponse) -> None:
+    async def _append(self, pieces: list[Piece], response: aiohttp.ClientResponse) -> None:
         first = not self._part.size
         await self._run(self._part.append, pieces)
         why = audio.refusal(self._part.head, response.content_type) if first else None
@@ -235,7 +234,7 @@ class _Transfer:
             raise self._failure(why)
         self._progress(self._part.size, self._total)
 
-    def _inflated(self, inflate: Any, pieces: list[bytes]) -> list[bytes]:
+    def _inflated(self, inflate: Any, pieces: list[Piece]) -> list[Piece]:
         if inflate is None:
             return pieces
         try:
@@ -265,68 +264,6 @@ class _Transfer:
     def _sentence(self, why: str, status: int | None) -> str:
         code = f" (status {status})" if status else ""
         return f"{hosts.without_query(self._url)} was not downloaded: {why}{code}."
-
-
-class _Watchdog:
-    """Hangs up on a host that sends nothing, which is cheaper than a timeout for each read."""
-
-    def __init__(self, response: aiohttp.ClientResponse, patience: float) -> None:
-        self._response = response
-        self._patience = patience
-        self._loop = asyncio.get_running_loop()
-        self.has_barked = False
-
-    def __enter__(self) -> Self:
-        self.wait()
-        self._look()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-    def wait(self) -> None:
-        """Have patience from now on: it is the host's turn."""
-        self._since = self._loop.time()
-
-    def rest(self) -> None:
-        """Have all the time: it is our turn."""
-        self._since = math.inf
-
-    def _look(self) -> None:
-        if self._loop.time() - self._since >= self._patience:
-            self.has_barked = True
-            self._response.close()
-        else:
-            self._timer = self._loop.call_later(self._patience / 4, self._look)
-
-
-async def _gathered(
-    response: aiohttp.ClientResponse, watchdog: _Watchdog
-) -> AsyncGenerator[list[bytes], None]:
-    """Yield the body in pieces of ``GATHERED`` bytes, the last ones also where it breaks off."""
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        # Not iter_any(), which joins what waits: it is written from where it lies.
-        async for chunk, _ in response.content.iter_chunks():
-            if not chunk and response.content.at_eof():
-                break  # aiohttp's reader of empty bodies never says that it has ended
-            watchdog.wait()
-            pieces.append(chunk)
-            size += len(chunk)
-            if size >= GATHERED:
-                watchdog.rest()
-                yield pieces
-                watchdog.wait()
-                pieces, size = [], 0
-    except _BREAKS as error:
-        watchdog.rest()
-        yield pieces  # what came is not asked for again
-        if watchdog.has_barked:
-            raise TimeoutError from error
-        raise
-    watchdog.rest()
-    yield pieces
 
 
 @attrs.define
@@ -408,13 +345,13 @@ class _Part:
     def sha256(self) -> str:
         return self._digest.hexdigest() if self._digest else ""
 
-    def append(self, pieces: list[bytes]) -> None:
+    def append(self, pieces: list[Piece]) -> None:
         with self._lock, _disk(self.target):
             _write_all(self._fd, pieces)
             for piece in pieces if self._digest else ():
                 self._digest.update(piece)
-            if len(self.head) < _HEAD:
-                self.head += b"".join(pieces)[: _HEAD - len(self.head)]
+            for piece in pieces if len(self.head) < _HEAD else ():
+                self.head += piece[: _HEAD - len(self.head)]
             self.size += sum(map(len, pieces))
 
     def restart(self) -> None:
@@ -494,7 +431,7 @@ def _discarded(making: asyncio.Future[_Part]) -> None:
         asyncio.get_running_loop().run_in_executor(None, making.result().discard)
 
 
-def _write_all(fd: int, pieces: list[bytes]) -> None:
+def _write_all(fd: int, pieces: list[Piece]) -> None:
     if hasattr(os, "writev") and pieces:
         written = os.writev(fd, pieces[:_MOST_PIECES])
         if written == sum(map(len, pieces)):

@@ -31,7 +31,7 @@ from musicgpt_async.errors import (
 
 LONGEST_ANSWER = 1 << 20
 # Bytes of a file that may wait while the last ones are written: 64 KiB stop the socket each time.
-READ_BUFFER = 1 << 19
+READ_BUFFER = 1 << 18
 # What may stand in a URL (RFC 3986), "%" included: an encoded link stays as it was signed.
 _URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 # The network's exceptions, whichever layer they come from; a host that no lookup takes is a

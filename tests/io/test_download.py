@@ -25,7 +25,8 @@ import anyio.lowlevel
 import attrs
 import pytest
 
-from musicgpt_async._io.download import GATHERED, PATIENCE, Downloader, Fetched
+from musicgpt_async._io.download import PATIENCE, Downloader, Fetched
+from musicgpt_async._io.receiving import GATHERED
 from musicgpt_async.errors import DownloadError, MusicGPTError, TransportError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_backoff")]
