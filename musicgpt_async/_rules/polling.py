@@ -47,7 +47,8 @@ FREE_POLLS_PER_MINUTE = 20.0
 """What every plan allows at least (MusicGPT docs, rate limits)."""
 
 _TYPICAL = 60.0  # seconds; the scale of a job whose eta is unknown
-_SHORTEST = 0.05  # seconds between two looks at one job
+_SHORT_JOB = 10.0  # seconds; the undetected time of a shorter one matters the more
+_SHORTEST = 0.02  # seconds between two looks at one job, and the least that one is worth
 _HAZARD_FLOOR = 5e-5  # ends a second, expected of any job at any age
 _NEVER = math.inf
 
@@ -307,7 +308,8 @@ class Schedule(Generic[K]):
         polls_per_minute: the account's budget; None: learn it, beginning at the free plan's.
         rng: spreads the looks of many processes.
         tick: seconds into which wake-ups are gathered where the budget is larger than one a tick.
-        price: seconds of undetected time that a look must be worth, however idle the budget.
+        price: seconds of undetected time that a look must be worth, however idle the budget; a
+            share of it at jobs of a few seconds.
         durations: how long jobs take, where that is known or shared; None: learn it.
     """
 
@@ -486,9 +488,10 @@ class Schedule(Generic[K]):
             self._push(self._looks, job, at, earliest=at)
             return
         spread = self._rng.uniform(0.95, 1.05)
-        at = earliest = job.looked + spread * self._wait(job, law, scale, self._price)
+        least = max(self._least_price * min(scale / _SHORT_JOB, 1.0), _SHORTEST)
+        at = earliest = job.looked + spread * self._wait(job, law, scale, least)
         if self._price > self._least_price:
-            earliest = job.looked + spread * self._wait(job, law, scale, self._least_price)
+            at = job.looked + spread * self._wait(job, law, scale, self._price)
         self._push(self._looks, job, at, earliest=earliest)
 
     def _wait(self, job: _Job[K], law: Law, scale: float, price: float) -> float:
