@@ -21,6 +21,7 @@ import anyio.to_thread
 import attrs
 
 from musicgpt_async import batch
+from musicgpt_async._io import receiving
 from musicgpt_async._io.download import Downloader
 from musicgpt_async._io.http import Transport
 from musicgpt_async._io.upload import AudioSource, track_of
@@ -165,7 +166,7 @@ class MusicGPTSession:
                 executor=self._executor,
                 allow_loopback=on_loopback,
                 digests=self._journal is not None,
-                read_timeout=request_timeout,
+                receive=partial(receiving.pieces, patience=request_timeout),
             ),
             template=self._layout,
         )

@@ -19,7 +19,7 @@ import secrets
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, suppress
 from pathlib import Path
@@ -30,8 +30,6 @@ import aiohttp
 import attrs
 import stamina
 
-from musicgpt_async._io import receiving
-from musicgpt_async._io.receiving import Piece
 from musicgpt_async._rules import audio, hosts, retrying
 from musicgpt_async.errors import DownloadError, TransportError
 
@@ -41,6 +39,8 @@ if sys.platform != "win32":
 _T = TypeVar("_T")
 
 Fetch = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[aiohttp.ClientResponse]]
+Piece = bytes | memoryview
+Receive = Callable[[aiohttp.ClientResponse], AsyncGenerator[list[Piece], None]]
 Progress = Callable[[int, int | None], None]
 
 _log = logging.getLogger(__name__)
@@ -84,14 +84,15 @@ class Downloader:
         executor: Where files are written.
         allow_loopback: Whether links may lead to this machine.
         digests: Whether to take a digest of each file.
-        read_timeout: Seconds without a byte before a connection is given up.
+        receive: Gives an answer's body in pieces; each may be written over when the next is asked
+            for.
     """
 
     fetch: Fetch
     executor: Executor
     allow_loopback: bool
     digests: bool
-    read_timeout: float
+    receive: Receive
 
     async def download(
         self, url: str, target: Path, *, progress: Progress, what: str | None = None
@@ -198,8 +199,7 @@ class _Transfer:
         if encoding not in _ENCODINGS:
             raise self._failure(f"it came with the encoding {encoding[:50]!r}")
         inflate = _inflater(encoding)
-        patience = self._downloader.read_timeout
-        async with aclosing(receiving.pieces(response, patience=patience)) as body:
+        async with aclosing(self._downloader.receive(response)) as body:
             async for pieces in body:
                 await self._append(self._inflated(inflate, pieces), response)
         if inflate and not inflate.eof:

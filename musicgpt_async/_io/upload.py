@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import secrets
 import stat
@@ -26,7 +27,6 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-import aiofiles
 import aiofiles.tempfile
 import aiohttp
 import anyio.lowlevel
@@ -191,7 +191,7 @@ class _InFile:
     size: int
     version: str
     _modified: int
-    _file: Any
+    _file: io.FileIO
     _executor: Executor
 
     @classmethod
@@ -200,38 +200,31 @@ class _InFile:
     ) -> _InFile:
         run = asyncio.get_running_loop().run_in_executor
         try:
-            status = await run(executor, os.stat, path)
+            file, status = await run(executor, _opened, path)
         except ValueError as error:  # a NUL in the path
             raise SourceError(f"{name!r} is no path ({error}); nothing was paid for.") from error
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
-            raise SourceError(f"{path} is not a file; give the path of an audio file.")
-        file: Any = await aiofiles.open(path, "rb", buffering=0, executor=executor)
-        stack.push_async_callback(_close, file)
-        status = await run(executor, os.fstat, file.fileno())
+        stack.push_async_callback(_shielded, run, executor, file.close)
         _refuse_empty(name, status.st_size)
         version = f"{status.st_size}:{status.st_mtime_ns}"
         return cls(name, status.st_size, version, status.st_mtime_ns, file, executor)
 
     async def blocks(self, room: Callable[[], memoryview]) -> AsyncGenerator[memoryview, None]:
+        run = asyncio.get_running_loop().run_in_executor
+        sent = 0
         with _reading(self.name):
-            await self._file.seek(0)
-            left = self.size
-            while left:
-                space = room()[:left]
-                count = await self._file.readinto(space)
+            while sent < self.size:
+                space = room()[: self.size - sent]
+                count, status = await run(self._executor, _read, self._file, sent, space)
+                if (status.st_size, status.st_mtime_ns) != (self.size, self._modified):
+                    raise SourceChangedError(
+                        f"{self.name} changed while it was being sent; nothing was paid for. "
+                        "Submit it again when it is no longer written to."
+                    )
                 if not count:
-                    break
-                left -= count
+                    return
                 for block in _split(space[:count]):
                     yield block
-            status = await asyncio.get_running_loop().run_in_executor(
-                self._executor, os.fstat, self._file.fileno()
-            )
-        if (status.st_size, status.st_mtime_ns) != (self.size, self._modified):
-            raise SourceChangedError(
-                f"{self.name} changed while it was being sent; nothing was paid for. "
-                "Submit it again when it is no longer written to."
-            )
+                sent += count
 
 
 class Body(aiohttp.Payload):
@@ -469,10 +462,17 @@ class _reading:  # noqa: N801 - reads as a word: "with _reading(name)"
             ) from error
 
 
-async def _close(file: Any) -> None:
-    """Close on the executor that reads: aiofiles' own exit takes the loop's shared one."""
-    with anyio.CancelScope(shield=True):
-        await file.close()
+def _opened(path: Path) -> tuple[io.FileIO, os.stat_result]:
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
+        raise SourceError(f"{path} is not a file; give the path of an audio file.")
+    file = path.open("rb", buffering=0)
+    return file, os.fstat(file.fileno())
+
+
+def _read(file: io.FileIO, offset: int, space: memoryview) -> tuple[int, os.stat_result]:
+    """Fill the space, and tell what the file is after that."""
+    file.seek(offset)
+    return file.readinto(space) or 0, os.fstat(file.fileno())
 
 
 async def _spooled(
@@ -482,7 +482,8 @@ async def _spooled(
     file = await aiofiles.tempfile.NamedTemporaryFile(
         "wb", prefix="musicgpt-async-", executor=executor
     )
-    stack.push_async_callback(_close, file)
+    # Not aiofiles' own exit, which takes the loop's shared executor.
+    stack.push_async_callback(_shielded, file.close)
     try:
         async for block in iterable:
             await file.write(block)
@@ -492,3 +493,8 @@ async def _spooled(
     except Exception as error:  # whatever the caller's own iterable raises
         raise SourceError(f"The stream broke off ({error}); nothing was paid for.") from error
     return Path(str(file.name))
+
+
+async def _shielded(call: Callable[..., Awaitable[None]], *args: object) -> None:
+    with anyio.CancelScope(shield=True):
+        await call(*args)

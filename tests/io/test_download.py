@@ -26,7 +26,7 @@ import attrs
 import pytest
 
 from musicgpt_async._io.download import PATIENCE, Downloader, Fetched
-from musicgpt_async._io.receiving import GATHERED
+from musicgpt_async._io.receiving import GATHERED, pieces
 from musicgpt_async.errors import DownloadError, MusicGPTError, TransportError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_backoff")]
@@ -63,7 +63,8 @@ def get(lanes: Any, executor: ThreadPoolExecutor) -> Get:
         given = {"executor": executor, **given}
         timeout = given.pop("request_timeout", 30.0)
         async with lanes(request_timeout=timeout) as transport:
-            downloader = Downloader(fetch=transport.fetch, read_timeout=timeout, **given)
+            receive = partial(pieces, patience=timeout)
+            downloader = Downloader(fetch=transport.fetch, receive=receive, **given)
             return await downloader.download(url, target, **which)
 
     return download
@@ -227,7 +228,7 @@ async def test_has_knows_a_file_by_its_content(
         executor=executor,
         allow_loopback=True,
         digests=True,
-        read_timeout=30.0,
+        receive=None,  # type: ignore[arg-type]
     )
     (tmp_path / "a.wav").write_bytes(b"sound")
     sha256 = hashlib.sha256(b"sound").hexdigest()
@@ -746,9 +747,11 @@ async def test_a_target_that_cannot_be_written_is_told(
 _FULL = """
 import asyncio, resource, sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from musicgpt_async._io.download import Downloader
 from musicgpt_async._io.http import Transport
+from musicgpt_async._io.receiving import pieces
 from musicgpt_async.errors import DownloadError
 
 async def main(url, target):
@@ -756,7 +759,7 @@ async def main(url, target):
     transport.open()
     with ThreadPoolExecutor(2) as executor:
         downloader = Downloader(fetch=transport.fetch, executor=executor, allow_loopback=True,
-                                digests=True, read_timeout=30)
+                                digests=True, receive=partial(pieces, patience=30))
         try:
             fetched = await downloader.download(url, Path(target), what="a task",
                                                 progress=lambda *_: None)
@@ -1099,7 +1102,7 @@ async def test_a_file_waits_for_its_turn_as_long_as_it_takes(
             executor=executor,
             allow_loopback=True,
             digests=False,
-            read_timeout=0.5,
+            receive=partial(pieces, patience=0.5),
         )
         for name in ("a", "b"):
             url, target = f"{server.url}/{name}.mp3", tmp_path / f"{name}.mp3"

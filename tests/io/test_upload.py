@@ -657,7 +657,7 @@ def test_the_file_is_closed_though_the_shared_threads_are_busy(
         asyncio.run(main())
     finally:
         for content in kept:
-            content._file._file.close()
+            content._file.close()
 
 
 # A vendor that does not read, hangs up, or answers early.
