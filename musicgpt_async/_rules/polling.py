@@ -54,6 +54,7 @@ _NEVER = math.inf
 
 _LOW, _STEP, _KNOTS = -4.0, 0.04, 181  # the table's grid over ln(actual / scale)
 _RATIOS = [math.exp(_LOW + _STEP * k) for k in range(_KNOTS)]
+_HALF_WIDTHS = [0.5 * (right - left) for left, right in itertools.pairwise(_RATIOS)]
 
 
 def _normal(z: float) -> float:
@@ -62,7 +63,13 @@ def _normal(z: float) -> float:
 
 
 def _normal_table(mean: float, deviation: float) -> list[float]:
-    return [_normal((_LOW + _STEP * k - mean) / deviation) for k in range(_KNOTS)]
+    """The normal distribution function on the grid, 0 and 1 beyond six deviations."""
+    first, last = (
+        min(max(math.ceil((mean + side * deviation - _LOW) / _STEP), 0), _KNOTS)
+        for side in (-6.0, 6.0)
+    )
+    middle = [_normal((_LOW + _STEP * k - mean) / deviation) for k in range(first, last)]
+    return [0.0] * first + middle + [1.0] * (_KNOTS - last)
 
 
 _ANYTHING = _normal_table(0.0, 1.2)
@@ -163,11 +170,11 @@ class Law:
         sure = (1.0 - self._DOUBT) / self._weight
         doubt = self._DOUBT
         self._ended = [sure * b + doubt * w for b, w in zip(self._below, _ANYTHING, strict=True)]
-        area = 0.5 * _RATIOS[0] * self._ended[0]
-        self._area = [area]
-        for k in range(1, _KNOTS):
-            area += 0.5 * (_RATIOS[k] - _RATIOS[k - 1]) * (self._ended[k] + self._ended[k - 1])
-            self._area.append(area)
+        cells = (
+            width * (a + b)
+            for width, (a, b) in zip(_HALF_WIDTHS, itertools.pairwise(self._ended), strict=True)
+        )
+        self._area = list(itertools.accumulate(cells, initial=0.5 * _RATIOS[0] * self._ended[0]))
 
     def _at(self, ratio: float) -> tuple[float, float]:
         """The distribution function at a ratio, and its integral from 0."""
