@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from contest import Column, Table, contest, cores
+from downloading import no_sync, only_parsed
 from uploading import connected, memory
 
 if TYPE_CHECKING:
@@ -309,6 +310,25 @@ async def ours_webhooks(
         yield go
 
 
+def without(change: Callable[[], None]) -> Callable[..., Any]:
+    """Return ours with a part of it taken away in this process."""
+
+    @asynccontextmanager
+    async def contender(**arguments: Any) -> AsyncIterator[Go]:
+        change()
+        async with ours(**arguments) as go:
+            yield go
+
+    return contender
+
+
+def even_looks() -> None:
+    """Look every 0.2 s, as the others do, whatever was learned."""
+    from musicgpt_async._rules import polling  # noqa: PLC0415
+
+    polling.Schedule._wait = lambda *_: POLL  # type: ignore[method-assign] # noqa: SLF001
+
+
 CONTENDERS: dict[str, Any] = {
     "bound": bound,
     "ours": ours,
@@ -316,10 +336,15 @@ CONTENDERS: dict[str, Any] = {
     "ours, uvloop": ours,
     "aiohttp gather": aiohttp_gather,
     "requests, threads": requests_threads,
+    "ours, a look every 0.2 s": without(even_looks),
+    "ours, through aiohttp's parser": without(only_parsed),
+    "ours, no fsync": without(no_sync),
 }
+PEERS = list(CONTENDERS)[:6]
+ABLATIONS = ["ours", *list(CONTENDERS)[6:]]
 
 
-def tables(rounds: int, *, quick: bool) -> Iterator[Table]:
+def tables(rounds: int, names: list[str], *, quick: bool) -> Iterator[Table]:
     """Run the batch."""
     tracks, mib = (20, 1) if quick else (100, 5)
     with (
@@ -342,6 +367,7 @@ def tables(rounds: int, *, quick: bool) -> Iterator[Table]:
                 "size": mib * MIB,
             },
             warm_up={"tracks": 2},
+            names=names,
         )
 
 

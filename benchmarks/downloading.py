@@ -12,7 +12,12 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -240,17 +245,19 @@ def without(change: Callable[[], None]) -> Contender:
 
 
 def small_writes() -> None:
-    """Write each piece as it comes."""
-    from musicgpt_async._io import download  # noqa: PLC0415
+    """Write 64 KiB at a time."""
+    from musicgpt_async._io import receiving  # noqa: PLC0415
 
-    download.GATHERED = 1
+    receiving.GATHERED = 65536
 
 
-def small_reads() -> None:
-    """Buffer 64 KiB of a socket, as aiohttp does by itself."""
-    from musicgpt_async._io import http  # noqa: PLC0415
+def only_parsed() -> None:
+    """Have aiohttp's parser read every body."""
+    from musicgpt_async._io import receiving  # noqa: PLC0415
 
-    http.READ_BUFFER = 65536
+    receiving._source = lambda response, heard: nullcontext(  # noqa: SLF001
+        receiving._Parsed(response.content, heard)  # noqa: SLF001
+    )
 
 
 def no_sync() -> None:
@@ -267,8 +274,8 @@ CONTENDERS: dict[str, Any] = {
     "aiohttp, aiofiles 64 KiB": aiohttp_aiofiles,
     "httpx async": httpx_async,
     "requests, threads": requests_threads,
-    "ours, pieces written as they come": without(small_writes),
-    "ours, socket read by 64 KiB": without(small_reads),
+    "ours, written by 64 KiB": without(small_writes),
+    "ours, through aiohttp's parser": without(only_parsed),
     "ours, no fsync": without(no_sync),
 }
 PEERS = list(CONTENDERS)[:8]

@@ -9,6 +9,7 @@ another core. Only ratios count, and nothing passes or fails: targets are shown 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 from collections.abc import Callable, Iterator
@@ -63,14 +64,18 @@ class Run:
 
     def batch(self) -> Iterator[Table]:
         """A whole batch."""
-        yield from batches.tables(self.rounds, quick=self.quick)
+        yield from batches.tables(self.rounds, batches.PEERS, quick=self.quick)
 
     def ablations(self) -> Iterator[Table]:
         """What each part of the design earns: ours without it."""
-        mib = 32 if self.quick else 512
-        yield from uploading.tables(self.server, mib, self.rounds, uploading.ABLATIONS)
-        mib = 10 if self.quick else 50
-        yield from downloading.tables(self.server, mib, self.rounds, downloading.ABLATIONS)
+        upload, download = (32, 10) if self.quick else (512, 50)
+        for table in itertools.chain(
+            uploading.tables(self.server, upload, self.rounds, uploading.ABLATIONS),
+            downloading.tables(self.server, download, self.rounds, downloading.ABLATIONS),
+            batches.tables(self.rounds, batches.ABLATIONS, quick=self.quick),
+        ):
+            table.title = f"Ablations: {table.title}"
+            yield table
 
 
 PARTS: dict[str, Callable[[Run], Iterator[Table]]] = {
