@@ -496,7 +496,10 @@ class Schedule(Generic[K]):
             return
         spread = self._rng.uniform(0.95, 1.05)
         least = max(self._least_price * min(scale / _SHORT_JOB, 1.0), _SHORTEST)
-        at = earliest = job.looked + spread * self._wait(job, law, scale, least)
+        wait = self._wait(job, law, scale, least)
+        if scale < _SHORT_JOB:  # an eta of a few whole seconds says little
+            wait = min(wait, scale / 5)
+        at = earliest = job.looked + spread * wait
         if self._price > self._least_price:
             at = job.looked + spread * self._wait(job, law, scale, self._price)
         self._push(self._looks, job, at, earliest=earliest)
