@@ -17,6 +17,10 @@ import aiohttp
 
 # Smaller writes cost more CPU than the copying they save.
 GATHERED = 1 << 20
+# So little is not left for a piece of its own: uvloop's TLS forgets what it still holds when the
+# host hangs up.
+_LAST = 1 << 19
+_SPILL = 1 << 16
 _BREAKS = (aiohttp.ClientError, ConnectionError, TimeoutError)
 
 Piece = bytes | memoryview
@@ -84,7 +88,11 @@ class _Watchdog:
     def _look(self) -> None:
         if self._loop.time() - self._since >= self._patience:
             self.has_barked = True
+            connection = self._response.connection
+            transport = connection.transport if connection else None
             self._response.close()
+            if transport is not None:
+                transport.abort()  # TLS would wait half a minute for the host to say goodbye
         else:
             self._timer = self._loop.call_later(self._patience / 4, self._look)
 
@@ -135,8 +143,10 @@ class _Parsed:
 class _Sink(asyncio.BufferedProtocol):
     """Stands in for aiohttp's protocol while the rest of a body comes.
 
-    It reads when it is asked to, and at most one byte past the body's end: a connection on which
-    more came than was announced is not kept, for the next answer would begin with it.
+    It has the transport read when it is asked to. What comes unasked is kept aside, since the
+    memory may be in use: aiohttp resumes the transport for whoever still reads an earlier answer of
+    this connection, and Windows delivers all that it has. One byte more than was announced is
+    noticed, and the connection is not kept: the next answer would begin with it.
     """
 
     def __init__(
@@ -152,55 +162,76 @@ class _Sink(asyncio.BufferedProtocol):
         self._content = content
         self._left = length
         self._heard = heard
-        self._parsed: list[Piece] = []  # came with the head
+        self._aside: list[Piece] = []  # came with the head, or unasked; before what is in _space
+        self._space = memoryview(b"")
         self._filled = 0
-        self._is_lost = False
+        self._is_connected = False
+        self._why_lost: Exception | None = None
         self._woken: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
         while piece := self._content.read_nowait():
-            self._parsed.append(piece)
+            self._aside.append(piece)
             self._left -= len(piece)
-        self._space = memoryview(bytearray(min(GATHERED, self._left + 1)))
-        self._transport.pause_reading()
-        self._transport.set_protocol(self)
+        if self._left:  # else the parser has seen the end, and given the connection back
+            self._space = memoryview(bytearray(min(GATHERED + _LAST, self._left) + 2))
+            self._is_connected = True
+            self._transport.pause_reading()
+            self._transport.set_protocol(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._is_lost:
-            self._transport.set_protocol(self._protocol)
-            self._transport.resume_reading()
+        self._space = memoryview(b"")  # asyncio's TLS never lets go of a buffered protocol
+        if not self._is_connected:
+            return
+        self._transport.set_protocol(self._protocol)
+        self._transport.resume_reading()
         if not self._left:
             self._content.feed_eof()  # so that the connection is kept for the next file
 
     async def take(self) -> list[Piece]:
-        if self._left > 0 and not self._is_lost:
+        if self._left > 0 and self._is_connected:
             self._woken = asyncio.get_running_loop().create_future()
             self._transport.resume_reading()
             await self._woken
-        came = self._parsed
+        came = self._aside
         if self._filled:
             came.append(self._space[: self._filled + min(self._left, 0)])
-        self._parsed, self._filled = [], 0
+        self._aside, self._filled = [], 0
         if self._left > 0 and not came:
-            raise ConnectionError(f"it was closed {self._left} bytes early")
+            raise ConnectionError(f"it was closed {self._left} bytes early") from self._why_lost
         return came
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - there is room for all
-        return self._space[self._filled : self._filled + self._left + 1]
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - all there is
+        if self._is_asked:
+            end = self._filled + self._left + 1
+            return self._space[self._filled : min(end, GATHERED + 1) if self._left > _LAST else end]
+        self._spill = memoryview(bytearray(_SPILL))
+        return self._spill
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._left -= nbytes
+        if not self._is_asked:
+            self._aside.append(bytes(self._spill[: nbytes + min(self._left, 0)]))
+            self._transport.pause_reading()
+            return
         self._heard()
         self._filled += nbytes
-        self._left -= nbytes
-        if self._left <= 0 or self._filled == len(self._space):
+        if self._left <= 0 or (self._filled >= GATHERED and self._left > _LAST):
             self._transport.pause_reading()
             self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_lost = True
-        self._protocol.connection_lost(exc)
-        self._wake()
+        self._is_connected = False
+        self._why_lost = exc
+        try:
+            self._protocol.connection_lost(exc)
+        finally:
+            self._wake()
+
+    @property
+    def _is_asked(self) -> bool:
+        return self._woken is not None and not self._woken.done()
 
     def _wake(self) -> None:
         if self._woken is not None and not self._woken.done():

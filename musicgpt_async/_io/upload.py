@@ -471,8 +471,12 @@ def _opened(path: Path) -> tuple[io.FileIO, os.stat_result]:
 
 def _read(file: io.FileIO, offset: int, space: memoryview) -> tuple[int, os.stat_result]:
     """Fill the space, and tell what the file is after that."""
-    file.seek(offset)
-    return file.readinto(space) or 0, os.fstat(file.fileno())
+    if hasattr(os, "preadv"):  # a thread of an attempt that was given up may still move the cursor
+        count = os.preadv(file.fileno(), [space], offset)
+    else:
+        file.seek(offset)
+        count = file.readinto(space) or 0
+    return count, os.fstat(file.fileno())
 
 
 async def _spooled(

@@ -497,7 +497,8 @@ class Schedule(Generic[K]):
         spread = self._rng.uniform(0.95, 1.05)
         least = max(self._least_price * min(scale / _SHORT_JOB, 1.0), _SHORTEST)
         wait = self._wait(job, law, scale, least)
-        if scale < _SHORT_JOB:  # an eta of a few whole seconds says little
+        age = job.looked - job.began
+        if scale < _SHORT_JOB and age < scale:  # an eta of a few whole seconds says little
             wait = min(wait, scale / 5)
         at = earliest = job.looked + spread * wait
         if self._price > self._least_price:
