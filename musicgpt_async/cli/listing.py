@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import PurePath
 
@@ -12,8 +13,8 @@ from musicgpt_async import Journal
 from musicgpt_async.cli import output
 from musicgpt_async.cli.extracting import require_journal
 from musicgpt_async.cli.running import Settings
-from musicgpt_async.cli.text import plain
-from musicgpt_async.journal import Lease, was_delivered
+from musicgpt_async.cli.text import count, plain
+from musicgpt_async.journal import Lease, is_unfinished, was_delivered
 from musicgpt_async.models import JobRecord, JobState
 
 # Widths of the columns; the last one is as long as it needs to be.
@@ -34,9 +35,14 @@ async def show(settings: Settings) -> int:
         owners = await journal.owners()
         if not settings.json:
             output.data(_columns("STATE", "TASK", "CREDITS", "FILES", "TRACK"))
+        left = 0
         async for record in journal.records():
             lease = owners.get(record.id)
             output.data(as_json(record, lease) if settings.json else as_line(record, lease))
+            left += is_unfinished(record) and not (lease and lease.live)
+    if left and not settings.json:
+        command = plain(settings.resume_command)
+        print(f"{count(left, 'track')} not finished; to take up: {command}", file=sys.stderr)
     return 0
 
 
