@@ -110,8 +110,8 @@ def _csv_lines(name: str, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]
     header = [column.strip() for column in table.fieldnames or ()]
     if "source" not in header:
         raise UsageError(
-            f"The list {name} has no column 'source'; its first line names the columns: "
-            f"{', '.join(COLUMNS)}."
+            f"The list {name} has no column 'source'. Its first line names the columns, with "
+            f"commas between them: {', '.join(COLUMNS)}."
         )
     table.fieldnames = header
     for values in table:
