@@ -162,16 +162,17 @@ class _Sink(asyncio.BufferedProtocol):
         self._content = content
         self._left = length
         self._heard = heard
-        self._aside: list[Piece] = []  # came with the head, or unasked; before what is in _space
+        self._before: list[Piece] = []  # with the head, or unasked
         self._space = memoryview(b"")
         self._filled = 0
+        self._after: list[Piece] = []  # unasked
         self._is_connected = False
         self._why_lost: Exception | None = None
         self._woken: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
         while piece := self._content.read_nowait():
-            self._aside.append(piece)
+            self._before.append(piece)
             self._left -= len(piece)
         if self._left:  # else the parser has seen the end, and given the connection back
             self._space = memoryview(bytearray(min(GATHERED + _LAST, self._left) + 2))
@@ -194,10 +195,9 @@ class _Sink(asyncio.BufferedProtocol):
             self._woken = asyncio.get_running_loop().create_future()
             self._transport.resume_reading()
             await self._woken
-        came = self._aside
-        if self._filled:
-            came.append(self._space[: self._filled + min(self._left, 0)])
-        self._aside, self._filled = [], 0
+        came = [*self._before, self._space[: self._filled], *self._after]
+        came = [piece for piece in came if piece]
+        self._before, self._filled, self._after = [], 0, []
         if self._left > 0 and not came:
             raise ConnectionError(f"it was closed {self._left} bytes early") from self._why_lost
         return came
@@ -210,13 +210,15 @@ class _Sink(asyncio.BufferedProtocol):
         return self._spill
 
     def buffer_updated(self, nbytes: int) -> None:
+        wanted = min(nbytes, max(self._left, 0))
         self._left -= nbytes
         if not self._is_asked:
-            self._aside.append(bytes(self._spill[: nbytes + min(self._left, 0)]))
+            unasked = self._after if self._filled else self._before
+            unasked.append(bytes(self._spill[:wanted]))
             self._transport.pause_reading()
             return
         self._heard()
-        self._filled += nbytes
+        self._filled += wanted
         if self._left <= 0 or (self._filled >= GATHERED and self._left > _LAST):
             self._transport.pause_reading()
             self._wake()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import ssl
+from asyncio.protocols import _feed_data_to_buffered_proto
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -106,6 +107,34 @@ async def test_nothing_is_written_into_what_was_handed_out(tls: bool, host: Any)
                 await anyio.sleep(0.002)
             assert b"".join(came) == before
             whole += before
+    assert whole == data
+
+
+@pytest.mark.parametrize("at_once", [100_000, GATHERED + 100_000, LENGTHY, LENGTHY + 7])
+async def test_bytes_that_cannot_be_held_back_keep_their_order(at_once: int, host: Any) -> None:
+    """Windows' loop delivers all that it has, whoever pauses it: nothing is lost or swapped."""
+    data = secrets.token_bytes(LENGTHY)
+
+    async def announce(peer: Any) -> None:
+        await peer.head()
+        await peer.answer(200, b"", Content_Length=str(len(data)))
+        await anyio.sleep(PATIENCE)
+
+    async with (
+        host(announce, tls=False) as (_, transport, url),
+        transport.fetch(url, {}) as response,
+    ):
+        body = pieces(response, patience=PATIENCE)
+        taking = asyncio.ensure_future(anext(body))
+        await asyncio.sleep(0)
+        sink = response.connection.transport.get_protocol()
+        for start in range(0, LENGTHY, at_once):
+            # What asyncio's Proactor loop hands its data on with.
+            _feed_data_to_buffered_proto(sink, (data + b"too much")[start : start + at_once])
+            await asyncio.sleep(0)
+        whole = b"".join(await taking)
+        async for came in body:
+            whole += b"".join(came)
     assert whole == data
 
 
