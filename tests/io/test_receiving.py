@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import ssl
+import threading
 from asyncio.protocols import _feed_data_to_buffered_proto
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,13 +28,15 @@ BREAKS = (TransportError, ConnectionError, TimeoutError, aiohttp.ClientError)
 LENGTHY = 5 * GATHERED + 12_345
 
 
-async def body_of(transport: Transport, url: str, *, late: bool = False) -> bytes:
+async def body_of(
+    transport: Transport, url: str, *, late: bool = False, patience: float = PATIENCE
+) -> bytes:
     """Bring a body together, with the loop free between its pieces."""
     whole = b""
     async with transport.fetch(url, {}) as response:
         if late:  # the parser holds what it may by then
             await anyio.sleep(0.1)
-        async for piece in pieces(response, patience=PATIENCE):
+        async for piece in pieces(response, patience=patience):
             assert sum(map(len, piece)) <= 2 * GATHERED
             await asyncio.sleep(0)
             whole += b"".join(piece)
@@ -215,3 +220,31 @@ async def test_what_came_before_a_break_is_handed_out(
         with anyio.fail_after(PATIENCE / 2), pytest.raises(BREAKS):
             await read(transport, url, patience)
         assert taken == data[:came]
+
+
+async def test_a_silent_host_over_tls_is_hung_up_on_at_once(
+    lanes: Any, certificates: Any, executor: ThreadPoolExecutor
+) -> None:
+    """Asyncio would wait half a minute for the goodbye of TLS, which a dead host never says."""
+    theirs, ours = certificates
+    over = threading.Event()
+
+    def fall_silent(listener: socket.socket) -> None:
+        with listener, theirs.wrap_socket(listener.accept()[0], server_side=True) as peer:
+            peer.recv(65536)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+            over.wait(PATIENCE)
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+    serving = executor.submit(fall_silent, listener)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=ours)) as http,
+            lanes(http=http) as transport,
+        ):
+            with anyio.fail_after(PATIENCE / 2), pytest.raises(TransportError, match="in time"):
+                await body_of(transport, url, patience=0.3)
+    finally:
+        over.set()
+        serving.result(PATIENCE)
