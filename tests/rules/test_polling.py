@@ -354,6 +354,17 @@ def test_wake_ups_are_gathered_into_ticks() -> None:
     assert len(looks) > 5 * len(set(looks))
 
 
+def test_a_short_eta_is_not_taken_at_its_word() -> None:
+    """A job of one whole second is looked at all through it, and ever more seldom when overdue."""
+    waiting = schedule(math.inf)
+    waiting.add("job", now=0.0, eta=1.0)
+    looks = [at for at, _ in look(waiting, {}, until=1000.0)]
+    early = [at for at in looks if at < 1.0]
+    assert early[0] < 0.25
+    assert max(b - a for a, b in itertools.pairwise(early)) < 0.25
+    assert looks[-1] - looks[-2] > 5.0
+
+
 def test_a_small_budget_waits_for_no_tick() -> None:
     """Where the budget lets looks come seldom enough, each is made at its own moment."""
     waiting = schedule(20.0, tick=1.0)
