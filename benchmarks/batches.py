@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from contest import Column, Table, contest, cores
+from contest import Column, Table, contest, cores, without
 from downloading import no_sync, only_parsed
 from uploading import connected, memory
 
@@ -310,18 +310,6 @@ async def ours_webhooks(
         yield go
 
 
-def without(change: Callable[[], None]) -> Callable[..., Any]:
-    """Return ours with a part of it taken away in this process."""
-
-    @asynccontextmanager
-    async def contender(**arguments: Any) -> AsyncIterator[Go]:
-        change()
-        async with ours(**arguments) as go:
-            yield go
-
-    return contender
-
-
 def even_looks() -> None:
     """Look every 0.2 s, as the others do, whatever was learned."""
     from musicgpt_async._rules import polling  # noqa: PLC0415
@@ -336,9 +324,9 @@ CONTENDERS: dict[str, Any] = {
     "ours, uvloop": ours,
     "aiohttp gather": aiohttp_gather,
     "requests, threads": requests_threads,
-    "ours, a look every 0.2 s": without(even_looks),
-    "ours, through aiohttp's parser": without(only_parsed),
-    "ours, no fsync": without(no_sync),
+    "ours, a look every 0.2 s": without(ours, even_looks),
+    "ours, through aiohttp's parser": without(ours, only_parsed),
+    "ours, no fsync": without(ours, no_sync),
 }
 PEERS = list(CONTENDERS)[:6]
 ABLATIONS = ["ours", *list(CONTENDERS)[6:]]

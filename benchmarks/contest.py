@@ -9,8 +9,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -125,6 +125,18 @@ class Worker:
             raise RuntimeError(self._process.communicate()[1].strip().rpartition("\n")[2])
         answer: dict[str, float] = json.loads(line)
         return answer
+
+
+def without(contender: Any, change: Callable[[], None]) -> Callable[..., Any]:
+    """Return a contender on the loop with a part of it taken away in this process."""
+
+    @asynccontextmanager
+    async def changed(**arguments: Any) -> AsyncIterator[Any]:
+        change()
+        async with contender(**arguments) as go:
+            yield go
+
+    return changed
 
 
 def cores() -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from contest import Column, Table, contest
+from contest import Column, Table, contest, without
 from servers import Server
 from uploading import connected, memory
 
@@ -232,18 +232,6 @@ async def ours(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Go
             await session.aclose(drain=False)
 
 
-def without(change: Callable[[], None]) -> Contender:
-    """Return ours with a part of it taken away in this process."""
-
-    @asynccontextmanager
-    async def contender(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Go]:
-        change()
-        async with ours(root, parent, mib, count) as go:
-            yield go
-
-    return contender
-
-
 def small_writes() -> None:
     """Write 64 KiB at a time."""
     from musicgpt_async._io import receiving  # noqa: PLC0415
@@ -274,9 +262,9 @@ CONTENDERS: dict[str, Any] = {
     "aiohttp, aiofiles 64 KiB": aiohttp_aiofiles,
     "httpx async": httpx_async,
     "requests, threads": requests_threads,
-    "ours, written by 64 KiB": without(small_writes),
-    "ours, through aiohttp's parser": without(only_parsed),
-    "ours, no fsync": without(no_sync),
+    "ours, written by 64 KiB": without(ours, small_writes),
+    "ours, through aiohttp's parser": without(ours, only_parsed),
+    "ours, no fsync": without(ours, no_sync),
 }
 PEERS = list(CONTENDERS)[:8]
 ABLATIONS = ["ours", *list(CONTENDERS)[8:]]

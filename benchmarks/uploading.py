@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from contest import Column, Table, contest
+from contest import Column, Table, contest, without
 from servers import BASE, Server
 
 MIB = 1 << 20
@@ -188,18 +188,6 @@ async def ours(root: str, path: str, mib: int) -> AsyncIterator[Go]:
         await session.aclose(drain=False)
 
 
-def without(change: Callable[[], None]) -> Contender:
-    """Return ours with a part of it taken away in this process."""
-
-    @asynccontextmanager
-    async def contender(root: str, path: str, mib: int) -> AsyncIterator[Go]:
-        change()
-        async with ours(root, path, mib) as go:
-            yield go
-
-    return contender
-
-
 def small_blocks() -> None:
     """Read by 64 KiB."""
     from musicgpt_async._io import upload  # noqa: PLC0415
@@ -232,8 +220,8 @@ CONTENDERS: dict[str, Any] = {
     "httpx": httpx_sync,
     "httpx async": httpx_async,
     "requests": requests_files,
-    "ours, blocks of 64 KiB": without(small_blocks),
-    "ours, read on the loop": without(on_the_loop),
+    "ours, blocks of 64 KiB": without(ours, small_blocks),
+    "ours, read on the loop": without(ours, on_the_loop),
 }
 PEERS = list(CONTENDERS)[:9]
 ABLATIONS = ["ours", *list(CONTENDERS)[9:]]

@@ -107,12 +107,12 @@ def _source(
 ) -> AbstractContextManager[_Source]:
     """Return where the body is taken from; ``heard`` is called when some of it comes."""
     connection, length = response.connection, response.content_length
-    if connection is None or length is None or "Transfer-Encoding" in response.headers:
-        return nullcontext(_Parsed(response.content, heard))
-    transport, protocol = connection.transport, connection.protocol
-    if transport is None or protocol is None or transport.is_closing():
-        return nullcontext(_Parsed(response.content, heard))
-    return _Sink(transport, protocol, response.content, length, heard)
+    if connection and length is not None and "Transfer-Encoding" not in response.headers:
+        transport, protocol = connection.transport, connection.protocol
+        # aiohttp's protocol is a queue as well, and false while it is empty.
+        if transport is not None and protocol is not None and not transport.is_closing():
+            return _Sink(transport, protocol, response.content, length, heard)
+    return nullcontext(_Parsed(response.content, heard))
 
 
 class _Parsed:
@@ -168,7 +168,8 @@ class _Sink(asyncio.BufferedProtocol):
         self._after: list[Piece] = []  # unasked
         self._is_connected = False
         self._why_lost: Exception | None = None
-        self._woken: asyncio.Future[None] | None = None
+        self._is_done = asyncio.Event()  # what was asked for has come; nothing is asked for yet
+        self._is_done.set()
 
     def __enter__(self) -> Self:
         while piece := self._content.read_nowait():
@@ -192,9 +193,9 @@ class _Sink(asyncio.BufferedProtocol):
 
     async def take(self) -> list[Piece]:
         if self._left > 0 and self._is_connected:
-            self._woken = asyncio.get_running_loop().create_future()
+            self._is_done.clear()
             self._transport.resume_reading()
-            await self._woken
+            await self._is_done.wait()
         came = [*self._before, self._space[: self._filled], *self._after]
         came = [piece for piece in came if piece]
         self._before, self._filled, self._after = [], 0, []
@@ -203,7 +204,7 @@ class _Sink(asyncio.BufferedProtocol):
         return came
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - all there is
-        if self._is_asked:
+        if not self._is_done.is_set():
             end = self._filled + self._left + 1
             return self._space[self._filled : min(end, GATHERED + 1) if self._left > _LAST else end]
         self._spill = memoryview(bytearray(_SPILL))
@@ -212,7 +213,7 @@ class _Sink(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         wanted = min(nbytes, max(self._left, 0))
         self._left -= nbytes
-        if not self._is_asked:
+        if self._is_done.is_set():
             unasked = self._after if self._filled else self._before
             unasked.append(bytes(self._spill[:wanted]))
             self._transport.pause_reading()
@@ -221,7 +222,7 @@ class _Sink(asyncio.BufferedProtocol):
         self._filled += wanted
         if self._left <= 0 or (self._filled >= GATHERED and self._left > _LAST):
             self._transport.pause_reading()
-            self._wake()
+            self._is_done.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_connected = False
@@ -229,12 +230,4 @@ class _Sink(asyncio.BufferedProtocol):
         try:
             self._protocol.connection_lost(exc)
         finally:
-            self._wake()
-
-    @property
-    def _is_asked(self) -> bool:
-        return self._woken is not None and not self._woken.done()
-
-    def _wake(self) -> None:
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(None)
+            self._is_done.set()

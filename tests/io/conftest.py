@@ -15,6 +15,7 @@ import anyio
 import attrs
 import pytest
 import stamina
+import trustme
 
 from musicgpt_async._io.http import Transport
 
@@ -147,6 +148,16 @@ async def serving(
 def serve() -> Serve:
     """Start raw servers, for as long as a block takes."""
     return serving
+
+
+@pytest.fixture(scope="module")
+def certificates() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """What a host of ours serves TLS with, and what trusts it."""
+    authority = trustme.CA()
+    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    authority.configure_trust(ours)
+    return theirs, ours
 
 
 @pytest.fixture

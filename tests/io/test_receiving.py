@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-import ssl
 import threading
 from asyncio.protocols import _feed_data_to_buffered_proto
 from collections.abc import AsyncIterator
@@ -15,7 +14,6 @@ import aiohttp
 import anyio
 import anyio.lowlevel
 import pytest
-import trustme
 
 from musicgpt_async._io.http import Transport
 from musicgpt_async._io.receiving import GATHERED, pieces
@@ -47,16 +45,6 @@ async def body_of(
 def is_taken_over(wire: asyncio.Transport) -> bool:
     """Whether a body goes past aiohttp now."""
     return isinstance(wire.get_protocol(), asyncio.BufferedProtocol)
-
-
-@pytest.fixture(scope="module")
-def certificates() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """What a host of ours serves TLS with, and what trusts it."""
-    authority = trustme.CA()
-    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
-    authority.configure_trust(ours)
-    return theirs, ours
 
 
 @pytest.fixture
@@ -150,10 +138,9 @@ async def test_a_transport_that_cannot_be_held_back_mixes_nothing(
                 while not is_taken_over(wire):
                     await anyio.lowlevel.checkpoint()
                 sink = wire.get_protocol()
-                for start in range(0, size, at_once):
-                    delivered = (data + excess)[start : start + at_once]
-                    if start + at_once >= size:
-                        delivered = (data + excess)[start:]
+                deliveries = [data[start : start + at_once] for start in range(0, size, at_once)]
+                deliveries[-1] += excess
+                for delivered in deliveries:
                     # What asyncio's Proactor loop hands its data on with.
                     _feed_data_to_buffered_proto(sink, delivered)
                     await asyncio.sleep(0)

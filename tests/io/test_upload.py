@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import socket
-import ssl
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -21,7 +20,6 @@ import anyio
 import anyio.lowlevel
 import attrs
 import pytest
-import trustme
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from starlette.datastructures import Headers
@@ -304,15 +302,17 @@ async def test_progress_counts_the_tracks_bytes(
 
 @pytest.mark.parametrize("tls", [False, True])
 async def test_memory_that_is_used_again_never_mixes_blocks(
-    tls: bool, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
+    tls: bool,
+    tmp_path: Path,
+    serve: Any,
+    lanes: Any,
+    certificates: Any,
+    executor: ThreadPoolExecutor,
 ) -> None:
     """A vendor that reads in sips gets every block as it was, in clear and over TLS."""
     data = secrets.token_bytes(9 * BLOCK + 17)  # no block like another
     (tmp_path / "a.wav").write_bytes(data)
-    authority = trustme.CA()
-    theirs, ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
-    authority.configure_trust(ours)
+    theirs, ours = certificates
     got = hashlib.sha256()
 
     async def sip(peer: Any) -> None:
