@@ -24,7 +24,7 @@ LOOP_TESTS = (
     "tests/test_bell.py",
     "tests/test_session.py",
     "tests/test_job.py",
-    "tests/test_webhooks.py",
+    "tests/webhooks",
     "tests/io",
 )
 

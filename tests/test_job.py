@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from factories.sessions import TRACK
 
 from musicgpt_async import (
     DeadlineError,
@@ -23,8 +24,6 @@ from musicgpt_async import (
 from musicgpt_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.anyio
-
-TRACK = ("song.mp3", b"ID3" + b"\x00" * 3000)
 
 
 async def test_a_cancelled_waiter_hurts_nobody(session: MusicGPTSession) -> None:

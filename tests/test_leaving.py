@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
+from factories.sessions import connected
 
-from musicgpt_async import JobState, Journal, Limits, MusicGPTSession
+from musicgpt_async import JobState, Journal
 from musicgpt_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.anyio
@@ -22,13 +22,6 @@ def track(tmp_path: Path) -> Path:
     path = tmp_path / "song.mp3"
     path.write_bytes(TRACK)
     return path
-
-
-def connected(vendor: Emulator, journal: Path, **options: Any) -> MusicGPTSession:
-    """Return a session with the vendor and a journal."""
-    return MusicGPTSession(
-        vendor.api_key, base_url=vendor.base_url, limits=Limits.PRO, journal=journal, **options
-    )
 
 
 async def test_an_upload_under_way_when_a_session_is_left_is_submitted_by_the_next(

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from factories.sessions import SOUND
 
 from musicgpt_async import Limits, MusicGPTSession, events
 from musicgpt_async.emulator import Emulator
@@ -15,7 +16,6 @@ from musicgpt_async.testing import hasty_loop
 
 pytestmark = pytest.mark.anyio
 
-TRACK = b"ID3" + b"\x00" * 3000
 SPEED = 60
 
 
@@ -39,7 +39,7 @@ async def test_the_free_plan_is_learned_and_kept_busy() -> None:
     loop = asyncio.get_running_loop()
     async with vendor, MusicGPTSession(vendor.api_key, base_url=vendor.base_url) as session:
         began = loop.time()
-        jobs = [session.submit((f"{n}.mp3", TRACK)) for n in range(100)]
+        jobs = [session.submit((f"{n}.mp3", SOUND)) for n in range(100)]
         await asyncio.gather(*jobs)
         took = loop.time() - began
     working = sum(each.seconds for each in vendor.submissions)
@@ -53,7 +53,7 @@ async def test_a_larger_plan_is_found_out() -> None:
     """With ten slots and nothing said, the session grows to ten and stays within them."""
     vendor = Emulator(parallel=10, seconds=60, eta=60, separate=False, stem_bytes=2048)
     async with vendor, MusicGPTSession(vendor.api_key, base_url=vendor.base_url) as session:
-        jobs = [session.submit((f"{n}.mp3", TRACK)) for n in range(120)]
+        jobs = [session.submit((f"{n}.mp3", SOUND)) for n in range(120)]
         await asyncio.gather(*jobs)
         assert session.slots[0] == 0
     assert vendor.most_unfinished == 10
@@ -72,7 +72,7 @@ async def test_another_process_on_the_same_account_is_lived_with() -> None:
         async with MusicGPTSession(vendor.api_key, **options) as session:
             stream = session.events()
             for n in range(40):
-                session.submit((f"{name}{n}.mp3", TRACK))
+                session.submit((f"{name}{n}.mp3", SOUND))
         slowed.update([event.call async for event in stream if isinstance(event, events.Slowed)])
 
     async with vendor:
@@ -89,13 +89,13 @@ async def test_jobs_that_run_already_hold_their_slots() -> None:
     limits = Limits(parallel=1, polls_per_minute=200)
     async with vendor:
         async with MusicGPTSession(vendor.api_key, base_url=vendor.base_url) as before:
-            task_id = (await before.submit(("a.mp3", TRACK)).accepted()).task_id
+            task_id = (await before.submit(("a.mp3", SOUND)).accepted()).task_id
             await before.aclose(drain=False)
         async with MusicGPTSession(
             vendor.api_key, base_url=vendor.base_url, limits=limits
         ) as session:
             attached = session.attach(task_id)
             assert session.slots == (1, 1)
-            await session.submit(("b.mp3", TRACK))
+            await session.submit(("b.mp3", SOUND))
             assert attached.done()
     assert vendor.throttled["parallel"] == 0

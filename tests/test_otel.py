@@ -16,6 +16,7 @@ import anyio.lowlevel
 import attrs
 import pytest
 from aiohttp import web
+from factories.sessions import TRACK, connected
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -23,13 +24,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from musicgpt_async import Limits, MusicGPTError, MusicGPTSession, WebhookReceiver, events
+from musicgpt_async import MusicGPTError, WebhookReceiver, events
 from musicgpt_async.emulator import Emulator, Fault
 from musicgpt_async.otel import instrument
 
 pytestmark = pytest.mark.anyio
-
-TRACK = ("song.mp3", b"ID3" + b"\x00" * 3000)
 
 
 @attrs.frozen
@@ -74,13 +73,6 @@ def told() -> Iterator[Told]:
     yield Told(tracers, meters, spans, reader)
     tracers.shutdown()
     meters.shutdown()
-
-
-def connected(vendor: Emulator, **options: Any) -> MusicGPTSession:
-    """Return a session with the vendor."""
-    return MusicGPTSession(
-        vendor.api_key, base_url=vendor.base_url, **{"limits": Limits.PRO, **options}
-    )
 
 
 async def test_a_job_is_a_span_with_its_phases_below(

@@ -12,6 +12,7 @@ import anyio
 import numpy as np
 import pytest
 import soundfile
+from factories.sessions import TRACK, connected
 
 from musicgpt_async import (
     APIError,
@@ -42,15 +43,6 @@ from musicgpt_async import (
 from musicgpt_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.anyio
-
-TRACK = ("song.mp3", b"ID3" + b"\x00" * 3000)
-
-
-def connected(vendor: Emulator, **options: Any) -> MusicGPTSession:
-    """Return a session with the vendor."""
-    return MusicGPTSession(
-        vendor.api_key, base_url=vendor.base_url, **{"limits": Limits.PRO, **options}
-    )
 
 
 async def test_a_song_goes_in_and_its_stems_lie_on_disk(song: Path, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
+from factories.sessions import TRACK
 
 from musicgpt_async import Limits, MusicGPTSession
 from musicgpt_async.emulator import Emulator
 from musicgpt_async.testing import hasty_loop, running_emulator
 
 README = Path(__file__).parents[1] / "README.md"
-TRACK = ("song.mp3", b"ID3" + b"\x00" * 3000)
 
 ANYIO_ON_ASYNCIO = """
     import pytest

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import logging
-import socket
 import statistics
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ import aiohttp
 import pytest
 import uvicorn
 from aiohttp import web
+from factories.sessions import TRACK, connected, free_port
 from fastapi import FastAPI
 
 from musicgpt_async import (
@@ -32,15 +32,7 @@ from musicgpt_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.anyio
 
-TRACK = ("song.mp3", b"ID3" + b"\x00" * 3000)
 FIFTY = Limits(parallel=50, polls_per_minute=500)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager
@@ -87,13 +79,6 @@ async def in_fastapi() -> AsyncIterator[WebhookReceiver]:
     await serving
 
 
-def connected(vendor: Emulator, receiver: WebhookReceiver, **options: Any) -> MusicGPTSession:
-    """Return a session with the vendor whose webhooks come in by the receiver."""
-    return MusicGPTSession(
-        vendor.api_key, base_url=vendor.base_url, **{"limits": FIFTY, **options}, webhooks=receiver
-    )
-
-
 @pytest.mark.parametrize("door", [alone, in_aiohttp, in_fastapi])
 async def test_a_batch_finishes_as_it_is_delivered(door: Any) -> None:
     """Behind each door 50 jobs finish right after their deliveries, with one look each."""
@@ -106,7 +91,11 @@ async def test_a_batch_finishes_as_it_is_delivered(door: Any) -> None:
     def note(job: ExtractionJob) -> None:
         ended[job.task_id] = time.monotonic()
 
-    async with vendor, door() as receiver, connected(vendor, receiver) as session:
+    async with (
+        vendor,
+        door() as receiver,
+        connected(vendor, webhooks=receiver, limits=FIFTY) as session,
+    ):
         jobs = [session.submit((f"{n}.mp3", TRACK[1])) for n in range(50)]
         for job in jobs:
             job.add_done_callback(note)
@@ -150,7 +139,7 @@ async def test_every_misbehaviour_at_once_changes_nothing(
     )
     limits = Limits(parallel=50, polls_per_minute=5000)
     async with vendor, alone() as receiver:
-        async with connected(vendor, receiver, limits=limits) as session:
+        async with connected(vendor, webhooks=receiver, limits=limits) as session:
             jobs = [session.submit((f"{n}.mp3", TRACK[1]), stems=["bass"]) for n in range(200)]
             tokens = [job.record.token for job in jobs]
         tokens += [job.record.token for job in jobs]
@@ -176,7 +165,11 @@ async def test_a_lost_answer_comes_in_by_its_webhook() -> None:
         webhooks=("other_task", "normal"),
         faults=[Fault("submit", "drop_before_answer")],
     )
-    async with vendor, alone() as receiver, connected(vendor, receiver) as session:
+    async with (
+        vendor,
+        alone() as receiver,
+        connected(vendor, webhooks=receiver, limits=FIFTY) as session,
+    ):
         job = session.submit(TRACK)
         extraction = await job
     assert [each.task_id for each in vendor.submissions] == [extraction.task_id]
@@ -186,7 +179,11 @@ async def test_a_lost_answer_whose_webhook_is_lost_too_is_unknown() -> None:
     """With neither answer nor delivery by the deadline, the job ends as unknown; one submission."""
     faults = [Fault("submit", "drop_before_answer")]
     vendor = Emulator(seconds=0.1, separate=False, webhooks="lost", faults=faults)
-    async with vendor, alone() as receiver, connected(vendor, receiver, deadline=1.0) as session:
+    async with (
+        vendor,
+        alone() as receiver,
+        connected(vendor, webhooks=receiver, limits=FIFTY, deadline=1.0) as session,
+    ):
         job = session.submit(TRACK)
         with pytest.raises(SubmissionUnknownError):
             await job
@@ -196,7 +193,11 @@ async def test_a_lost_answer_whose_webhook_is_lost_too_is_unknown() -> None:
 async def test_a_delivery_for_an_unfinished_job_finishes_nothing() -> None:
     """A delivery with the right token is a hint: while byId says otherwise the job goes on."""
     vendor = Emulator(seconds=5, separate=False, webhooks="early")
-    async with vendor, alone() as receiver, connected(vendor, receiver) as session:
+    async with (
+        vendor,
+        alone() as receiver,
+        connected(vendor, webhooks=receiver, limits=FIFTY) as session,
+    ):
         stream = session.events()
         job = session.submit(TRACK)
         async for event in stream:
@@ -266,7 +267,7 @@ async def test_uploads_and_downloads_that_hang_hold_up_no_look(tmp_path: Any) ->
     vendor = Emulator(seconds=0.05, separate=False, parallel=None, faults=faults)
     limits = Limits(parallel=20, polls_per_minute=500)
     async with vendor, alone() as receiver:
-        session = connected(vendor, receiver, limits=limits, downloads=4)
+        session = connected(vendor, webhooks=receiver, limits=limits, downloads=4)
         await session.start()
         stuck = [session.submit((f"{n}.mp3", TRACK[1])) for n in range(12)]
         downloads = [asyncio.create_task(job.download(tmp_path)) for job in stuck]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -122,11 +121,6 @@ class Shell:
             for number, run in enumerate(runs):
                 tasks.start_soon(one, number, run)
         return [ended[number] for number in range(len(runs))]
-
-    def free_port(self) -> int:
-        """Return a port that nobody listens on."""
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            return int(server.getsockname()[1])
 
     def track(self, name: str, size: int = 20_000) -> Path:
         """Make a track, different for each name."""

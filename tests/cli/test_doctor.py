@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from factories.sessions import free_port
 
 from musicgpt_async import WebhookReceiver
 from musicgpt_async.emulator import Fault
@@ -42,7 +43,7 @@ async def page(_: web.Request) -> web.StreamResponse:
 async def test_all_is_well(open_vendor: Any) -> None:
     """A good key, an API that answers and a webhook URL that leads here are all ok."""
     async with open_vendor() as (vendor, shell):
-        port = shell.free_port()
+        port = free_port()
         url = f"http://127.0.0.1:{port}/hook"
         ended = await shell.run("doctor", "--webhook", url, "--listen", f"127.0.0.1:{port}")
         assert (ended.code, ended.err) == (0, "")
@@ -70,7 +71,7 @@ async def test_what_is_not_the_api_is_found_out(open_vendor: Any) -> None:
     """Nobody there, something else there, and an API that is unwell each get their advice."""
     fault = Fault("byId", "status", status=503, early=True)
     async with open_vendor(faults=[fault]) as (_, shell), serving(page) as url:
-        nowhere = f"http://127.0.0.1:{shell.free_port()}"
+        nowhere = f"http://127.0.0.1:{free_port()}"
         unwell, *others = await shell.together(
             shell.run("doctor"),
             *(
@@ -90,7 +91,7 @@ async def test_what_is_not_the_api_is_found_out(open_vendor: Any) -> None:
 async def test_a_wrong_webhook_url_is_found_out(open_vendor: Any) -> None:
     """A redirect, a stranger, another receiver and nobody at the URL each get their advice."""
     async with open_vendor() as (_, shell):
-        listen = ("--listen", f"127.0.0.1:{shell.free_port()}")
+        listen = ("--listen", f"127.0.0.1:{free_port()}")
 
         async def verdict(url: str) -> str:
             ended = await shell.run("doctor", "--webhook", url, *listen)
@@ -106,7 +107,7 @@ async def test_a_wrong_webhook_url_is_found_out(open_vendor: Any) -> None:
         other = WebhookReceiver("http://127.0.0.1/hook")
         async with other.serve("127.0.0.1", 0) as url:
             assert "another receiver answers there" in await verdict(f"{url}/hook")
-        assert "cannot be reached" in await verdict(f"http://127.0.0.1:{shell.free_port()}/hook")
+        assert "cannot be reached" in await verdict(f"http://127.0.0.1:{free_port()}/hook")
 
 
 async def test_a_private_webhook_url_is_found_out(shell: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio.to_thread
 import pytest
+from factories.sessions import free_port
 
 from musicgpt_async.cli import main
 from musicgpt_async.emulator import Fault, Occasion
@@ -335,7 +336,7 @@ async def test_stems_below_the_tracks_are_no_tracks(open_vendor: Any) -> None:
 async def test_jobs_bounds_what_is_unfinished(open_vendor: Any) -> None:
     """--jobs N alone keeps N tracks unfinished at the vendor, and never one more."""
     async with open_vendor(seconds=0.4) as (vendor, shell):
-        port = shell.free_port()
+        port = free_port()
         door = ("--webhook", f"http://127.0.0.1:{port}/hook", "--listen", f"127.0.0.1:{port}")
         for number in range(7):
             shell.track(f"in/{number}.wav")

@@ -4,21 +4,14 @@ import signal
 from collections import Counter
 from typing import Any
 
-import anyio
 import pytest
+from factories.watching import until
 
 from musicgpt_async.emulator import Emulator, Exchange, Fault
 
 pytestmark = pytest.mark.anyio
 
 QUICK = ("--plan", "pro")
-
-
-async def until(condition: Any) -> None:
-    """Wait for what another process brings about."""
-    with anyio.fail_after(60):
-        while not condition():
-            await anyio.sleep(0.02)
 
 
 def answered(vendor: Emulator) -> list[Exchange]:

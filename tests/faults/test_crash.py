@@ -8,7 +8,6 @@ import json
 import os
 import random
 import re
-import socket
 import sys
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ import aiohttp
 import anyio
 import attrs
 import pytest
+from factories.sessions import free_port
 
 from musicgpt_async import JobState
 from musicgpt_async.emulator import Emulator, Fault, Occasion
@@ -222,13 +222,6 @@ def phase(record: JobRecord) -> str:
     if record.state is not JobState.COMPLETED:
         return "accepted"
     return "done" if len(record.files) == len(STEMS) else "not all downloaded"
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def slow_vendor(pace: Pace, *, lists: bool) -> Emulator:

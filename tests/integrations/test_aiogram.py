@@ -14,13 +14,13 @@ from aiogram import Bot
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
 from aiohttp import web
+from factories.sessions import SOUND
 
 from musicgpt_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.anyio
 
 TOKEN = "123456:of-the-test"
-TRACK = b"ID3" + b"\x00" * 3000
 CHAT = {"id": 7, "type": "private"}
 
 
@@ -69,7 +69,7 @@ class Telegram:
 
     async def file(self, _request: web.Request) -> web.Response:
         """Serve the track that was sent to the chat."""
-        return web.Response(body=TRACK)
+        return web.Response(body=SOUND)
 
     async def _result(self, method: str) -> Any:
         match method:
@@ -134,7 +134,7 @@ async def test_a_track_in_the_chat_is_answered_with_its_stems(
         "piano",
         "guitar",
     }
-    assert vendor.submissions[0].upload.size == len(TRACK)
+    assert vendor.submissions[0].upload.size == len(SOUND)
 
 
 async def test_a_chat_that_wants_no_more_edits_gets_its_stems(

@@ -9,12 +9,11 @@ from types import ModuleType
 import aiohttp
 import pytest
 from aiohttp import web
+from factories.sessions import SOUND
 
 from musicgpt_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.anyio
-
-TRACK = b"ID3" + b"\x00" * 3000
 
 
 async def test_a_body_goes_in_and_its_vocals_come_out(
@@ -31,15 +30,15 @@ async def test_a_body_goes_in_and_its_vocals_come_out(
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()
-        async with browser.post(f"{root}/vocals/song.mp3", data=TRACK) as answer:
+        async with browser.post(f"{root}/vocals/song.mp3", data=SOUND) as answer:
             audio = await answer.read()
         vendor.script(Fault("submit", "status", status=402, times=None))
-        async with browser.post(f"{root}/vocals/song.mp3", data=TRACK) as refused:
+        async with browser.post(f"{root}/vocals/song.mp3", data=SOUND) as refused:
             words = await refused.json()
     finally:
         await runner.cleanup()
     assert (answer.status, audio[:4]) == (200, b"RIFF")
-    assert vendor.submissions[0].upload.size == len(TRACK)
+    assert vendor.submissions[0].upload.size == len(SOUND)
     assert list(vendor.submissions[0].stems) == ["vocals"]
     assert [delivered.status for delivered in vendor.deliveries] == [200]
     assert refused.status == 502

@@ -14,6 +14,7 @@ import aiohttp
 import anyio
 import pytest
 from aiohttp import web
+from factories.sessions import SOUND
 from yarl import URL
 
 from musicgpt_async.emulator import Emulator, Fault
@@ -24,7 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:'audioop' is deprecated:DeprecationWarning"),
 ]
 
-TRACK = b"ID3" + b"\x00" * 3000
 DISCORD_EPOCH = 1_420_070_400_000
 USER = {"id": "7", "username": "anna", "discriminator": "0", "avatar": None, "global_name": None}
 BOT = {**USER, "id": "1", "username": "stems", "bot": True}
@@ -101,7 +101,7 @@ class Discord:
 
     async def _attachment(self, _request: web.Request) -> web.Response:
         self.fetched += 1
-        return web.Response(body=TRACK, content_type="audio/mpeg")
+        return web.Response(body=SOUND, content_type="audio/mpeg")
 
     @property
     def gateway(self) -> str:
@@ -135,7 +135,7 @@ class Discord:
 
     def _command(self) -> dict[str, Any]:
         url = f"{self.root}/attachments/song.mp3"
-        track = {"id": "30", "filename": "song.mp3", "size": len(TRACK), "url": url}
+        track = {"id": "30", "filename": "song.mp3", "size": len(SOUND), "url": url}
         chosen = {"id": "5", "name": "stems", "type": 1}
         return {
             "id": str((int(time.time() * 1000) - DISCORD_EPOCH) << 22),

@@ -13,13 +13,13 @@ import aiohttp
 import anyio
 import pytest
 import uvicorn
+from factories.sessions import SOUND
 
 from musicgpt_async import MusicGPTError
 from musicgpt_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.anyio
 
-TRACK = b"ID3" + b"\x00" * 3000
 Snippet = Callable[..., ModuleType]
 
 
@@ -59,7 +59,7 @@ def service(snippet: Snippet, listener: socket.socket, monkeypatch: pytest.Monke
 async def upload(browser: aiohttp.ClientSession, service: Service) -> dict[str, object]:
     """Send a track to the service; return its answer."""
     form = aiohttp.FormData()
-    form.add_field("track", TRACK, filename="song.mp3", content_type="audio/mpeg")
+    form.add_field("track", SOUND, filename="song.mp3", content_type="audio/mpeg")
     async with browser.post(f"{service.root}/jobs", data=form) as answer:
         return {"status": answer.status, **await answer.json()}
 
@@ -78,7 +78,7 @@ async def test_an_upload_becomes_a_job_whose_stems_are_streamed_out(
             audio = await stem.read()
     assert answer["status"] == 202
     assert told == {"state": "completed", "error": None}
-    assert vendor.submissions[0].upload.size == len(TRACK)
+    assert vendor.submissions[0].upload.size == len(SOUND)
     assert vendor.submissions[0].upload.file_name == "song.mp3"
     assert [delivered.status for delivered in vendor.deliveries] == [200]
     assert audio == Path(f"stems/{job.id}/song - vocals.wav").read_bytes()

@@ -10,14 +10,20 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import anyio
 import attrs
 import pytest
 import stamina
 import trustme
+from factories.downloads import Get, ignore
 
+from musicgpt_async._io.download import Downloader, Fetched
 from musicgpt_async._io.http import Transport
+from musicgpt_async._io.receiving import pieces
 
 
 @attrs.frozen
@@ -183,6 +189,39 @@ async def _opened(**settings: object) -> AsyncIterator[Transport]:
 def lanes() -> Callable[..., AbstractAsyncContextManager[Transport]]:
     """Open transports with the settings given, for as long as a block takes."""
     return _opened
+
+
+@pytest.fixture
+def get(lanes: Any, executor: ThreadPoolExecutor) -> Get:
+    """Download a link to a path, as the session would with the API on loopback."""
+
+    async def download(url: str, target: Path, **settings: Any) -> Fetched:
+        given = {"allow_loopback": True, "digests": True, **settings}
+        which = {"what": given.pop("what", "a task"), "progress": given.pop("progress", ignore)}
+        given = {"executor": executor, **given}
+        timeout = given.pop("request_timeout", 30.0)
+        async with lanes(request_timeout=timeout) as transport:
+            receive = partial(pieces, patience=timeout)
+            downloader = Downloader(fetch=transport.fetch, receive=receive, **given)
+            return await downloader.download(url, target, **which)
+
+    return download
+
+
+@pytest.fixture
+def unused_port() -> Iterator[int]:
+    """A port at which nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))  # bound and not listening: whoever connects is refused
+        yield sock.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the machine's own settings out of what is seen here."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture

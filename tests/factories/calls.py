@@ -1,0 +1,95 @@
+"""Calls of the API, made one by one."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import anyio
+import pytest
+
+from musicgpt_async._io import upload
+from musicgpt_async._io.http import Transport
+from musicgpt_async._io.upload import Body, track_of
+from musicgpt_async._rules import protocol
+from musicgpt_async._rules.protocol import Answer
+from musicgpt_async.errors import (
+    MusicGPTError,
+)
+
+KEY = "key-3f9a7c51e0"
+PATIENCE = 60
+YES = b'{"success": true, "task_id": "t"}'
+
+
+async def hand_over_nothing() -> None:
+    """Hand over without a word."""
+
+
+async def submit(transport: Transport, url: str, data: bytes = b"sound") -> Answer:
+    """Send a small track."""
+    with ThreadPoolExecutor(1) as executor:
+        async with upload.opened(track_of(("a.wav", data)), executor) as content:
+            body = Body(
+                {"audio_url": ""},
+                content,
+                stall_timeout=30,
+                hand_over=hand_over_nothing,
+                progress=lambda _: None,
+            )
+            return await transport.send(url, body)
+
+
+async def fetch(transport: Transport, url: str) -> tuple[int, bytes]:
+    """Bring a file down whole."""
+    async with transport.fetch(url, {}) as response:
+        return response.status, await response.read()
+
+
+class Echo:
+    """Answers each request of each connection with the same bytes, and remembers the requests."""
+
+    def __init__(self, status: int = 200, body: bytes = YES, **headers: str) -> None:
+        self.requests: list[tuple[int, Any]] = []
+        self._answer = status, body, headers
+
+    async def __call__(self, peer: Any) -> None:
+        """Answer for as long as the client asks."""
+        status, body, headers = self._answer
+        while True:
+            self.requests.append((peer.number, await peer.request()))
+            await peer.answer(status, body, **headers)
+
+
+async def stay_silent(peer: Any) -> None:
+    """Take a request and never answer."""
+    await peer.request()
+    await anyio.sleep(PATIENCE)
+
+
+async def failure_of(transport: Transport, call: str, url: str) -> MusicGPTError:
+    """Return the error that a call ends in."""
+    with pytest.raises(MusicGPTError) as caught:
+        await call_by_name(transport, call, url)
+    return caught.value
+
+
+async def call_by_name(transport: Transport, call: str, url: str) -> None:
+    """Make a call and read its answer."""
+    match call:
+        case "ask":
+            answer = await transport.ask(url, {"task_id": "t"})
+        case "send":
+            answer = await submit(transport, url)
+        case _:
+            await fetch(transport, url)
+            return
+    protocol.read(answer, now=time.time(), what="The call")
+
+
+def seen_by_a_crash_reporter(error: BaseException) -> str:
+    """Everything that a tool which records local variables would send home."""
+    report = traceback.TracebackException.from_exception(error, capture_locals=True)
+    return f"{error!s}{error!r}{vars(error)!r}" + "".join(report.format())

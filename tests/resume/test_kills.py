@@ -1,0 +1,128 @@
+"""Wherever a process is killed, each track is paid for and fetched once."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import attrs
+import pytest
+from factories.runs import (
+    FOREVER,
+    HANG,
+    LONG,
+    STEMS,
+    asked,
+    nobody_holds,
+    process,
+    read,
+    reference,
+    there,
+    track,
+)
+from factories.sessions import connected
+from factories.watching import until
+
+from musicgpt_async import (
+    JobState,
+)
+from musicgpt_async.emulator import Emulator, Fault
+
+pytestmark = pytest.mark.anyio
+
+
+@attrs.frozen
+class Moment:
+    """A moment of a job's life at which its process is killed."""
+
+    name: str
+    faults: tuple[Fault, ...]
+    has_come: Callable[[Emulator, Path], bool]
+    size: int = 20_000
+    seconds: float = 0.1
+
+
+def on(word: str, number: int = 1) -> Callable[[Emulator, Path], bool]:
+    """Return whether so many requests have come."""
+    return lambda vendor, _: asked(vendor, word) >= number
+
+
+MOMENTS = [
+    Moment(
+        "before the hand-over",
+        (Fault("submit", "stall_read", at=0.1, **FOREVER),),
+        on("Extraction"),
+        size=LONG,
+    ),
+    Moment(
+        "handed over and unanswered",
+        (Fault("submit", "stall_answer", **FOREVER),),
+        lambda vendor, _: len(vendor.submissions) == 1,
+    ),
+    Moment("accepted", (), on("byId"), seconds=3.0),
+    Moment(
+        "completed and not downloaded", (Fault("file", "stall_answer", **FOREVER),), on("/files", 2)
+    ),
+    Moment(
+        "half downloaded",
+        (Fault("file", "stall", when=lambda o: o.file == "drums.wav", **FOREVER),),
+        lambda vendor, folder: (
+            asked(vendor, "drums.wav") == 1 and (folder / "stems" / "song - bass.wav").exists()
+        ),
+    ),
+    Moment(
+        "done",
+        (),
+        lambda _, folder: len([*(folder / "stems").glob("*.wav")]) == len(STEMS),
+    ),
+]
+
+
+@pytest.mark.parametrize("again", ["resume", "the same batch"])
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.name)
+async def test_a_killed_process_is_taken_up_where_it_stood(
+    moment: Moment, again: str, tmp_path: Path
+) -> None:
+    """Killed at any point: one submission, whole stems, and nothing left beside them."""
+    song, stems = track(tmp_path, size=moment.size), tmp_path / "stems"
+    async with Emulator(seconds=moment.seconds, separate=False, faults=moment.faults) as vendor:
+        async with process(vendor, tmp_path, song) as killed:
+            await until(lambda: moment.has_come(vendor, tmp_path))
+            killed.kill()
+        vendor.faults.clear()
+        await nobody_holds(tmp_path / "journal.db")
+        fetched = asked(vendor, "bass.wav")
+        async with connected(vendor, tmp_path / "journal.db") as session:
+            if again == "resume":
+                await session.resume()
+            else:
+                outcomes = [each async for each in session.extract_many([song], stems, stems=STEMS)]
+                assert [each.error for each in outcomes] == [None]
+        if moment.name in ("half downloaded", "done"):
+            # A kill may come between the file's name and the journal's line about it.
+            assert asked(vendor, "bass.wav") - fetched <= 1
+        assert len(vendor.submissions) == 1
+        assert there(stems) == await reference(vendor, tmp_path / "reference", song)
+    [record] = await read(tmp_path / "journal.db")
+    assert record.state is JobState.COMPLETED
+    assert len(record.files) == len(STEMS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="deaths are seen in Linux's /proc")
+async def test_a_process_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:
+    """Though its lease would hold for hours, a restart goes on with a dead process's jobs."""
+    song, another = track(tmp_path), track(tmp_path, "another.mp3")
+    async with Emulator(seconds=1.0, separate=False) as vendor:
+        async with process(vendor, tmp_path, song, another, lease=36_000.0) as killed:
+            await until(lambda: asked(vendor, "byId") >= 1)
+            killed.kill()
+            await killed.wait()
+        async with connected(vendor, tmp_path / "journal.db") as session:
+            jobs = await session.resume()
+            assert sorted(job.title for job in jobs) == ["another", "song"]
+            with anyio.fail_after(HANG):
+                await asyncio.gather(*jobs)
+        assert len(vendor.submissions) == 2

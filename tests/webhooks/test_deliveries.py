@@ -1,0 +1,231 @@
+"""What each door takes and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+import anyio
+import pytest
+from factories.doors import DEEP, DOORS, GARBAGE_TOKEN, PUBLIC_URL, Open
+
+from musicgpt_async.errors import JournalError
+from musicgpt_async.webhooks import MAX_BODY, SERVICE, WebhookReceiver
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=DOORS)
+async def door(request: pytest.FixtureRequest) -> AsyncIterator[Open]:
+    """Each of the four doors in turn."""
+    receiver, got = WebhookReceiver(PUBLIC_URL), []
+    token = receiver.token_for("job")
+    receiver.inbox.open(token, got.append)
+    async with (
+        DOORS[request.param](receiver) as root,
+        aiohttp.ClientSession(auto_decompress=False) as client,
+    ):
+        yield Open(receiver, root, token, got, client)
+
+
+PATHS = {
+    "plain": "/hooks/TOKEN",
+    "slash behind": "/hooks/TOKEN/",
+    "slashes within": "/hooks//TOKEN",
+    "slashes around": "/hooks///TOKEN//",
+    "query": "/hooks/TOKEN?a=/b&token=0.0",
+    "encoded dot": "/hooks/TOKEN?".replace("TOKEN", "PUBLIC%2ESECRET"),
+    "encoded letter": "/h%6Foks/TOKEN",
+}
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+async def test_a_delivery_is_taken(door: Open, path: str) -> None:
+    """A POST on the job's URL wakes the job before it is answered, however the path is spelt."""
+    public, _, secret = door.token.partition(".")
+    spelt = path.replace("PUBLIC", public).replace("SECRET", secret)
+    status, headers, content = await door.send("POST", spelt, b'{"task_id": "t\xc3\xa9"}')
+    assert (status, content) == (200, {"ok": True})
+    assert headers["Content-Type"].startswith("application/json")
+    assert door.got == [{"task_id": "té"}]
+
+
+@pytest.mark.parametrize("path", ["/hooks/", "/hooks//", "/hooks/?query=1"])
+async def test_the_base_tells_what_it_is(door: Open, path: str) -> None:
+    """GET and HEAD on the base answer the health line, and nothing else is allowed there."""
+    status, headers, line = await door.send("GET", path)
+    assert status == 200
+    assert headers["Cache-Control"] == "no-store"
+    assert line == {"service": SERVICE, "instance": door.receiver.instance}
+    status, _, content = await door.send("HEAD", path)
+    assert (status, content) == (200, None)
+    for method in ("POST", "PUT", "OPTIONS"):
+        status, headers, _ = await door.send(method, path, b"{}")
+        assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+REFUSED = {
+    "wrong token": ("POST", f"/hooks/{GARBAGE_TOKEN}", b"{}", 404),
+    "half a token": ("POST", "/hooks/PUBLIC", b"{}", 404),
+    "token of another job's secret": ("POST", "/hooks/PUBLIC." + "0" * 32, b"{}", 404),
+    "token in capitals": ("POST", "/hooks/UPPER", b"{}", 404),
+    "junk for a token": ("POST", "/hooks/%00%ff%F0%9F%8E%B5", b"{}", 404),
+    "token before the end": ("POST", "/hooks/TOKEN/more", b"{}", 404),
+    "GET": ("GET", "/hooks/TOKEN", None, 405),
+    "HEAD": ("HEAD", "/hooks/TOKEN", None, 405),
+    "PUT": ("PUT", "/hooks/TOKEN", b"{}", 405),
+    "OPTIONS": ("OPTIONS", "/hooks/TOKEN", None, 405),
+    "nothing": ("POST", "/hooks/TOKEN", None, 400),
+    "no JSON": ("POST", "/hooks/TOKEN", b"task_id=1", 400),
+    "cut JSON": ("POST", "/hooks/TOKEN", b'{"task_id": "t', 400),
+    "an array": ("POST", "/hooks/TOKEN", b'[{"task_id": "t"}]', 400),
+    "a string": ("POST", "/hooks/TOKEN", b'"{}"', 400),
+    "null": ("POST", "/hooks/TOKEN", b"null", 400),
+    "no UTF-8": ("POST", "/hooks/TOKEN", b'{"a": "\xff\xfe"}', 400),
+    "a huge number": ("POST", "/hooks/TOKEN", b'{"a": ' + b"9" * 5000 + b"}", 400),
+    "deep arrays": ("POST", "/hooks/TOKEN", b"[" * 500_000, 400),
+    "deep objects": ("POST", "/hooks/TOKEN", DEEP, 400),
+    "too large": ("POST", "/hooks/TOKEN", b'{"a": "' + b"x" * MAX_BODY + b'"}', 413),
+}
+
+
+@pytest.mark.parametrize(("method", "path", "body", "expected"), REFUSED.values(), ids=REFUSED)
+async def test_what_is_no_delivery_is_refused(
+    door: Open, method: str, path: str, body: bytes | None, expected: int
+) -> None:
+    """Each thing that can be wrong has its status, wakes nothing and hurts nothing after it."""
+    spelt = path.replace("PUBLIC", door.token.partition(".")[0]).replace(
+        "UPPER", door.token.upper()
+    )
+    status, headers, content = await door.send(method, spelt, body)
+    assert status == expected
+    assert headers.get("Allow") == ("POST" if expected == 405 else None)
+    assert method == "HEAD" or set(content) == {"error"}
+    assert door.got == []
+    assert (await door.send("POST", "/hooks/TOKEN", b'{"after": 1}'))[0] == 200
+    assert door.got == [{"after": 1}]
+
+
+async def test_a_body_of_exactly_the_limit_is_taken(door: Open) -> None:
+    """1 MiB is not over 1 MiB."""
+    body = b'{"a": "' + b"x" * (MAX_BODY - 9) + b'"}'
+    assert len(body) == MAX_BODY
+    assert (await door.send("POST", "/hooks/TOKEN", body))[0] == 200
+
+
+@pytest.mark.parametrize(("blocks", "status"), [(1, 200), (16, 413), (64, 413)])
+async def test_a_body_of_unknown_length_is_counted(door: Open, blocks: int, status: int) -> None:
+    """Without a Content-Length the bytes are counted as they come in."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"a": "'
+        for _ in range(blocks):
+            yield b"x" * (MAX_BODY // 16)
+        yield b'"}'
+
+    assert (await door.send("POST", "/hooks/TOKEN", body()))[0] == status
+    assert len(door.got) == (status == 200)
+
+
+@pytest.mark.parametrize("path", ["TOKEN", GARBAGE_TOKEN])
+async def test_what_is_refused_beforehand_is_not_read(door: Open, path: str) -> None:
+    """A body that is announced too large, or bears a wrong token, is answered before it comes."""
+    target = f"/hooks/{path}".replace("TOKEN", door.token)
+    head = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_BODY + 1}\r\n\r\n"
+    answer = await door.talk(head.encode())
+    assert answer.split()[1] == (b"404" if path == GARBAGE_TOKEN else b"413")
+
+
+async def test_a_compressed_body_is_refused(door: Open) -> None:
+    """A Content-Encoding is refused unread at each door alike, since some would unpack a bomb."""
+    status, _, _ = await door.send(
+        "POST", "/hooks/TOKEN", b"{}", Content_Encoding="gzip", Connection="close"
+    )
+    assert status == 415
+    status, _, _ = await door.send("POST", "/hooks/TOKEN", b"{}", Content_Encoding="identity")
+    assert status == 200
+
+
+async def test_a_job_that_raises_does_not_break_the_door(
+    door: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The delivery is acknowledged all the same, and the log shows no token."""
+
+    def wake(payload: Mapping[str, Any]) -> None:
+        raise LookupError(payload)
+
+    token = door.receiver.token_for("another")
+    door.receiver.inbox.open(token, wake)
+    status, _, _ = await door.send("POST", f"/hooks/{token}", b'{"task_id": "private"}')
+    assert status == 200
+    assert "LookupError" in caplog.text
+    assert token not in caplog.text
+    assert "private" not in caplog.text
+
+
+async def test_a_delivery_is_acknowledged_once_it_is_written_down(door: Open) -> None:
+    """The door waits for whoever keeps what it brought, and asks for it again where that fails."""
+    kept, began, written = [JournalError("the disk is full")], anyio.Event(), anyio.Event()
+
+    async def keep() -> None:
+        if kept:
+            raise kept.pop()
+        began.set()
+        await written.wait()
+
+    token = door.receiver.token_for("another")
+    door.receiver.inbox.open(token, door.got.append, keep)
+    status, headers, _ = await door.send("POST", f"/hooks/{token}", b"{}")
+    assert (status, headers["Retry-After"]) == (503, "30")
+    delivery = asyncio.create_task(door.send("POST", f"/hooks/{token}", b"{}"))
+    await began.wait()
+    assert not delivery.done()
+    written.set()
+    assert (await delivery)[0] == 200
+    assert door.got == [{}, {}]
+
+
+async def test_late_and_doubled_deliveries_are_acknowledged(door: Open) -> None:
+    """After the job is over its URL still answers 200, so that the vendor does not go on trying."""
+    door.receiver.inbox.close(door.token)
+    for _ in range(2):
+        assert (await door.send("POST", "/hooks/TOKEN", b"{}"))[0] == 200
+    assert door.got == []
+
+
+async def test_a_client_that_hangs_up_does_no_harm(
+    door: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A body that breaks off wakes nothing, raises nothing, and the door stays open."""
+    head = f"POST /hooks/{door.token} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    for beginning in (b"", b'{"task_id": '):
+        await door.talk(head.encode() + beginning, listen=False)
+    assert (await door.send("POST", "/hooks/TOKEN", b"{}"))[0] == 200
+    assert door.got == [{}]
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+async def test_a_broken_chunk_does_no_harm(door: Open) -> None:
+    """A body whose chunks do not parse is refused and wakes nothing."""
+    head = f"POST /hooks/{door.token} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = await door.talk(head.encode() + b"2\r\n{}\r\nzz\r\n")
+    assert answer.split()[1] == b"400"
+    assert door.got == []
+
+
+async def test_many_sessions_share_a_door(door: Open) -> None:
+    """Each delivery of a crowd reaches its own job, once."""
+    got: dict[int, list[Any]] = {number: [] for number in range(50)}
+    tokens = {number: door.receiver.token_for(f"job{number}") for number in got}
+    for number, token in tokens.items():
+        door.receiver.inbox.open(token, got[number].append)
+    async with anyio.create_task_group() as tasks:
+        for number, token in tokens.items():
+            body = json.dumps({"number": number}).encode()
+            tasks.start_soon(door.send, "POST", f"/hooks/{token}", body)
+    assert got == {number: [{"number": number}] for number in got}
+    assert door.got == []

@@ -1,0 +1,76 @@
+"""Tokens and the URLs made from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+import pytest
+from factories.doors import PUBLIC_URL, Open
+
+from musicgpt_async.errors import ConfigurationError
+from musicgpt_async.webhooks import WebhookReceiver
+
+pytestmark = pytest.mark.anyio
+
+
+def test_tokens_are_unguessable_or_derived() -> None:
+    """Without a secret each token is new; with one it is the same for a job after a restart."""
+    assert len({WebhookReceiver(PUBLIC_URL).token_for("job") for _ in range(3)}) == 3
+    first, again = (WebhookReceiver(PUBLIC_URL, secret=s) for s in ("s3cret", b"s3cret"))
+    assert first.token_for("job") == again.token_for("job")
+    assert first.token_for("job") != first.token_for("job2")
+    assert first.token_for("job") != WebhookReceiver(PUBLIC_URL, secret="x").token_for("job")
+    assert "job" not in first.token_for("job")
+
+
+async def test_a_delivery_between_restart_and_resume_is_kept() -> None:
+    """With a secret, a new process takes a delivery for a job that it has not taken up yet."""
+    token = WebhookReceiver(PUBLIC_URL, secret="s3cret").token_for("job")
+    receiver, got = WebhookReceiver(PUBLIC_URL, secret="s3cret"), []
+    other = WebhookReceiver(PUBLIC_URL, secret="another").token_for("job")
+    async with receiver.serve(port=0) as root, aiohttp.ClientSession() as client:
+        opened = Open(receiver, root, token, got, client)
+        assert (await opened.send("POST", "/TOKEN", b'{"task_id": "t"}'))[0] == 200
+        assert (await opened.send("POST", f"/{other}", b"{}"))[0] == 404
+        receiver.inbox.open(token, got.append)
+    assert got == [{"task_id": "t"}]
+
+
+def test_the_receiver_shows_no_secret() -> None:
+    """Its repr has the URL, not the secret."""
+    assert repr(WebhookReceiver(PUBLIC_URL, secret="s3cret")) == f"WebhookReceiver('{PUBLIC_URL}')"
+
+
+@pytest.mark.parametrize(
+    ("public_url", "url"),
+    [
+        ("https://x.example", "https://x.example/T"),
+        ("https://x.example/", "https://x.example/T"),
+        ("http://127.0.0.1:8080/a/b/", "http://127.0.0.1:8080/a/b/T"),
+        ("https://[::1]:1/@me", "https://[::1]:1/@me/T"),
+    ],
+)
+def test_urls_are_joined_with_one_slash(public_url: str, url: str) -> None:
+    """A job's URL is the public URL, one slash and the token."""
+    assert WebhookReceiver(public_url).url_for("T") == url
+
+
+@pytest.mark.parametrize(
+    "public_url",
+    [
+        *("", "x.example", "/hooks", "ftp://x.example", "https://", "https:///hooks", "https:x"),
+        *("https://x.example?a", "https://x.example/?", "https://x.example/#a", "https://a b.c"),
+        *("https://u:p@x.example", "https://x.example/\n", "https://x:99999", "https://[", None),
+    ],
+)
+def test_an_unusable_public_url_is_told(public_url: Any) -> None:
+    """What the vendor could not post to is refused, with an example of what is right."""
+    with pytest.raises(ConfigurationError, match=r"must look like https://example.com/musicgpt"):
+        WebhookReceiver(public_url)
+
+
+def test_an_empty_secret_is_told() -> None:
+    """An empty secret would make tokens that anybody can derive."""
+    with pytest.raises(ConfigurationError, match="secret is empty"):
+        WebhookReceiver(PUBLIC_URL, secret="")
