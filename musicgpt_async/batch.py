@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 import attrs
 
-from musicgpt_async._io.upload import AudioSource
+from musicgpt_async._io.sources import AudioSource
 from musicgpt_async.errors import InvalidOptionError, MusicGPTError, SessionClosedError
 from musicgpt_async.job import ExtractionJob, Files
 from musicgpt_async.models import AudioFormat, Extraction

@@ -24,7 +24,7 @@ from musicgpt_async import batch
 from musicgpt_async._io import receiving
 from musicgpt_async._io.download import Downloader
 from musicgpt_async._io.http import Transport
-from musicgpt_async._io.upload import AudioSource, track_of
+from musicgpt_async._io.sources import AudioSource, track_of
 from musicgpt_async._rules import hosts, lifecycle, names, protocol
 from musicgpt_async._rules.credit import Credit
 from musicgpt_async._rules.lifecycle import Change

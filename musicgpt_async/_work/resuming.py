@@ -10,7 +10,7 @@ import anyio
 import anyio.abc
 import attrs
 
-from musicgpt_async._io import upload
+from musicgpt_async._io import sources
 from musicgpt_async._rules import matching, payloads, protocol, retrying
 from musicgpt_async._rules.lifecycle import Change
 from musicgpt_async._rules.payloads import Conversion
@@ -171,7 +171,7 @@ class Resumer:
     def _submit(self, job: ExtractionJob) -> None:
         if job.record.source or job.source is not None:
             source = job.record.source if job.source is None else job.source
-            track = upload.track_of(source, label=job.label)
+            track = sources.track_of(source, label=job.label)
             self._submitter.enqueue(job, track, entered=True)
             return
         error = SourceError(

@@ -14,8 +14,9 @@ import anyio.abc
 import attrs
 import stamina
 
-from musicgpt_async._io import upload
-from musicgpt_async._io.upload import Body, Content, Track
+from musicgpt_async._io import sources
+from musicgpt_async._io.sources import Content, Track
+from musicgpt_async._io.upload import Body
 from musicgpt_async._rules import identity, payloads, protocol, retrying
 from musicgpt_async._rules.credit import Credit
 from musicgpt_async._rules.lifecycle import Change
@@ -259,7 +260,7 @@ class Submitter:
 
     async def _admit(self, entry: _Entry) -> Acceptance | None:
         job = entry.job
-        async with upload.opened(entry.track, self._desk.executor) as content:
+        async with sources.opened(entry.track, self._desk.executor) as content:
             if found := await self._enter(entry, content):
                 self.give_back(job)
                 self._known(job, found)
@@ -352,7 +353,7 @@ class Submitter:
         size = None if content is None else content.size
         digest = None
         if self._desk.ledger.journal is not None:
-            digest = upload.Digest(self._desk.executor)
+            digest = sources.Digest(self._desk.executor)
         return Body(
             fields,
             content,
@@ -363,7 +364,7 @@ class Submitter:
         )
 
     async def _hand_over(
-        self, entry: _Entry, size: int | None, digest: upload.Digest | None
+        self, entry: _Entry, size: int | None, digest: sources.Digest | None
     ) -> None:
         """Write down that the vendor may have the track, before it can."""
         job = entry.job

@@ -21,7 +21,7 @@ from musicgpt_async import (
     MusicGPTSession,
     Outcome,
 )
-from musicgpt_async._io import upload
+from musicgpt_async._io import sources as audio
 from musicgpt_async._rules import identity
 from musicgpt_async.cli import output
 from musicgpt_async.cli.running import Run, Settings
@@ -135,8 +135,8 @@ async def dry_run(settings: Settings, sources: Sources, *, force: bool) -> int:
 async def _list_one(
     wanted: Wanted, known: dict[str, JobState], settings: Settings, executor: ThreadPoolExecutor
 ) -> bool:
-    track = upload.track_of(wanted.source, label=wanted.label)
-    async with upload.opened(track, executor) as content:
+    track = audio.track_of(wanted.source, label=wanted.label)
+    async with audio.opened(track, executor) as content:
         mark = identity.fingerprint(
             track.location,
             content.version if content else "",

@@ -10,9 +10,10 @@ from typing import Any
 import anyio
 import pytest
 
-from musicgpt_async._io import upload
+from musicgpt_async._io import sources
 from musicgpt_async._io.http import Transport
-from musicgpt_async._io.upload import Body, track_of
+from musicgpt_async._io.sources import track_of
+from musicgpt_async._io.upload import Body
 from musicgpt_async._rules import protocol
 from musicgpt_async._rules.protocol import Answer
 from musicgpt_async.errors import (
@@ -31,7 +32,7 @@ async def hand_over_nothing() -> None:
 async def submit(transport: Transport, url: str, data: bytes = b"sound") -> Answer:
     """Send a small track."""
     with ThreadPoolExecutor(1) as executor:
-        async with upload.opened(track_of(("a.wav", data)), executor) as content:
+        async with sources.opened(track_of(("a.wav", data)), executor) as content:
             body = Body(
                 {"audio_url": ""},
                 content,

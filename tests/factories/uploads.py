@@ -12,8 +12,9 @@ from typing import Any
 
 import attrs
 
-from musicgpt_async._io import upload
-from musicgpt_async._io.upload import BLOCK, Body, Content, Track, track_of
+from musicgpt_async._io import sources
+from musicgpt_async._io.sources import BLOCK, Content, Track, track_of
+from musicgpt_async._io.upload import Body
 
 FIELDS = {"audio_url": "", "stems": '["vocals"]', "preprocessing_options": "[]"}
 # More than the kernel and the transport hold between a client and a server that does not read.
@@ -42,7 +43,7 @@ def body_of(content: Content | None, **settings: Any) -> Body:
 async def opened(source: Any, executor: ThreadPoolExecutor) -> AsyncIterator[Content]:
     """Open a source that has content."""
     track = source if isinstance(source, Track) else track_of(source)
-    async with upload.opened(track, executor) as content:
+    async with sources.opened(track, executor) as content:
         assert content is not None
         yield content
 

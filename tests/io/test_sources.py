@@ -26,7 +26,7 @@ from factories.uploads import (
 )
 from factories.watching import until
 
-from musicgpt_async._io.upload import BLOCK, Track, track_of
+from musicgpt_async._io.sources import BLOCK, Track, track_of
 from musicgpt_async._rules.retrying import Verdict, submit_verdict
 from musicgpt_async.errors import (
     InvalidOptionError,

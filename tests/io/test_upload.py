@@ -27,8 +27,8 @@ from factories.watching import until
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartParser
 
-from musicgpt_async._io import upload
-from musicgpt_async._io.upload import BLOCK, Digest, track_of
+from musicgpt_async._io import sources
+from musicgpt_async._io.sources import BLOCK, Digest, track_of
 from musicgpt_async.errors import (
     ReleasedError,
     TransportError,
@@ -56,7 +56,7 @@ async def test_the_length_is_true_and_nothing_is_chunked(
     async with (
         serve(vendor) as server,
         lanes() as transport,
-        upload.opened(track_of(source), executor) as content,
+        sources.opened(track_of(source), executor) as content,
     ):
         body = body_of(content)
         answer = await transport.send(server.url, body)

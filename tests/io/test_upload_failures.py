@@ -25,7 +25,8 @@ from factories.uploads import (
 )
 from factories.watching import held, until
 
-from musicgpt_async._io.upload import BLOCK, Body
+from musicgpt_async._io.sources import BLOCK
+from musicgpt_async._io.upload import Body
 from musicgpt_async._rules.protocol import Answer
 from musicgpt_async._rules.retrying import Verdict, submit_verdict
 from musicgpt_async.errors import (
