@@ -1,8 +1,5 @@
 """A URL as a whole file: a temporary name beside the target, resumed, checked, then renamed.
 
-The temporary file is locked, so that it is one process's at a time. The kernel frees the lock of a
-process that dies; whoever waited for it then finds the whole file, or starts over in its place.
-
 Resuming follows RFC 9110, sections 13.1.5 (If-Range) and 14.4 (Content-Range): the total comes from
 Content-Range, never from the length of a part.
 """
@@ -10,18 +7,12 @@ Content-Range, never from the length of a part.
 from __future__ import annotations
 
 import asyncio
-import errno
-import hashlib
 import logging
-import os
 import re
-import secrets
-import sys
-import threading
 import zlib
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urljoin
@@ -30,16 +21,14 @@ import aiohttp
 import attrs
 import stamina
 
+from musicgpt_async._io import partial_file
+from musicgpt_async._io.partial_file import PartialFile, Piece
 from musicgpt_async._rules import audio, hosts, retrying
 from musicgpt_async.errors import DownloadError, TransportError
-
-if sys.platform != "win32":
-    import fcntl
 
 _T = TypeVar("_T")
 
 Fetch = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[aiohttp.ClientResponse]]
-Piece = bytes | memoryview
 Receive = Callable[[aiohttp.ClientResponse], AsyncGenerator[list[Piece], None]]
 Progress = Callable[[int, int | None], None]
 
@@ -50,8 +39,6 @@ PATIENCE = 6
 MOST_REDIRECTS = 5
 # Seconds between looks at a temporary file that another process has.
 OTHERS = 0.1
-_HEAD = 512
-_SUFFIX = ".part"
 _ENCODINGS = frozenset({"identity", "gzip", "x-gzip", "deflate"})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
@@ -113,7 +100,7 @@ class Downloader:
             TransportError: The host could not be reached.
         """
         what = hosts.without_query(url) if what is None else what
-        making = self._run(_Part.beside, target, what, self.digests)
+        making = self._run(PartialFile.beside, target, what, self.digests)
         try:
             part = await asyncio.shield(making)
         except asyncio.CancelledError:
@@ -139,7 +126,7 @@ class Downloader:
 
     async def has(self, path: Path, *, size: int, sha256: str) -> bool:
         """Return whether a file lies there with this content."""
-        return await self._run(_has, path, size, sha256)
+        return await self._run(partial_file.has, path, size, sha256)
 
     def _run(self, call: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:
         return asyncio.get_running_loop().run_in_executor(self.executor, call, *args)
@@ -148,7 +135,9 @@ class Downloader:
 class _Transfer:
     """One file on its way, over as many connections as it takes."""
 
-    def __init__(self, downloader: Downloader, part: _Part, url: str, progress: Progress) -> None:
+    def __init__(
+        self, downloader: Downloader, part: PartialFile, url: str, progress: Progress
+    ) -> None:
         self._downloader = downloader
         self._run = downloader._run  # noqa: SLF001 - the two are one piece of work
         self._part = part
@@ -266,238 +255,10 @@ class _Transfer:
         return f"{hosts.without_query(self._url)} was not downloaded: {why}{code}."
 
 
-@attrs.define
-class _Part:
-    """The temporary file; its methods block and run on the executor.
-
-    A cancelled transfer leaves its last write running there: the lock keeps the file open under it.
-
-    Attributes:
-        target: The final name.
-        path: The temporary one, the same in every process that brings the same content there.
-        is_ours: Whether no other process has it.
-        is_published: Whether another process has completed it while it was waited for.
-    """
-
-    target: Path
-    path: Path
-    _fd: int
-    _digest: Any
-    is_ours: bool = False
-    is_published: bool = False
-    size: int = 0
-    head: bytes = b""
-    _lock: threading.Lock = attrs.field(factory=threading.Lock)
-
-    @classmethod
-    def beside(cls, target: Path, what: str, digest: bool) -> _Part:
-        with _disk(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path = _beside(target, hashlib.sha256(what.encode(errors="replace")).hexdigest()[:8])
-            if sys.platform == "win32":  # no other process can remove or rename a file in use
-                path = _beside(target, secrets.token_hex(4))
-            part = cls(target, path, _opened(path), hashlib.sha256() if digest else None)
-        try:
-            part.take()
-        except BaseException:
-            part.discard()
-            raise
-        return part
-
-    def take(self) -> None:
-        """Make the file this process's, unless another one has it."""
-        with self._lock, _disk(self.target):
-            while not self.is_ours and self.is_open and self._is_free():
-                if _lies_at(self._fd, self.path):
-                    os.ftruncate(self._fd, 0)  # of one that died, whose links are gone
-                    _remove_leftovers(self.target, self.path)
-                    self.is_ours = True
-                elif _lies_at(self._fd, self.target):
-                    self._take_published()
-                else:  # the one before has given up
-                    self._close()
-                    self._fd = _opened(self.path)
-
-    def _is_free(self) -> bool:
-        try:
-            return _lock(self._fd)
-        except OSError:  # a file system without locks: a name that no other process has
-            if not os.fstat(self._fd).st_size:
-                self.path.unlink(missing_ok=True)
-            self._close()
-            self.path = _beside(self.target, secrets.token_hex(4))
-            self._fd = _opened(self.path)
-            return True
-
-    def _take_published(self) -> None:
-        self.is_ours = self.is_published = True
-        self.size = os.fstat(self._fd).st_size
-        if self._digest:
-            with os.fdopen(os.dup(self._fd), "rb") as file:
-                file.seek(0)
-                self._digest = hashlib.file_digest(file, "sha256")
-
-    @property
-    def is_open(self) -> bool:
-        return self._fd >= 0
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest() if self._digest else ""
-
-    def append(self, pieces: list[Piece]) -> None:
-        with self._lock, _disk(self.target):
-            _write_all(self._fd, pieces)
-            for piece in pieces if self._digest else ():
-                self._digest.update(piece)
-            for piece in pieces if len(self.head) < _HEAD else ():
-                self.head += piece[: _HEAD - len(self.head)]
-            self.size += sum(map(len, pieces))
-
-    def restart(self) -> None:
-        with self._lock, _disk(self.target):
-            os.ftruncate(self._fd, 0)
-            os.lseek(self._fd, 0, os.SEEK_SET)
-            self.size, self.head = 0, b""
-            self._digest = self._digest and hashlib.sha256()
-
-    def publish(self) -> None:
-        """Give the whole file its name, so that a crash leaves it whole or absent."""
-        with self._lock, _disk(self.target):
-            os.fsync(self._fd)
-            if not _lies_at(self._fd, self.path):
-                raise FileNotFoundError(errno.ENOENT, "its temporary file was taken away")
-            if sys.platform == "win32":  # it renames no open file
-                self._close()
-            self.path.replace(self.target)
-            _sync_directory(self.target.parent)
-            self._close()  # not before: others would take it for one that was given up
-
-    def discard(self) -> None:
-        with self._lock:
-            ours = self.is_open and (self.is_ours or _lock(self._fd))
-            unfinished = ours and _lies_at(self._fd, self.path)
-            if sys.platform == "win32":  # it removes no open file
-                self._close()
-            if unfinished:
-                self.path.unlink(missing_ok=True)
-            self._close()
-
-    def _close(self) -> None:
-        if self.is_open:
-            _unlock(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-
-
-def _beside(target: Path, mark: str) -> Path:
-    return target.with_name(f"{_prefix(target)}{mark}{_SUFFIX}")
-
-
-def _prefix(target: Path) -> str:
-    return f".{target.name[:200]}."
-
-
-def _opened(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-
-
-def _lock(fd: int) -> bool:
-    """Lock a file for as long as it is open; return whether nobody else has."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
-
-
-def _unlock(fd: int) -> None:
-    if sys.platform != "win32":  # a process that was forked meanwhile has the file open as well
-        with suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)
-
-
-def _lies_at(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _discarded(making: asyncio.Future[_Part]) -> None:
+def _discarded(making: asyncio.Future[PartialFile]) -> None:
     """Remove a part whose download was cancelled while it was being made."""
     if not making.cancelled() and making.exception() is None:
         asyncio.get_running_loop().run_in_executor(None, making.result().discard)
-
-
-def _write_all(fd: int, pieces: list[Piece]) -> None:
-    if hasattr(os, "writev") and pieces:
-        written = os.writev(fd, pieces[:_MOST_PIECES])
-        if written == sum(map(len, pieces)):
-            return
-        pieces = [b"".join(pieces)[written:]]
-    for piece in pieces:
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(fd, view) :]
-
-
-# The kernel takes no more pieces in one writev (IOV_MAX on Linux and macOS).
-_MOST_PIECES = 1024
-
-
-def _remove_leftovers(target: Path, ours: Path) -> None:
-    """Remove what killed processes left of this target."""
-    prefix = _prefix(target)
-    with os.scandir(target.parent) as entries:  # names alone: there may be very many
-        names = [entry.name for entry in entries if entry.name.startswith(prefix)]
-    for name in names:
-        if name.endswith(_SUFFIX) and name != ours.name:
-            with suppress(OSError):  # it is gone already, or another process has it (Windows)
-                _remove_if_left(target.with_name(name))
-
-
-def _remove_if_left(path: Path) -> None:
-    if sys.platform == "win32":
-        path.unlink()
-        return
-    fd = os.open(path, os.O_RDWR)
-    try:
-        if _lock(fd) and _lies_at(fd, path):
-            path.unlink()
-    finally:
-        os.close(fd)
-
-
-def _sync_directory(directory: Path) -> None:
-    if os.name != "posix":  # a directory cannot be opened on Windows
-        return
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _has(path: Path, size: int, sha256: str) -> bool:
-    try:
-        if path.stat().st_size != size:
-            return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    except OSError:
-        return False
-
-
-@contextmanager
-def _disk(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "the disk is full; make room" if full else error.strerror or str(error)
-        raise DownloadError(f"{target} cannot be written: {why}.") from error
 
 
 def _inflater(encoding: str) -> Any:
