@@ -19,7 +19,8 @@ from typing import Protocol
 
 import attrs
 
-from musicgpt_async._rules.polling import Durations, Law, Schedule
+from musicgpt_async._rules.durations import Durations, Law
+from musicgpt_async._rules.polling import Schedule
 from musicgpt_async._rules.slots import Slots
 
 Family = Callable[[random.Random, float, int], float]

@@ -12,18 +12,12 @@ within one per cent of the true optimum from five looks a job on.
 
 Three things have to be known for it, and all three are learned:
 
-- **The law of durations** (`Law`, `Durations`): the distribution of actual time over eta, kept as a
-  table. Each finished job adds a kernel at the place where the law itself expects the end within
-  the job's last interval (the middle would drag every job seen done at its first look far down).
-  Old jobs are forgotten by and by. Beside it stands a law of the time alone, and whichever foretold
-  the recent jobs better is believed, since an eta may say nothing. Jobs without an eta have their
-  own. A floor on the hazard sees to it that early failures are seen.
+- **The law of durations** (`durations.Durations`).
 - **The price**: what the last looks were worth. Under a tight budget jobs wait past their moment,
   the looks made are worth more, the price rises and spreads all intervals; an idle budget lowers
   it again, down to `price`. So the calls go where the expected undetected time is largest, at
   O(log n) a look, without scanning the jobs.
-- **The budget** (`Budget`): looks are paced evenly, a wake may burst, and no window of a minute
-  ever holds more looks than the budget. A 429 pauses all looks and lowers the estimate.
+- **The budget** (`rate_budget.Budget`).
 
 No clock is read here: every `now` is monotonic seconds, handed in.
 """
@@ -34,260 +28,20 @@ import heapq
 import itertools
 import math
 import random
-from bisect import bisect_left, bisect_right
-from collections import deque
 from collections.abc import Hashable
 from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 
+from musicgpt_async._rules.durations import Durations, Law
+from musicgpt_async._rules.rate_budget import Budget
+
 K = TypeVar("K", bound=Hashable)
 
-FREE_POLLS_PER_MINUTE = 20.0
-"""What every plan allows at least (MusicGPT docs, rate limits)."""
-
-_TYPICAL = 60.0  # seconds; the scale of a job whose eta is unknown
 _SHORT_JOB = 10.0  # seconds; the undetected time of a shorter one matters the more
 _SHORTEST = 0.02  # seconds between two looks at one job, and the least that one is worth
 _HAZARD_FLOOR = 5e-5  # ends a second, expected of any job at any age
 _NEVER = math.inf
-
-_LOW, _STEP, _KNOTS = -4.0, 0.04, 181  # the table's grid over ln(actual / scale)
-_RATIOS = [math.exp(_LOW + _STEP * k) for k in range(_KNOTS)]
-_HALF_WIDTHS = [0.5 * (right - left) for left, right in itertools.pairwise(_RATIOS)]
-
-
-def _normal(z: float) -> float:
-    """The standard normal distribution function."""
-    return 0.5 * math.erfc(-z / math.sqrt(2.0))
-
-
-def _normal_table(mean: float, deviation: float) -> list[float]:
-    """The normal distribution function on the grid, 0 and 1 beyond six deviations."""
-    first, last = (
-        min(max(math.ceil((mean + side * deviation - _LOW) / _STEP), 0), _KNOTS)
-        for side in (-6.0, 6.0)
-    )
-    middle = [_normal((_LOW + _STEP * k - mean) / deviation) for k in range(first, last)]
-    return [0.0] * first + middle + [1.0] * (_KNOTS - last)
-
-
-_ANYTHING = _normal_table(0.0, 1.2)
-
-
-class Law:
-    """The learned distribution of a ratio, actual time over a scale.
-
-    `mean` and `deviation` describe ln(ratio) before anything was seen. They are held to be right
-    for a share `sure` of the jobs, and `deviation` to be three times too narrow for the rest.
-    """
-
-    _FORGET = 0.99
-    _PRIOR = 5.0  # finished jobs that the prior weighs as much as
-    _DOUBT = 0.002  # the share of jobs about which nothing is foretold
-
-    def __init__(self, mean: float, deviation: float, *, sure: float = 0.7) -> None:
-        self._weight = self._PRIOR
-        tables = _normal_table(mean, deviation), _normal_table(mean, 3.0 * deviation)
-        self._below = [
-            self._PRIOR * (sure * narrow + (1.0 - sure) * wide)
-            for narrow, wide in zip(*tables, strict=True)
-        ]
-        self._tabulate()
-
-    def observe(self, low: float, high: float) -> None:
-        """Learn that a job ended at a ratio between `low` and `high`."""
-        mean, variance = self._expected_end(low, high)
-        quartiles = math.log(self.quantile(0.75) / self.quantile(0.25))
-        width = min(max(0.35 * quartiles * self._weight**-0.2, 0.03), 0.35)
-        deviation = math.sqrt(width * width + variance)
-        self._weight = self._FORGET * self._weight + 1.0
-        kernel = _normal_table(mean, deviation)
-        self._below = [self._FORGET * b + k for b, k in zip(self._below, kernel, strict=True)]
-        self._tabulate()
-
-    def chance(self, low: float, high: float) -> float:
-        """How likely an end between `low` and `high` was held to be."""
-        return self._at(high)[0] - self._at(low)[0]
-
-    def quantile(self, share: float) -> float:
-        """The ratio by which this share of the jobs has ended."""
-        return _RATIOS[min(bisect_left(self._ended, share), _KNOTS - 1)]
-
-    def undetected(self, last: float, ratio: float) -> float:
-        """The expected time since the end, at `ratio`, of a job not ended at `last`."""
-        ended, area = self._at(last)
-        return (self._at(ratio)[1] - area - (ratio - last) * ended) / (1.0 - ended)
-
-    def next_look(self, last: float, worth: float, floor: float) -> float:
-        """The ratio at which the undetected time since `last` reaches `worth`.
-
-        `floor` is the least hazard, in ends per unit of the ratio.
-        """
-        ended, area = self._at(last)
-        alive = 1.0 - ended
-
-        def expected(ratio: float, area_there: float) -> float:
-            wait = ratio - last
-            return (area_there - area - wait * ended) / alive + 0.5 * floor * wait * wait
-
-        first = bisect_right(_RATIOS, last)
-        k = bisect_left(
-            range(_KNOTS), worth, lo=first, key=lambda k: expected(_RATIOS[k], self._area[k])
-        )
-        if k == _KNOTS:
-            # Far past its time: nothing is known but that old jobs end ever more seldom.
-            begin = max(last, _RATIOS[-1])
-            return begin + math.sqrt(2.0 * worth / max(floor, 0.25 / begin))
-        left, before = last, 0.0
-        if k > first:
-            left = _RATIOS[k - 1]
-            before = expected(left, self._area[k - 1])
-        part = (worth - before) / (expected(_RATIOS[k], self._area[k]) - before)
-        return left + (_RATIOS[k] - left) * (math.sqrt(part) if k == first else part)
-
-    def _expected_end(self, low: float, high: float) -> tuple[float, float]:
-        """Mean and variance of ln(ratio), given an end between `low` and `high`."""
-        a = math.log(min(max(low, _RATIOS[0]), _RATIOS[-1]))
-        b = math.log(min(max(high, _RATIOS[0]), _RATIOS[-1]))
-        inner = range(math.floor((a - _LOW) / _STEP) + 1, math.ceil((b - _LOW) / _STEP))
-        edges = [a, *(_LOW + _STEP * k for k in inner), b]
-        ended = [self._at(math.exp(edge))[0] for edge in edges]
-        total = ended[-1] - ended[0]
-        if total <= 0.0:
-            return (a + b) / 2.0, (b - a) ** 2 / 12.0
-        cells = [
-            ((q - p) / total, (left + right) / 2.0)
-            for (p, q), (left, right) in zip(
-                itertools.pairwise(ended), itertools.pairwise(edges), strict=True
-            )
-        ]
-        mean = sum(share * middle for share, middle in cells)
-        return mean, sum(share * (middle - mean) ** 2 for share, middle in cells)
-
-    def _tabulate(self) -> None:
-        """Tabulate the distribution function and its integral from 0."""
-        sure = (1.0 - self._DOUBT) / self._weight
-        doubt = self._DOUBT
-        self._ended = [sure * b + doubt * w for b, w in zip(self._below, _ANYTHING, strict=True)]
-        cells = (
-            width * (a + b)
-            for width, (a, b) in zip(_HALF_WIDTHS, itertools.pairwise(self._ended), strict=True)
-        )
-        self._area = list(itertools.accumulate(cells, initial=0.5 * _RATIOS[0] * self._ended[0]))
-
-    def _at(self, ratio: float) -> tuple[float, float]:
-        """The distribution function at a ratio, and its integral from 0."""
-        if ratio <= _RATIOS[0]:
-            share = ratio / _RATIOS[0]
-            return self._ended[0] * share, self._area[0] * share * share
-        if ratio >= _RATIOS[-1]:
-            return self._ended[-1], self._area[-1] + (ratio - _RATIOS[-1]) * self._ended[-1]
-        k = min(int((math.log(ratio) - _LOW) / _STEP), _KNOTS - 2)
-        wait = ratio - _RATIOS[k]
-        share = wait / (_RATIOS[k + 1] - _RATIOS[k])
-        ended = self._ended[k] + share * (self._ended[k + 1] - self._ended[k])
-        return ended, self._area[k] + 0.5 * wait * (self._ended[k] + ended)
-
-
-class Durations:
-    """How long jobs take: over their eta, or whatever their eta is."""
-
-    def __init__(self) -> None:
-        self._over_eta = Law(0.0, 0.35)
-        self._alone = Law(0.0, 0.8)
-        self._without_eta = Law(0.0, 0.8)
-        self._of_no_age = Law(0.0, 1.5)
-        self._belief = 2.0
-
-    def law(self, eta: float | None, *, age_known: bool) -> tuple[Law, float]:
-        """The law to believe for a job, and the scale of its ratio in seconds."""
-        if not age_known:
-            return self._of_no_age, eta or _TYPICAL
-        if eta is None:
-            return self._without_eta, _TYPICAL
-        return (self._over_eta, eta) if self._belief >= 0.0 else (self._alone, _TYPICAL)
-
-    def observe(self, eta: float | None, low: float, high: float) -> None:
-        """Learn that a job ended between `low` and `high` seconds after it was accepted."""
-        if eta is None:
-            self._without_eta.observe(low / _TYPICAL, high / _TYPICAL)
-            return
-        over = self._over_eta, low / eta, high / eta
-        alone = self._alone, low / _TYPICAL, high / _TYPICAL
-        gains = [math.log(max(law.chance(a, b * 1.001), 1e-3)) for law, a, b in (over, alone)]
-        self._belief = min(max(0.98 * self._belief + gains[0] - gains[1], -20.0), 20.0)
-        for law, a, b in (over, alone):
-            law.observe(a, b)
-
-
-class Budget:
-    """Looks a minute: paced, never exceeded in any window, learned where nobody said."""
-
-    _WINDOW = 61.0  # a minute, and a second that the network may shift a look by
-
-    def __init__(self, polls_per_minute: float | None, tick: float) -> None:
-        if polls_per_minute is not None and not polls_per_minute >= 1.0:
-            raise ValueError(f"polls_per_minute must be at least 1, not {polls_per_minute}")
-        self._given = polls_per_minute
-        self.estimate = polls_per_minute or FREE_POLLS_PER_MINUTE
-        self._tick = tick
-        self._growth = 2.0  # by every answer, until the first 429
-        self._made: deque[float] = deque()
-        self._paced_at = -_NEVER
-        self._paused_until = -_NEVER
-        self._throttles = 0
-
-    def room_at(self, *, share: float = 1.0) -> float:
-        """The moment from which one more look fits into this share of a minute's."""
-        at_most = max(1.0, share * self.estimate)
-        if len(self._made) + 1 <= at_most:
-            return self._paused_until
-        return max(self._made[-int(at_most)] + self._WINDOW, self._paused_until)
-
-    def paced_at(self, *, share: float) -> float:
-        """The moment from which the next ordinary look fits in."""
-        return max(self._paced_at, self.room_at(share=share))
-
-    def spend(self, now: float) -> None:
-        """Count a look."""
-        self._made.append(now)
-        while self._made[0] <= now - self._WINDOW:
-            self._made.popleft()
-
-    def pace(self, now: float, *, share: float) -> None:
-        """Keep the next ordinary look at its distance; what a tick cost is caught up."""
-        self._paced_at = max(self._paced_at, now - self._tick) + self.gap(share=share)
-
-    def gap(self, *, share: float = 1.0) -> float:
-        """Seconds between two looks at an even pace."""
-        return self._WINDOW / max(1.0, share * self.estimate)
-
-    @property
-    def paused_until(self) -> float:
-        """The end of the pause that the last 429 enforced."""
-        return self._paused_until
-
-    def throttled(self, now: float, retry_after: float | None) -> None:
-        """Pause, and lower the estimate: what the last minute held was too much."""
-        if now >= self._paused_until:
-            held = sum(1 for at in self._made if at > now - 60.0)
-            self.estimate = max(1.0, 0.3 * self.estimate, min(0.9 * self.estimate, 0.95 * held))
-            self._growth = 0.02 if self._given is None else 0.1
-            self._throttles += 1
-        pause = 10.0 * 2.0 ** (min(self._throttles, 4) - 1) if retry_after is None else retry_after
-        self._paused_until = max(self._paused_until, now + min(max(pause, 1.0), 60.0))
-
-    def answered(self, now: float) -> None:
-        """Note a real answer: the next pause begins short again."""
-        if now >= self._paused_until:
-            self._throttles = 0
-
-    def grow(self, wanted: float) -> None:
-        """Raise the estimate, up to what is given or else `wanted`."""
-        ceiling = wanted if self._given is None else self._given
-        if self.estimate < ceiling:
-            self.estimate = min(self.estimate + self._growth, ceiling)
 
 
 @attrs.define(eq=False)
