@@ -143,7 +143,8 @@ class MusicGPTSession:
             end=self._end,
         )
         self._watcher = Watcher(
-            desk, Schedule(polls_per_minute=None if limits is None else limits.polls_per_minute)
+            desk,
+            Schedule(polls_per_minute=None if limits is None else limits.polls_per_minute),
         )
         self._slots = Slots(parallel=None if limits is None else limits.parallel)
         self._credit = Credit(max_credits)
@@ -552,7 +553,7 @@ class MusicGPTSession:
         self._resumer.known(job, record)
 
     def _wake(self, job: ExtractionJob) -> None:
-        self._watcher.wake(job)
+        self._watcher.delivered(job)
 
     def _lost(self, job: ExtractionJob) -> None:
         words = f"Another process has taken {job.title} over; it goes on there."

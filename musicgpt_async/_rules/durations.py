@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 
 TYPICAL = 60.0  # seconds; the scale of a job whose eta is unknown
 
@@ -77,37 +78,65 @@ class Law:
         """The ratio by which this share of the jobs has ended."""
         return _RATIOS[min(bisect_left(self._ended, share), _KNOTS - 1)]
 
-    def undetected(self, last: float, ratio: float) -> float:
-        """The expected time since the end, at `ratio`, of a job not ended at `last`."""
-        ended, area = self._at(last)
-        return (self._at(ratio)[1] - area - (ratio - last) * ended) / (1.0 - ended)
+    def undetected(self, last: float, ratio: float, loss: float = 1.0, delay: float = 0.0) -> float:
+        """The expected time since the end, at `ratio`, of a job not ended at `last`.
 
-    def next_look(self, last: float, worth: float, floor: float) -> float:
+        Args:
+            last: the ratio at which it had not ended.
+            ratio: the ratio up to which nothing was told of an end.
+            loss: the chance that nothing will tell it but a look.
+            delay: how long after the end it is told otherwise, as a ratio.
+        """
+        return self._undetected_since(last, loss, delay)(ratio, *self._at(ratio))
+
+    def next_look(
+        self, last: float, worth: float, floor: float, loss: float = 1.0, delay: float = 0.0
+    ) -> float:
         """The ratio at which the undetected time since `last` reaches `worth`.
 
-        `floor` is the least hazard, in ends per unit of the ratio.
+        `floor` is the least hazard, in ends per unit of the ratio; `loss` and `delay` are as for
+        `undetected`.
         """
-        ended, area = self._at(last)
-        alive = 1.0 - ended
+        undetected = self._undetected_since(last, loss, delay)
+        floor *= loss
 
-        def expected(ratio: float, area_there: float) -> float:
-            wait = ratio - last
-            return (area_there - area - wait * ended) / alive + 0.5 * floor * wait * wait
+        def expected(k: int) -> float:
+            wait = _RATIOS[k] - last
+            learned = undetected(_RATIOS[k], self._ended[k], self._area[k])
+            return learned + 0.5 * floor * wait * wait
 
         first = bisect_right(_RATIOS, last)
-        k = bisect_left(
-            range(_KNOTS), worth, lo=first, key=lambda k: expected(_RATIOS[k], self._area[k])
-        )
+        k = bisect_left(range(_KNOTS), worth, lo=first, key=expected)
         if k == _KNOTS:
             # Far past its time: nothing is known but that old jobs end ever more seldom.
             begin = max(last, _RATIOS[-1])
-            return begin + math.sqrt(2.0 * worth / max(floor, 0.25 / begin))
+            return begin + math.sqrt(2.0 * worth / max(floor, 0.25 * loss / begin))
         left, before = last, 0.0
         if k > first:
             left = _RATIOS[k - 1]
-            before = expected(left, self._area[k - 1])
-        part = (worth - before) / (expected(_RATIOS[k], self._area[k]) - before)
+            before = expected(k - 1)
+        part = (worth - before) / (expected(k) - before)
         return left + (_RATIOS[k] - left) * (math.sqrt(part) if k == first else part)
+
+    def _undetected_since(
+        self, last: float, loss: float, delay: float
+    ) -> Callable[[float, float, float], float]:
+        """The undetected time by ratio, the distribution function there, and its integral."""
+        ended, area = self._at(last)
+
+        def undetected(ratio: float, ended_there: float, area_there: float) -> float:
+            wait = ratio - last
+            hidden = ended_there - ended
+            missed = area_there - area - wait * ended
+            if loss < 1.0 and wait > delay:
+                # Those that ended before `told` have been told, except for the lost ones.
+                told, told_area = self._at(ratio - delay)
+                hidden -= (1.0 - loss) * (told - ended)
+                missed *= loss
+                missed += (1.0 - loss) * (area_there - told_area - delay * told)
+            return missed / (1.0 - ended_there + hidden)
+
+        return undetected
 
     def _expected_end(self, low: float, high: float) -> tuple[float, float]:
         """Mean and variance of ln(ratio), given an end between `low` and `high`."""

@@ -19,6 +19,12 @@ Three things have to be known for it, and all three are learned:
   O(log n) a look, without scanning the jobs.
 - **The budget** (`rate_budget.Budget`).
 
+Where a webhook is expected a delivery may tell the end instead. What a look then detects is a job
+that has ended *and* whose delivery does not come, or not yet: the same rule holds with the chance
+and the delay of deliveries in it (`receiver_reliability.ReceiverReliability`), given that nothing
+has come so far. A receiver that nothing was heard from is polled for; once deliveries come, a look
+must be worth `_EXPECTED_PRICE` more, and about one a job is left, the one that a delivery wakes.
+
 No clock is read here: every `now` is monotonic seconds, handed in.
 """
 
@@ -35,13 +41,16 @@ import attrs
 
 from musicgpt_async._rules.durations import Durations, Law
 from musicgpt_async._rules.rate_budget import Budget
+from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 
 K = TypeVar("K", bound=Hashable)
 
 _SHORT_JOB = 10.0  # seconds; the undetected time of a shorter one matters the more
 _SHORTEST = 0.02  # seconds between two looks at one job, and the least that one is worth
 _HAZARD_FLOOR = 5e-5  # ends a second, expected of any job at any age
-_NEVER = math.inf
+_EXPECTED_PRICE = 0.7  # seconds that a look must be worth where a delivery surely comes
+_LONGEST_SPACING = 60.0  # seconds between looks at one job that deliveries cause
+_FIRST_RECHECK, _RECHECKS = 0.25, 4  # seconds after a look that denied a delivery; looks after it
 
 
 @attrs.define(eq=False)
@@ -50,13 +59,22 @@ class _Job(Generic[K]):
     eta: float | None
     began: float
     age_known: bool
-    safety: bool
+    added: float
+    webhook: Hashable | None  # names the delivery that is expected
     looked: float
     entry: int = 0  # the number of its live place in a heap; 0: in none
     earliest: float = 0.0  # the moment from which an idle budget may serve it
+    is_woken: bool = False  # that place is among the wakes
     out: bool = False
-    woken: float | None = None  # when a delivery said that it ended, unless a look denied it since
+    first_due: bool = False  # its first look has not been made, and its age is not known
+    delivered_at: float | None = None  # when a delivery came, unless a look denied it since
+    denied: int = 0  # looks that a delivery caused and that saw no end
     again: float | None = None  # the moment for a wake that came while it was out
+
+    @property
+    def spacing(self) -> float:
+        """Seconds between two looks that deliveries cause, after those that saw no end."""
+        return min(_FIRST_RECHECK * 2.0 ** min(self.denied, 10), _LONGEST_SPACING)
 
 
 _Heap: TypeAlias = list[tuple[float, int, _Job[K]]]
@@ -72,6 +90,7 @@ class Schedule(Generic[K]):
         price: seconds of undetected time that a look must be worth, however idle the budget; a
             share of it at jobs of a few seconds.
         durations: how long jobs take, where that is known or shared; None: learn it.
+        reliability: the receiver of the jobs that expect a webhook; None: one not heard from yet.
     """
 
     def __init__(
@@ -82,19 +101,23 @@ class Schedule(Generic[K]):
         tick: float = 0.02,
         price: float = 0.05,
         durations: Durations | None = None,
+        reliability: ReceiverReliability | None = None,
     ) -> None:
         self._budget = Budget(polls_per_minute, tick)
         self._durations = durations or Durations()
+        self._reliability = reliability or ReceiverReliability()
         self._rng = rng or random.Random()
         self._tick = tick
         self._least_price = self._price = price
         self._jobs: dict[K, _Job[K]] = {}
         self._looks: _Heap[K] = []
+        self._first_looks: _Heap[K] = []
         self._wakes: _Heap[K] = []
         self._numbers = itertools.count(1)
-        self._safeties = 0
+        self._webhooks = 0
+        self._planned_loss = self._reliability.loss
         self._scarce = False  # a look was worth its price and the budget had no room for it
-        self._unaged_at = -_NEVER  # first looks at unknown ages take every second look at most
+        self._is_turn_of_first = True  # first looks at unknown ages take every second look at most
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -114,7 +137,7 @@ class Schedule(Generic[K]):
         now: float,
         eta: float | None,
         age: float | None = 0.0,
-        safety: bool = False,
+        webhook: Hashable | None = None,
     ) -> None:
         """Begin to look at a job.
 
@@ -123,28 +146,29 @@ class Schedule(Generic[K]):
             now: monotonic seconds.
             eta: seconds from acceptance as the vendor told; None or negative: unknown.
             age: seconds since the vendor accepted it; None: nobody knows, so look soon.
-            safety: a webhook is expected, so only look where it seems to be lost.
+            webhook: names the delivery that is expected, to the receiver's reliability; None: none
+                is expected.
         """
         self.forget(key)
         known = max(eta, 1.0) if eta is not None and 0.0 <= eta < math.inf else None
-        began = now - max(age or 0.0, 0.0)
-        job = _Job(key, known, began, age is not None, safety, began)
+        age_known = age is not None and age < math.inf
+        began = now - max(age, 0.0) if age is not None and age_known else now
+        job = _Job(key, known, began, age_known, now, webhook, began, first_due=not age_known)
         self._jobs[key] = job
-        self._safeties += safety
-        if age is None:
-            self._unaged_at = max(now, self._unaged_at + 2.0 * self._budget.gap())
-            self._push(self._looks, job, self._unaged_at, earliest=now)
-        else:
-            self._plan(job)
+        self._webhooks += webhook is not None
+        self._plan(job, now)
 
     def next_due(self) -> float | None:
         """The moment of the next look to make; None while there is none."""
         moments = []
         if self._settle(self._wakes):
             moments.append(max(self._wakes[0][0], self._budget.room_at()))
-        if self._settle(self._looks):
+        ordinary = [
+            heap[0][2].earliest for heap in (self._first_looks, self._looks) if self._settle(heap)
+        ]
+        if ordinary:
             share = self._share()
-            at = max(self._looks[0][2].earliest, self._budget.paced_at(share=share))
+            at = max(min(ordinary), self._budget.paced_at(share=share))
             if self._budget.gap(share=share) < self._tick:
                 at = max(at, math.ceil(at / self._tick) * self._tick)
             moments.append(at)
@@ -152,22 +176,30 @@ class Schedule(Generic[K]):
 
     def due(self, now: float) -> list[K]:
         """Take the looks to make now; each key is out until it is answered."""
+        self._follow_reliability(now)
         taken: list[K] = []
         while (
             self._settle(self._wakes) and self._wakes[0][0] <= now and self._budget.room_at() <= now
         ):
             taken.append(self._send(heapq.heappop(self._wakes)[2], now))
         while (
-            self._settle(self._looks)
-            and self._looks[0][2].earliest <= now
-            and self._budget.paced_at(share=self._share()) <= now
+            self._budget.paced_at(share=self._share()) <= now
+            and (heap := self._due_heap(now)) is not None
         ):
-            job = heapq.heappop(self._looks)[2]
+            self._is_turn_of_first = heap is self._looks
+            job = heapq.heappop(heap)[2]
             self._learn_price(job, now)
             self._budget.pace(now, share=self._share())
             taken.append(self._send(job, now))
-        self._scarce = self._has_due(self._looks, now) or self._has_due(self._wakes, now)
+        self._scarce = self._due_heap(now) is not None or self._has_due(self._wakes, now)
         return taken
+
+    def _due_heap(self, now: float) -> _Heap[K] | None:
+        """The heap whose top is the next ordinary look, None while there is none to make."""
+        firsts = self._has_due(self._first_looks, now)
+        if firsts and (self._is_turn_of_first or not self._has_due(self._looks, now)):
+            return self._first_looks
+        return self._looks if self._has_due(self._looks, now) else None
 
     def _has_due(self, heap: _Heap[K], now: float) -> bool:
         return self._settle(heap) and heap[0][2].earliest <= now
@@ -178,46 +210,90 @@ class Schedule(Generic[K]):
         if job is None or not job.out:
             return
         job.out = False
-        if job.again is not None:
-            job.woken, job.again = job.again, None
-            self._push(self._wakes, job, job.woken, earliest=job.woken)
-        elif now < self._budget.paused_until:
+        again, job.again = job.again, None
+        if now < self._budget.paused_until:
             # Perhaps this look was the one refused: it saw nothing, and is due after the pause.
-            heap = self._looks if job.woken is None else self._wakes
-            at = self._budget.paused_until
-            self._push(heap, job, at, earliest=at)
+            is_woken = again is not None or job.delivered_at is not None
+            heap = self._wakes if is_woken else self._looks
+            self._push(heap, job, self._budget.paused_until)
+            return
+        job.looked, job.first_due = now, False
+        if job.delivered_at is not None and (again is None or job.denied):
+            self._deny(job, is_repeated=again is not None)
+        elif again is not None:
+            self._push(self._wakes, job, again)
         else:
-            job.looked, job.woken = now, None  # whoever woke it was wrong, or too early
-            self._plan(job)
+            self._plan(job, now)
+
+    def _deny(self, job: _Job[K], *, is_repeated: bool) -> None:
+        """Look again shortly: a delivery may be ahead of byId, forged, or too early."""
+        at = job.looked + job.spacing
+        job.denied += 1
+        if job.denied <= _RECHECKS or is_repeated:
+            self._push(self._wakes, job, at)
+        else:
+            job.delivered_at = None
+            self._plan(job, job.looked)
 
     def finished(self, key: K, *, now: float) -> None:
-        """Forget a job that is terminal, and learn from it how long jobs take."""
+        """Forget a job that is terminal, and learn from it.
+
+        What it teaches is how long jobs take, and whether and when deliveries come.
+        """
         job = self._jobs.get(key)
-        if job is not None and job.age_known:
-            low, high = (job.looked, now) if job.woken is None else (job.woken, job.woken)
+        if job is not None:
+            self._learn(job, now)
+            self.forget(key)
+            self._follow_reliability(now)
+
+    def _learn(self, job: _Job[K], now: float) -> None:
+        low, high, delivered_at = job.looked, now, job.delivered_at
+        if delivered_at is not None and not job.denied:
+            low = high = max(low, delivered_at - self._reliability.delay)
+        if job.age_known:
             self._durations.observe(job.eta, low - job.began, high - job.began)
-        self.forget(key)
+        if job.webhook is None:
+            return
+        if delivered_at is not None or job.denied:
+            # One that came too early proves that the receiver hears, and nothing of the delay.
+            within = math.inf if delivered_at is None or job.denied else delivered_at - job.looked
+            self._reliability.arrived(now=now, within=within)
+        elif (
+            low >= job.added and not job.first_due
+        ):  # not one that ended while nobody was there to hear of it
+            self._reliability.missed(job.webhook, low=low, high=high)
 
     def forget(self, key: K) -> None:
         """Let go of a job without learning from it; unknown keys are ignored."""
         job = self._jobs.pop(key, None)
         if job is not None:
             job.entry = 0
-            self._safeties -= job.safety
-            self._tidy(self._looks)
-            self._tidy(self._wakes)
+            self._webhooks -= job.webhook is not None
+            for heap in (self._looks, self._first_looks, self._wakes):
+                self._tidy(heap)
 
     def wake(self, key: K, *, now: float, delay: float = 0.0) -> None:
         """Look at a job at once, or after `delay` seconds, ahead of all others."""
         job = self._jobs.get(key)
         if job is None:
             return
-        at = now + delay
+        at = now + max(0.0, delay)
         if job.out:
             job.again = at if job.again is None else min(at, job.again)
-        elif job.woken is None or at < job.earliest:
-            job.woken = now if job.woken is None else job.woken
-            self._push(self._wakes, job, at, earliest=at)
+        elif not job.is_woken or at < job.earliest:
+            self._push(self._wakes, job, at)
+
+    def delivered(self, key: K, *, now: float) -> None:
+        """Look at a job at once: a delivery came that says that it ended.
+
+        One that looks have denied is looked at after ever longer pauses, however often it comes.
+        """
+        job = self._jobs.get(key)
+        if job is None:
+            return
+        if job.delivered_at is None:
+            job.delivered_at = now
+        self.wake(key, now=now, delay=job.looked + job.spacing - now if job.denied else 0.0)
 
     def throttled(self, *, now: float, retry_after: float | None) -> None:
         """Pause all looks after a 429, and believe in a smaller budget."""
@@ -232,47 +308,71 @@ class Schedule(Generic[K]):
 
     def _share(self) -> float:
         """The part of the budget for ordinary looks: some is kept for what webhooks will wake."""
-        return 0.9 if self._safeties else 1.0
+        return 0.9 if self._webhooks and self._reliability.loss < 0.5 else 1.0
+
+    def _follow_reliability(self, now: float) -> None:
+        """Plan anew what expects a webhook once that is far more, or less, likely to come."""
+        loss = self._reliability.loss
+        if not self._webhooks or 0.5 < loss / self._planned_loss < 2.0:
+            return
+        self._planned_loss = loss
+        for job in self._jobs.values():
+            if job.webhook is not None and not job.out and not job.is_woken:
+                self._plan(job, now)
+
+    def _chance_of_loss(self, job: _Job[K]) -> float:
+        """How likely nothing but a look will tell a job's end."""
+        if job.webhook is None or job.denied:  # what has come does not come again
+            return 1.0
+        return self._reliability.loss
 
     def _learn_price(self, job: _Job[K], now: float) -> None:
         law, scale = self._durations.law(job.eta, age_known=job.age_known)
+        loss = self._chance_of_loss(job)
+        if self._price_of(loss, scale) > self._price:
+            return
         last, ratio = (job.looked - job.began) / scale, (now - job.began) / scale
-        worth = scale * law.undetected(last, ratio) + 0.5 * _HAZARD_FLOOR * (now - job.looked) ** 2
+        worth = scale * law.undetected(last, ratio, loss, self._reliability.delay / scale)
+        worth += 0.5 * loss * _HAZARD_FLOOR * (now - job.looked) ** 2
         price = self._price + 0.03 * (min(worth, 4.0 * self._price) - self._price)
         self._price = max(price, self._least_price)
 
-    def _plan(self, job: _Job[K]) -> None:
+    def _price_of(self, loss: float, scale: float) -> float:
+        """Seconds that a look must be worth: more, the more surely a delivery will come."""
+        price = self._least_price + (1.0 - loss) * _EXPECTED_PRICE
+        return max(price * min(scale / _SHORT_JOB, 1.0), _SHORTEST)
+
+    def _plan(self, job: _Job[K], now: float) -> None:
         """Choose the moment of a job's next look, after the one at `job.looked`."""
-        law, scale = self._durations.law(job.eta, age_known=job.age_known)
-        if job.safety:
-            at = self._safety_look(job, law, scale)
-            self._push(self._looks, job, at, earliest=at)
+        if job.first_due:
+            self._push(self._first_looks, job, now)
             return
+        law, scale = self._durations.law(job.eta, age_known=job.age_known)
+        loss = self._chance_of_loss(job)
         spread = self._rng.uniform(0.95, 1.05)
-        least = max(self._least_price * min(scale / _SHORT_JOB, 1.0), _SHORTEST)
-        wait = self._wait(job, law, scale, least)
+        price = self._price_of(loss, scale)
+        wait = self._wait(job, law, scale, price, loss)
         age = job.looked - job.began
-        if scale < _SHORT_JOB and age < scale:  # an eta of a few whole seconds says little
+        # An eta of a few whole seconds says little.
+        if scale < _SHORT_JOB and age < scale and loss > 0.5:
             wait = min(wait, scale / 5)
         at = earliest = job.looked + spread * wait
-        if self._price > self._least_price:
-            at = job.looked + spread * self._wait(job, law, scale, self._price)
+        if self._price > price:
+            at = job.looked + spread * self._wait(job, law, scale, self._price, loss)
         self._push(self._looks, job, at, earliest=earliest)
 
-    def _wait(self, job: _Job[K], law: Law, scale: float, price: float) -> float:
+    def _wait(self, job: _Job[K], law: Law, scale: float, price: float, loss: float) -> float:
         """Seconds after its last look at which a job's next one is worth a price."""
         age = job.looked - job.began
-        ratio = law.next_look(age / scale, price / scale, _HAZARD_FLOOR * scale)
+        delay = self._reliability.delay / scale
+        ratio = law.next_look(age / scale, price / scale, _HAZARD_FLOOR * scale, loss, delay)
         return max(ratio * scale - age, _SHORTEST)
 
-    def _safety_look(self, job: _Job[K], law: Law, scale: float) -> float:
-        """When to hold a webhook lost: most jobs have ended by then, half a minute ago."""
-        age = job.looked - job.began
-        lost = job.began + law.quantile(0.9) * scale + 30.0
-        return max(lost, job.looked + min(max(60.0, 0.5 * age), 300.0))
-
-    def _push(self, heap: _Heap[K], job: _Job[K], at: float, *, earliest: float) -> None:
-        job.entry, job.earliest = next(self._numbers), earliest
+    def _push(
+        self, heap: _Heap[K], job: _Job[K], at: float, *, earliest: float | None = None
+    ) -> None:
+        job.entry, job.is_woken = next(self._numbers), heap is self._wakes
+        job.earliest = at if earliest is None else earliest
         heapq.heappush(heap, (at, job.entry, job))
         self._tidy(heap)
 
@@ -289,6 +389,6 @@ class Schedule(Generic[K]):
         return bool(heap)
 
     def _send(self, job: _Job[K], now: float) -> K:
-        job.entry, job.out = 0, True
+        job.entry, job.out, job.is_woken = 0, True, False
         self._budget.spend(now)
         return job.key

@@ -69,7 +69,9 @@ class Budget:
             self.estimate = max(1.0, 0.3 * self.estimate, min(0.9 * self.estimate, 0.95 * held))
             self._growth = 0.02 if self._given is None else 0.1
             self._throttles += 1
-        pause = 10.0 * 2.0 ** (min(self._throttles, 4) - 1) if retry_after is None else retry_after
+        pause = 10.0 * 2.0 ** (min(self._throttles, 4) - 1)
+        if retry_after is not None and not math.isnan(retry_after):
+            pause = retry_after
         self._paused_until = max(self._paused_until, now + min(max(pause, 1.0), 60.0))
 
     def answered(self, now: float) -> None:

@@ -29,9 +29,6 @@ from musicgpt_async.models import JobState
 
 _log = logging.getLogger(__name__)
 
-# Seconds after a delivery at which byId is asked again while it does not know better yet.
-ECHOES = (0.25, 0.5, 1.0, 2.0)
-
 
 @attrs.define(eq=False)
 class _Watch:
@@ -40,7 +37,6 @@ class _Watch:
     job: ExtractionJob
     accepted: float | None
     expiry: asyncio.TimerHandle | None = None
-    echoes: int = len(ECHOES)
     refusals: int = 0
     refused_since: float = 0.0
 
@@ -89,19 +85,24 @@ class Watcher:
             loop = asyncio.get_running_loop()
             watch.expiry = loop.call_later(job.deadline, self._expire, job)
         self._watches[job.id] = watch
-        self._schedule.add(
-            watch, now=now, eta=job.eta, age=age, safety=self._desk.mail.expects(job)
-        )
+        token = job.record.token if self._desk.mail.expects(job) else None
+        self._schedule.add(watch, now=now, eta=job.eta, age=age, webhook=token)
         if self._desk.mail.hint(job) is not None:
-            self.wake(job)
+            self.delivered(job)
         self._bell.ring()
 
     def wake(self, job: ExtractionJob) -> None:
+        """Look after a job at once: it may have ended while nobody looked."""
+        watch = self._watches.get(job.id)
+        if watch is not None:
+            self._schedule.wake(watch, now=_now())
+            self._bell.ring()
+
+    def delivered(self, job: ExtractionJob) -> None:
         """Look after a job at once: a delivery came for it."""
         watch = self._watches.get(job.id)
         if watch is not None:
-            watch.echoes = 0
-            self._schedule.wake(watch, now=_now())
+            self._schedule.delivered(watch, now=_now())
             self._bell.ring()
 
     def forget(self, job: ExtractionJob) -> None:
@@ -209,7 +210,7 @@ class Watcher:
         elif conversion.progress is Progress.FAILED:
             self._desk.end(job, Change.FAIL, _failure(job, conversion))
         else:
-            self._look_again(entry)
+            self._schedule.pending(entry, now=_now())
 
     def _complete(self, job: ExtractionJob, conversion: Conversion) -> None:
         hint = self._desk.mail.hint(job)
@@ -226,13 +227,6 @@ class Watcher:
             duration=extraction.duration,
             conversion_id=extraction.conversion_id or job.conversion_id,
         )
-
-    def _look_again(self, watch: _Watch) -> None:
-        now = _now()
-        self._schedule.pending(watch, now=now)
-        if watch.echoes < len(ECHOES):
-            self._schedule.wake(watch, now=now, delay=ECHOES[watch.echoes])
-            watch.echoes += 1
 
     def _expire(self, job: ExtractionJob) -> None:
         if job.done():

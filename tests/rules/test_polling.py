@@ -8,6 +8,7 @@ import pytest
 from factories.schedules import look, next_of, schedule, taught, worst_minute
 
 from musicgpt_async._rules.polling import Schedule
+from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 
 
 def test_the_first_look_follows_the_eta() -> None:
@@ -80,20 +81,11 @@ def test_many_attached_handles_do_not_hold_up_a_job_about_to_end() -> None:
     assert min(at for at, key in looks if key == "job" and at >= 20.0) < 40.0
 
 
-def test_a_job_with_a_webhook_gets_a_slow_safety_look() -> None:
-    """A webhook is waited for until nearly every job has ended, then asked after at ease."""
-    waiting = schedule()
-    waiting.add("job", now=0.0, eta=100.0, safety=True)
-    looks = [at for at, _ in look(waiting, {}, until=1000.0)]
-    assert looks[0] > 130.0
-    assert all(60.0 <= b - a <= 301.0 for a, b in itertools.pairwise(looks))
-
-
 def test_fifty_wakes_at_once_are_looked_at_at_once() -> None:
     """Deliveries spend the unspent budget in one burst, and wait for no tick."""
     waiting = schedule(500.0)
     for n in range(50):
-        waiting.add(f"{n}", now=0.0, eta=100.0, safety=True)
+        waiting.add(f"{n}", now=0.0, eta=100.0, webhook="token")
     for n in range(50):
         waiting.wake(f"{n}", now=10.0 + n * 1e-4)
     assert next_of(waiting) == 10.0
@@ -104,7 +96,7 @@ def test_a_burst_of_wakes_keeps_to_the_budget() -> None:
     """More wakes than the minute has room for wait until it has, and none is lost."""
     waiting = schedule(20.0)
     for n in range(50):
-        waiting.add(f"{n}", now=0.0, eta=100.0, safety=True)
+        waiting.add(f"{n}", now=0.0, eta=100.0, webhook="token")
         waiting.wake(f"{n}", now=1.0)
     looks = look(waiting, dict.fromkeys(map(str, range(50)), 0.0), until=500.0)
     assert {key for _, key in looks} == set(map(str, range(50)))
@@ -115,7 +107,7 @@ def test_wakes_make_an_unknown_budget_grow() -> None:
     """Where nobody said what the account may do, deliveries past the free plan wait a moment."""
     waiting: Schedule[int] = Schedule(rng=random.Random(1))
     for key in range(40):
-        waiting.add(key, now=0.0, eta=100.0, safety=True)
+        waiting.add(key, now=0.0, eta=100.0, webhook="token")
     for key in range(40):
         waiting.wake(key, now=50.0)
     seen, now = 0, 50.0
@@ -153,21 +145,21 @@ def test_a_wake_during_a_look_is_looked_at_right_after() -> None:
 def test_a_delayed_wake_asks_again_shortly() -> None:
     """The API that lags behind its own delivery is asked again after the delay."""
     waiting = schedule()
-    waiting.add("job", now=0.0, eta=100.0, safety=True)
+    waiting.add("job", now=0.0, eta=100.0, webhook="token")
     waiting.wake("job", now=10.0, delay=0.5)
     assert next_of(waiting) == 10.5
     assert waiting.due(10.4) == []
     assert waiting.due(10.5) == ["job"]
 
 
-def test_a_forged_wake_teaches_nothing() -> None:
+def test_a_forged_delivery_teaches_nothing() -> None:
     """A delivery that the API did not confirm does not count as the job's end."""
     plain, forged = schedule(math.inf), schedule(math.inf)
     for waiting in (plain, forged):
         for n in range(30):
             waiting.add(f"{n}", now=0.0, eta=100.0)
             if waiting is forged:
-                waiting.wake(f"{n}", now=1.0)
+                waiting.delivered(f"{n}", now=1.0)
         look(waiting, dict.fromkeys(map(str, range(30)), 100.0), until=1000.0)
         waiting.add("job", now=2000.0, eta=100.0)
     assert abs(next_of(plain) - next_of(forged)) < 10.0
@@ -184,19 +176,48 @@ def test_ordinary_looks_come_without_bursts() -> None:
 
 
 def test_webhooks_are_kept_a_reserve() -> None:
-    """Where deliveries may come ordinary looks leave a tenth of the budget for them."""
-    waiting = schedule(60.0)
-    for n in range(30):
-        waiting.add(f"{n}", now=0.0, eta=10.0)
-    waiting.add("hooked", now=0.0, eta=100.0, safety=True)
-    looks = [at for at, _ in look(waiting, {}, until=60.0)]
-    waiting.wake("hooked", now=60.0)
-    assert len(looks) <= 54
+    """Where deliveries come ordinary looks leave a tenth of the budget for them, else none."""
+    looks = []
+    for arrivals in (0, 3):
+        reliability = ReceiverReliability()
+        for _ in range(arrivals):
+            reliability.arrived(now=0.0, within=1.0)
+        waiting: Schedule[str] = Schedule(
+            polls_per_minute=60.0, rng=random.Random(1), reliability=reliability
+        )
+        for n in range(30):
+            waiting.add(f"{n}", now=0.0, eta=10.0)
+        waiting.add("hooked", now=0.0, eta=100.0, webhook="token")
+        looks.append([at for at, _ in look(waiting, {}, until=60.0)])
+    waiting.delivered("hooked", now=60.0)
+    assert len(looks[1]) <= 54 < len(looks[0])
     assert next_of(waiting) == 60.0
 
 
+@pytest.mark.parametrize("age", [math.nan, math.inf])
+def test_an_age_that_says_nothing_is_unknown(age: float) -> None:
+    """A job whose recorded age is no number is looked at at once, and no place is lost to it."""
+    waiting = schedule()
+    waiting.add("job", now=5.0, eta=100.0)
+    waiting.add("resumed", now=5.0, eta=100.0, age=age)
+    assert waiting.due(5.0) == ["resumed"]
+
+
+def test_the_first_look_of_an_attached_job_waits_for_no_other() -> None:
+    """However many questions and attached jobs were before it, it is polled next."""
+    waiting = schedule(60.0)
+    for n in range(200):
+        waiting.add(f"{n}", now=0.0, eta=None, age=None)
+        waiting.forget(f"{n}")
+    waiting.add("job", now=10.0, eta=100.0)
+    waiting.add("attached", now=10.0, eta=None, age=None)
+    assert next_of(waiting) == 10.0
+    assert waiting.due(10.0) == ["attached"]
+
+
 @pytest.mark.parametrize(
-    ("told", "kept"), [(7.0, 7.0), (0.0, 1.0), (-3.0, 1.0), (99999.0, 60.0), (None, 10.0)]
+    ("told", "kept"),
+    [(7.0, 7.0), (0.0, 1.0), (-3.0, 1.0), (99999.0, 60.0), (None, 10.0), (math.nan, 10.0)],
 )
 def test_a_429_pauses_everything(told: float | None, kept: float) -> None:
     """After a 429 not even a wake is looked at before the pause ends, which is never absurd."""
@@ -311,7 +332,7 @@ def test_what_is_let_go_of_is_not_held() -> None:
     waiting = schedule()
     waiting.add("first", now=0.0, eta=1.0)
     for n in range(10_000):
-        waiting.add(f"{n}", now=0.0, eta=1e6, safety=True)
+        waiting.add(f"{n}", now=0.0, eta=1e6, webhook="token")
         waiting.wake(f"{n}", now=0.0, delay=1e6)
         waiting.forget(f"{n}")
     assert len(waiting) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 from factories.schedules import worst_minute
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from musicgpt_async._rules.polling import Schedule
+from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 
 KEYS = st.integers(0, 11)
 
@@ -20,7 +22,10 @@ class Waiting(RuleBasedStateMachine):
     def begin(self, budget: float | None) -> None:
         """Open an account."""
         self.budget, self.now = budget, 1000.0
-        self.schedule: Schedule[int] = Schedule(polls_per_minute=budget, rng=random.Random(1))
+        self.reliability = ReceiverReliability()
+        self.schedule: Schedule[int] = Schedule(
+            polls_per_minute=budget, rng=random.Random(1), reliability=self.reliability
+        )
         self.waiting: set[int] = set()
         self.out: set[int] = set()
         self.made: list[float] = []
@@ -29,12 +34,12 @@ class Waiting(RuleBasedStateMachine):
     @rule(
         key=KEYS,
         eta=st.none() | st.sampled_from([-1.0, 0.0, 1.0, 11.0, 147.0, 1e9]),
-        age=st.none() | st.sampled_from([0.0, 60.0, 1e6]),
-        safety=st.booleans(),
+        age=st.none() | st.sampled_from([0.0, 60.0, 1e6, math.nan, math.inf]),
+        webhook=st.none() | st.just("token"),
     )
-    def add(self, key: int, eta: float | None, age: float | None, *, safety: bool) -> None:
+    def add(self, key: int, eta: float | None, age: float | None, webhook: str | None) -> None:
         """A job begins, perhaps under a key that is known."""
-        self.schedule.add(key, now=self.now, eta=eta, age=age, safety=safety)
+        self.schedule.add(key, now=self.now, eta=eta, age=age, webhook=webhook)
         self.waiting.add(key)
         self.out.discard(key)
 
@@ -86,10 +91,16 @@ class Waiting(RuleBasedStateMachine):
         self.waiting.discard(key)
         self.out.discard(key)
 
-    @rule(key=KEYS, delay=st.sampled_from([0.0, 0.5, 30.0]))
+    @rule(key=KEYS, delay=st.sampled_from([0.0, 0.5, 30.0, math.nan]))
     def wake(self, key: int, delay: float) -> None:
         """A delivery comes, perhaps for a job unknown."""
         self.schedule.wake(key, now=self.now, delay=delay)
+
+    @rule(key=KEYS)
+    def delivered(self, key: int) -> None:
+        """A delivery comes, perhaps not the first, perhaps for a job unknown."""
+        self.schedule.delivered(key, now=self.now)
+        self.reliability.arrived_late("token", now=self.now)
 
     @rule(told=st.none() | st.floats(allow_nan=True, allow_infinity=True))
     def throttled(self, told: float | None) -> None:
@@ -110,6 +121,7 @@ class Waiting(RuleBasedStateMachine):
             assert all(key in self.schedule for key in self.waiting)
             assert (self.schedule.next_due() is None) == (self.waiting <= self.out)
             assert self.schedule.polls_per_minute >= 1.0
+            assert 0.0 <= self.reliability.loss <= 1.0
 
     @invariant()
     def the_budget_is_kept(self) -> None:
