@@ -144,7 +144,10 @@ class MusicGPTSession:
         )
         self._watcher = Watcher(
             desk,
-            Schedule(polls_per_minute=None if limits is None else limits.polls_per_minute),
+            Schedule(
+                polls_per_minute=None if limits is None else limits.polls_per_minute,
+                reliability=None if webhooks is None else webhooks.inbox.reliability,
+            ),
         )
         self._slots = Slots(parallel=None if limits is None else limits.parallel)
         self._credit = Credit(max_credits)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hmac
 import logging
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 
 import attrs
 
+from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 from musicgpt_async.errors import ConfigurationError
 
 KEPT_DELIVERIES = 256
@@ -57,6 +59,9 @@ class Inbox:
 
     Args:
         genuine: Tells whether a token that was never opened here is one of ours all the same.
+
+    Attributes:
+        reliability: How far deliveries can be relied on; the sessions' schedules teach it.
     """
 
     def __init__(self, genuine: Callable[[str], bool] = lambda _token: False) -> None:
@@ -65,6 +70,7 @@ class Inbox:
         self._closed: dict[str, str] = {}
         self._kept: deque[_Kept] = deque()
         self._kept_bytes = 0
+        self.reliability: ReceiverReliability = ReceiverReliability()
 
     def __len__(self) -> int:
         """Return how many letterboxes are open."""
@@ -126,6 +132,7 @@ class Inbox:
             return False
         letterbox = self._letterboxes.get(_public_part(token))
         if letterbox is None:
+            self.reliability.arrived_late(token, now=time.monotonic())
             self._keep(_Kept(token, payload, size))
         else:
             _hand_over(letterbox, payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from musicgpt_async._rules.payloads import Conversion
 from musicgpt_async.events import Feed, Woken
 from musicgpt_async.job import ExtractionJob
 from musicgpt_async.webhooks import WebhookReceiver
+
+_log = logging.getLogger(__name__)
 
 
 class Mailroom:
@@ -65,6 +68,21 @@ class Mailroom:
         if news is not None and self._receiver is not None:
             news.set()
             self._receiver.inbox.close(job.record.token or "")
+
+    def report_silence(self, *, now: float) -> None:
+        """Say once that the receiver does not hear the vendor.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        receiver = self._receiver
+        if receiver is not None and receiver.inbox.reliability.has_fallen_silent(now=now):
+            _log.warning(
+                "Jobs finish but their webhooks do not arrive at %s; the session polls instead. "
+                "Check the URL with `musicgpt-async doctor --webhook %s`.",
+                receiver.public_url,
+                receiver.public_url,
+            )
 
     def hint(self, job: ExtractionJob) -> Conversion | None:
         """Return what deliveries that named a job's own task have said."""

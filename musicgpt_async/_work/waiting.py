@@ -114,6 +114,7 @@ class Watcher:
             watch.expiry.cancel()
         if job.state in (JobState.COMPLETED, JobState.FAILED):
             self._schedule.finished(watch, now=_now())
+            self._desk.mail.report_silence(now=_now())
         else:
             self._schedule.forget(watch)
 
