@@ -12,7 +12,10 @@ The limit moves by three rules:
   the plan or because another process with the same key eats from the same account.
 - After a refusal it grows again only after some accepted submits, twice as many for each growth
   that failed in a row. Up to a limit that once proved true this begins at one submit, beyond it
-  at 16, so that an account's plan is found by one 429 and seldom asked for again.
+  at 16, so that an account's plan is found by one 429 and seldom asked for again. What once proved
+  true is another client's to give back, so that 75 s and three submits are enough there, and none
+  once a growth has succeeded, or the account that was full has room again: the limit is whole
+  within two minutes of the other client's leaving where jobs take 20 s.
 
 After a 429 one waits until something finishes. While jobs of our own run that is a slot given back,
 and no clock is needed; where none runs the next try comes after a growing pause. A `Retry-After`
@@ -21,12 +24,16 @@ is kept to whatever else happens.
 
 from __future__ import annotations
 
+import math
+
 FREE_PARALLEL = 2
 """What every plan allows at least (MusicGPT docs, rate limits)."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds
 _LONGEST_RETRY_AFTER = 300.0  # seconds
 _PATIENCE_WITHIN, _PATIENCE_BEYOND = (1, 32), (16, 256)  # accepted submits, at first and at most
+_PATIENT_SECONDS, _PATIENT_SUBMITS = 75.0, 3  # enough together up to a limit that proved true
+_LONG_FULL = 3  # refusals in a row with nothing of our own running
 
 
 class Slots:
@@ -50,6 +57,7 @@ class Slots:
         self._failed_growths = 0
         self._refusals = 0
         self._retry_at: float | None = None
+        self._now = self._refused_at = -math.inf
 
     @property
     def limit(self) -> int:
@@ -63,6 +71,7 @@ class Slots:
 
     def take(self, *, now: float) -> bool:
         """Take a slot for a job about to be uploaded; False when none may be had now."""
+        self._now = now
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
         if self._retry_at is not None or self._taken >= self._limit:
@@ -90,6 +99,8 @@ class Slots:
         """Learn from an accepted submit; `waiting`: others stand in line for a slot."""
         self._uploading = max(0, self._uploading - 1)
         self._since_growth += 1
+        if self._refusals >= _LONG_FULL and self._taken <= 1:
+            self._patience = 0  # whoever held every slot has given one back
         self._refusals = 0
         if waiting and self._is_held_full():
             self._grow()
@@ -103,12 +114,24 @@ class Slots:
         if self._probing:
             self._proven, self._failed_growths = max(self._proven, self._limit), 0
             self._probing = False
-        if self._since_growth <= self._patience:
+            if self._limit < self._proven:
+                self._patience = 0
+        if not self._has_been_patient():
             return
         if self._given is None or self._limit < self._given:
             self._limit += 1
             self._probing = True
             self._since_growth = self._uploading = 0
+
+    def _has_been_patient(self) -> bool:
+        """Whether enough was accepted since the last refusal to try a larger limit."""
+        if self._since_growth > self._patience:
+            return True
+        return (
+            self._limit < self._proven
+            and self._since_growth >= _PATIENT_SUBMITS
+            and self._now - self._refused_at >= _PATIENT_SECONDS
+        )
 
     def refused(self, *, now: float, retry_after: float | None, full: bool = True) -> None:
         """Learn from a refused submit, before its slot is given back.
@@ -119,16 +142,21 @@ class Slots:
             full: the vendor said that the account is full (429); False: it is unwell (503), which
                 says nothing about the limit.
         """
+        self._now = self._refused_at = now
         left = max(0, self._taken - 1)
         self._uploading = max(0, self._uploading - 1)
         self._refusals += 1
         if full and left < self._limit:
             self._shrink(max(1, left))
         if retry_after is not None:
-            self._retry_at = now + min(max(1.0, retry_after), _LONGEST_RETRY_AFTER)
+            self._pause(now + min(max(1.0, retry_after), _LONGEST_RETRY_AFTER))
         elif left == 0 or not full:
             doublings = min(self._refusals - 1, 10)
-            self._retry_at = now + min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE)
+            self._pause(now + min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE))
+
+    def _pause(self, until: float) -> None:
+        """Try no sooner than this, nor than an earlier refusal asked for."""
+        self._retry_at = until if self._retry_at is None else max(until, self._retry_at)
 
     def _shrink(self, limit: int) -> None:
         if limit == self._limit:

@@ -1,10 +1,29 @@
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from musicgpt_async._rules.slots import Slots
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def simulation() -> ModuleType:
+    """The account shared with another client, of the benchmark."""
+    name = "slot_simulation"
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def take_all(slots: Slots, *, now: float = 0.0) -> int:
@@ -140,6 +159,35 @@ def test_retry_after_is_kept_to_within_reason(told: float, kept: float) -> None:
     assert not slots.take(now=100.0 + kept - 0.01)
     assert slots.take(now=100.0 + kept)
     assert slots.next_try() is None
+
+
+def test_a_later_refusal_does_not_shorten_a_pause() -> None:
+    """Of two words of the vendor's about when to try again the later moment holds."""
+    slots = Slots()
+    take_all(slots)
+    slots.refused(now=0.0, retry_after=60.0)
+    slots.give_back()
+    slots.refused(now=1.0, retry_after=2.0)
+    slots.give_back()
+    assert slots.next_try() == 60.0
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize(
+    ("parallel", "others"), [(2, 1), (5, 2), (5, 4), (5, 5), (10, 9), (10, 10)]
+)
+def test_the_whole_limit_is_back_soon_after_another_client_left(
+    simulation: ModuleType, parallel: int, others: int, *, given: bool
+) -> None:
+    """Two minutes after it left the whole account is used, where jobs take 20 s."""
+    for seed in range(3):
+        shared = simulation.share_account(
+            parallel=parallel, others=lambda _: others, until=1200.0, given=given, seed=seed
+        )
+        assert shared.recovery <= 120.0
+        assert shared.refused_after == 0
+        if others < parallel:
+            assert shared.refused_meanwhile <= 1200.0 / 75.0 + 2 * parallel + 4
 
 
 def test_an_unwell_vendor_costs_no_slot() -> None:
