@@ -190,9 +190,9 @@ async def ours(root: str, path: str, mib: int) -> AsyncIterator[Go]:
 
 def small_blocks() -> None:
     """Read by 64 KiB."""
-    from musicgpt_async._io import sources, upload  # noqa: PLC0415
+    from musicgpt_async._io import content, upload  # noqa: PLC0415
 
-    sources.BLOCK = upload.READ = 65536
+    content.BLOCK = upload.READ = 65536
 
 
 def on_the_loop() -> None:

@@ -30,7 +30,11 @@ LAYERS = (
 # Rooms of one layer that know each other; their circles are looked for all the same.
 TOGETHER = {"_work", "_rules", "cli"}
 # One kind of IO in two files: the first knows the second.
-PAIRS = {("_io.upload", "_io.sources"), ("_io.download", "_io.partial_file")}
+PAIRS = {
+    ("_io.upload", "_io.content"),
+    ("_io.sources", "_io.content"),
+    ("_io.download", "_io.partial_file"),
+}
 # The vendor's stand-in knows nothing of the client, and is known to these alone.
 EMULATOR = "emulator"
 KNOW_THE_EMULATOR = {"cli", "testing", EMULATOR}

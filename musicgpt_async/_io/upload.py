@@ -14,7 +14,7 @@ import aiohttp
 import anyio
 from aiohttp.abc import AbstractStreamWriter
 
-from musicgpt_async._io.sources import READ, Content, Digest
+from musicgpt_async._io.content import READ, Content, Digest
 from musicgpt_async.errors import MusicGPTError, SourceChangedError, StalledError
 
 

@@ -15,7 +15,8 @@ import attrs
 import stamina
 
 from musicgpt_async._io import sources
-from musicgpt_async._io.sources import Content, Track
+from musicgpt_async._io.content import Content, Digest
+from musicgpt_async._io.sources import Track
 from musicgpt_async._io.upload import Body
 from musicgpt_async._rules import identity, payloads, protocol, retrying
 from musicgpt_async._rules.credit import Credit
@@ -353,7 +354,7 @@ class Submitter:
         size = None if content is None else content.size
         digest = None
         if self._desk.ledger.journal is not None:
-            digest = sources.Digest(self._desk.executor)
+            digest = Digest(self._desk.executor)
         return Body(
             fields,
             content,
@@ -363,9 +364,7 @@ class Submitter:
             digest=digest,
         )
 
-    async def _hand_over(
-        self, entry: _Entry, size: int | None, digest: sources.Digest | None
-    ) -> None:
+    async def _hand_over(self, entry: _Entry, size: int | None, digest: Digest | None) -> None:
         """Write down that the vendor may have the track, before it can."""
         job = entry.job
         await self._stand_apart(entry)

@@ -13,7 +13,8 @@ from typing import Any
 import attrs
 
 from musicgpt_async._io import sources
-from musicgpt_async._io.sources import BLOCK, Content, Track, track_of
+from musicgpt_async._io.content import BLOCK, Content
+from musicgpt_async._io.sources import Track, track_of
 from musicgpt_async._io.upload import Body
 
 FIELDS = {"audio_url": "", "stems": '["vocals"]', "preprocessing_options": "[]"}

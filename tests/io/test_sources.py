@@ -20,13 +20,13 @@ from factories.uploads import (
     body_of,
     closing,
     opened,
-    parts_of,
     stream,
     write_track,
 )
 from factories.watching import until
 
-from musicgpt_async._io.sources import BLOCK, Track, track_of
+from musicgpt_async._io.content import BLOCK
+from musicgpt_async._io.sources import Track, track_of
 from musicgpt_async._rules.retrying import Verdict, submit_verdict
 from musicgpt_async.errors import (
     InvalidOptionError,
@@ -86,21 +86,25 @@ async def test_a_track_that_changes_under_way_is_broken_off(
     assert closing(body) not in received[0]
 
 
-async def test_a_track_that_is_replaced_goes_out_as_it_was(
+async def test_a_track_that_is_replaced_is_not_sent(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """Another file under the same name is another track: the one that was opened is sent."""
-    data = write_track(tmp_path / "a.wav", BLOCK)
-    vendor = Recorder()
+    """Another file under the same name is another track: each attempt opens it anew and sees it."""
+    write_track(tmp_path / "a.wav", BLOCK)
+    status = (tmp_path / "a.wav").stat()
     async with (
-        serve(vendor) as server,
+        serve(Recorder()) as server,
         lanes() as transport,
         opened(tmp_path / "a.wav", executor) as content,
     ):
-        (tmp_path / "b.wav").write_bytes(b"another")
+        write_track(tmp_path / "b.wav", BLOCK)
+        os.utime(tmp_path / "b.wav", ns=(status.st_atime_ns, status.st_mtime_ns))
         (tmp_path / "b.wav").replace(tmp_path / "a.wav")
-        await transport.send(server.url, body_of(content))
-    assert parts_of(vendor.requests[0])[3][1] == data
+        body = body_of(content)
+        with pytest.raises(TransportError):
+            await transport.send(server.url, body)
+    assert isinstance(body.failure, SourceChangedError)
+    assert not body.delivered
 
 
 def _directory(path: Path) -> None:

@@ -19,7 +19,7 @@ from factories.downloads import MIB, Get
 from factories.uploads import body_of, opened, stream, write_track
 from factories.watching import largest_gap
 
-from musicgpt_async._io.sources import BLOCK
+from musicgpt_async._io.content import BLOCK
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +43,7 @@ while True:
 _UPLOAD = """
 import asyncio, resource, sys
 from concurrent.futures import ThreadPoolExecutor
-from musicgpt_async._io import sources, upload
+from musicgpt_async._io import content as content_, sources, upload
 from musicgpt_async._io.http import Transport
 
 async def nothing(): pass
@@ -51,7 +51,7 @@ async def nothing(): pass
 async def send(transport, executor, path, url):
     async with sources.opened(sources.track_of(path), executor) as content:
         body = upload.Body({"a": "b"}, content, stall_timeout=60, hand_over=nothing,
-                           progress=lambda _: None, digest=sources.Digest(executor))
+                           progress=lambda _: None, digest=content_.Digest(executor))
         assert (await transport.send(url, body)).status == 200 and body.delivered
 
 def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -28,7 +28,8 @@ from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartParser
 
 from musicgpt_async._io import sources
-from musicgpt_async._io.sources import BLOCK, Digest, track_of
+from musicgpt_async._io.content import BLOCK, Digest
+from musicgpt_async._io.sources import track_of
 from musicgpt_async.errors import (
     ReleasedError,
     TransportError,

@@ -25,7 +25,7 @@ from factories.uploads import (
 )
 from factories.watching import held, until
 
-from musicgpt_async._io.sources import BLOCK
+from musicgpt_async._io.content import BLOCK
 from musicgpt_async._io.upload import Body
 from musicgpt_async._rules.protocol import Answer
 from musicgpt_async._rules.retrying import Verdict, submit_verdict
@@ -85,7 +85,7 @@ async def test_cancelling_midway_closes_the_file(
 async def test_a_spooled_stream_leaves_no_file_behind(executor: ThreadPoolExecutor) -> None:
     """The temporary file of a stream goes with the submit."""
     async with opened(("a.wav", stream(b"x" * 100)), executor) as content:
-        spool = Path(content._file.name)
+        spool = content._path
         assert (content.size, spool.stat().st_size) == (100, 100)
     assert not spool.exists()
 
@@ -118,15 +118,11 @@ def test_the_file_is_closed_though_the_shared_threads_are_busy(
                 await submit()
         finally:
             free.set()
-        path = kept[0]._file.name
+        path = kept[0]._path
         with anyio.fail_after(2):
-            await until(lambda: not held(path) and (kind == "path" or not Path(path).exists()))
+            await until(lambda: not held(path) and (kind == "path" or not path.exists()))
 
-    try:
-        asyncio.run(main())
-    finally:
-        for content in kept:
-            content._file.close()
+    asyncio.run(main())
 
 
 # A vendor that does not read, hangs up, or answers early.

@@ -1,0 +1,349 @@
+"""The content of a track: open, sized, and read again for each attempt.
+
+Files are opened and read by aiofiles, in large blocks, on the session's executor: by default
+aiofiles would use the loop's own, which also looks up host names. Each attempt opens a handle of
+its own. A file object that can seek is read in place; a stream is spooled to a temporary file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import os
+import stat
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+import aiofiles
+import aiofiles.os
+import aiofiles.tempfile
+import anyio
+import anyio.lowlevel
+import attrs
+
+from musicgpt_async.errors import MusicGPTError, SourceChangedError, SourceError
+
+_T = TypeVar("_T")
+
+# 64 KiB cost two to three times the CPU; 4 MiB hold the loop for milliseconds.
+BLOCK = 1 << 20
+# A round trip to the executor costs as much as reading half a block.
+READ = 2 * BLOCK
+
+
+class Content(Protocol):
+    """A source that is open and sized; its blocks can be read again for each attempt."""
+
+    @property
+    def name(self) -> str:
+        """File name to send."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def version(self) -> str:
+        """A text that changes with the content; empty if there is none."""
+
+    def blocks(self, room: Callable[[], memoryview]) -> AsyncGenerator[memoryview, None]:
+        """Yield the content from its start; the caller closes the iterator.
+
+        Args:
+            room: Returns the buffer for the next read; the blocks yielded before are then invalid.
+        """
+
+
+@attrs.frozen
+class InMemory:
+    name: str
+    version: str
+    _data: bytes
+
+    @classmethod
+    async def of(cls, name: str, data: bytes, executor: Executor) -> InMemory:
+        _refuse_empty(name, len(data))
+        digest = Digest(executor)
+        await digest.update(data)
+        return cls(name, digest.hexdigest, data)
+
+    @property
+    def size(self) -> int:
+        return len(self._data)
+
+    async def blocks(
+        self,
+        room: Callable[[], memoryview],  # noqa: ARG002 - the data is in memory already
+    ) -> AsyncGenerator[memoryview, None]:
+        for block in _split(memoryview(self._data)):
+            yield block
+            # `drain` returns without yielding while the peer keeps up.
+            await anyio.lowlevel.checkpoint()
+
+
+@attrs.frozen
+class InFile:
+    name: str
+    size: int
+    version: str
+    _path: Path
+    _state: tuple[int, ...]
+    _executor: Executor
+
+    @classmethod
+    async def open(cls, name: str, path: Path, executor: Executor) -> InFile:
+        with _reading(name):
+            async with _open_file(path, executor) as (_, status):
+                if not stat.S_ISREG(status.st_mode):
+                    raise SourceError(f"{path} is not a file; give the path of an audio file.")
+        _refuse_empty(name, status.st_size)
+        version = f"{status.st_size}:{status.st_mtime_ns}"
+        return cls(name, status.st_size, version, path, _state_of(status), executor)
+
+    async def blocks(self, room: Callable[[], memoryview]) -> AsyncGenerator[memoryview, None]:
+        sent = 0
+        with _reading(self.name):
+            async with _open_file(self._path, self._executor) as (file, status):
+                self._check_unchanged(status)
+                while sent < self.size:
+                    space = room()[: self.size - sent]
+                    count = await _completed(file.readinto(space))
+                    if not count:
+                        break
+                    sent += count
+                    if sent == self.size:  # before the last block is handed over
+                        self._check_unchanged(await _status(file, self._executor))
+                    for block in _split(space[:count]):
+                        yield block
+                if sent < self.size:
+                    self._check_unchanged(await _status(file, self._executor))
+
+    def _check_unchanged(self, status: os.stat_result) -> None:
+        if _state_of(status) != self._state:
+            raise SourceChangedError(
+                f"{self.name} changed while it was being sent; nothing was paid for. "
+                "Submit it again when it is no longer written to."
+            )
+
+
+@attrs.frozen
+class InReader:
+    """A file object that can seek, read from the position at which it was opened.
+
+    Jobs that share one object take turns, an attempt each, and leave its position as it was.
+    """
+
+    name: str
+    size: int
+    _file: _CallerFile
+    _start: int
+    version: str = ""
+
+    @classmethod
+    async def open(cls, name: str, source: Any, executor: Executor) -> InReader | None:
+        """Return the content, or ``None`` if its size cannot be found by seeking."""
+        inner = getattr(source, "file", None)  # an UploadFile has no tell(), but its file has
+        file = _CallerFile(inner if hasattr(inner, "tell") else source, executor)
+        async with file.lock:
+            try:
+                start = await file.call("tell")
+                await file.call("seek", 0, os.SEEK_END)
+                size = await file.call("tell") - start
+                await file.call("seek", start)
+            except (OSError, ValueError, AttributeError, TypeError):
+                return None
+        _refuse_empty(name, size)
+        return cls(name, size, file, start)
+
+    async def blocks(
+        self,
+        room: Callable[[], memoryview],  # noqa: ARG002 - read() returns memory of its own
+    ) -> AsyncGenerator[memoryview, None]:
+        left = self.size
+        with _reading(self.name):
+            async with self._file.lock:
+                await self._file.call("seek", self._start)
+                try:
+                    while left and (data := await _completed(self._file.read(min(READ, left)))):
+                        left -= len(data)
+                        for block in _split(memoryview(data)):
+                            yield block
+                            await anyio.lowlevel.checkpoint()
+                finally:
+                    await _completed(self._file.call("seek", self._start))
+
+
+class _CallerFile:
+    """The caller's own file object: its methods are awaited, or called on the executor.
+
+    Args:
+        file: Has ``read``, and perhaps ``seek`` and ``tell``, each sync or async.
+        executor: Where sync methods are called.
+
+    Attributes:
+        lock: Equal for equal objects, since they share their position.
+    """
+
+    # By id, because the object may not be hashable.
+    _locks: ClassVar[WeakValueDictionary[int, anyio.Lock]] = WeakValueDictionary()
+
+    def __init__(self, file: Any, executor: Executor) -> None:
+        self._file = file
+        self._executor = executor
+        self.lock: anyio.Lock = self._locks.setdefault(id(file), anyio.Lock())
+
+    async def call(self, method: str, /, *args: Any) -> Any:
+        """Call a method and return its result.
+
+        Raises:
+            AttributeError: There is no such method.
+        """
+        function = getattr(self._file, method)
+        if inspect.iscoroutinefunction(function):
+            return await function(*args)
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(self._executor, partial(function, *args))
+        return await result if inspect.isawaitable(result) else result
+
+    async def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes, ``b""`` at the end.
+
+        Raises:
+            SourceError: It returned something else than bytes.
+        """
+        data = await self.call("read", size)
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise SourceError(
+                f"read() returned {type(data).__name__}, not bytes; nothing was paid for."
+            )
+        return bytes(data)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while data := await self.read(READ):
+            yield data
+
+
+class Digest:
+    """A digest of a track, computed on the executor while it is sent."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._sha256 = hashlib.sha256()
+
+    @property
+    def hexdigest(self) -> str:
+        """The digest of the blocks so far."""
+        return self._sha256.hexdigest()
+
+    async def update(self, block: bytes | memoryview) -> None:
+        """Add the next block."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._executor, self._sha256.update, block)
+
+
+def _split(view: memoryview) -> Iterator[memoryview]:
+    """Yield a read in blocks to be sent at once, without a copy."""
+    for start in range(0, len(view), BLOCK):
+        yield view[start : start + BLOCK]
+
+
+def _refuse_empty(name: str, size: int) -> None:
+    if size <= 0:
+        raise SourceError(f"{name} is empty; nothing was sent.")
+
+
+class _reading:  # noqa: N801 - reads as a word: "with _reading(name)"
+    """Turn errors of the source into the library's, so that none passes for the network's."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, (MusicGPTError, GeneratorExit)) or not _is_sources_own(error):
+            return
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise SourceError(
+            f"{self._name} cannot be read ({reason}); nothing was paid for."
+        ) from error
+
+
+def _is_sources_own(error: BaseException | None) -> bool:
+    if isinstance(error, asyncio.CancelledError):
+        # A caller's reader may await a cancelled task of its own: no cancellation of this one.
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling()
+    return isinstance(error, Exception)
+
+
+@asynccontextmanager
+async def _open_file(path: Path, executor: Executor) -> AsyncIterator[tuple[Any, os.stat_result]]:
+    """Open a file with aiofiles, unbuffered; yield it with its status."""
+    opening = asyncio.ensure_future(
+        aiofiles.open(path, "rb", buffering=0, opener=_open_at_once, executor=executor)
+    )
+    try:
+        file = await _completed(opening)
+        yield file, await _status(file, executor)
+    finally:
+        await _close(opening)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # Opening a pipe would wait for a writer.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+async def _status(file: Any, executor: Executor) -> os.stat_result:
+    return await aiofiles.os.stat(file.fileno(), executor=executor)
+
+
+def _state_of(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+async def spool(name: str, content: Any, executor: Executor, stack: AsyncExitStack) -> Path:
+    """Write a stream of unknown length to a temporary file that is removed with the stack."""
+    blocks = _CallerFile(content, executor) if hasattr(content, "read") else content
+    with _reading(name):
+        opening = asyncio.ensure_future(
+            aiofiles.tempfile.NamedTemporaryFile("wb", prefix="musicgpt-async-", executor=executor)
+        )
+        stack.push_async_callback(_close, opening)
+        file = await _completed(opening)
+        async for block in blocks:
+            await file.write(block)
+        await file.flush()
+    return Path(str(file.name))
+
+
+async def _close(opening: asyncio.Future[Any]) -> None:
+    """Close what was opened; not by aiofiles' own exit, which takes the loop's executor."""
+    if not opening.exception():
+        await _completed(opening.result().close())
+
+
+async def _completed(awaitable: Awaitable[_T]) -> _T:
+    """Await a call on a file to its end; a cancellation is raised after it.
+
+    A handle must neither be closed while a thread reads it, nor be lost while a thread opens it.
+    """
+    call = asyncio.ensure_future(awaitable)
+    cancellation: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not call.done():
+            try:
+                await asyncio.wait([call])
+            except asyncio.CancelledError as error:  # aiohttp's, which the scope does not stop
+                cancellation = error
+    if cancellation is not None:
+        raise cancellation
+    return call.result()
