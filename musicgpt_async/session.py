@@ -248,8 +248,9 @@ class MusicGPTSession:
         """Submit a track and return its handle at once.
 
         Args:
-            source: A path, an http(s) URL that the vendor fetches, ``(name, bytes)`` or
-                ``(name, async iterable of bytes)``.
+            source: A path, an http(s) URL that MusicGPT fetches, bytes, anything with ``read()``
+                (file objects, uploads, aiofiles handles) or an async iterable of bytes; the last
+                three may come with a name: ``(name, source)``.
             stems: Which parts; the vendor makes drums, bass, piano and guitar by default.
             preprocessing: What to do to the track before it is split.
             label: The track's name in files and messages; its file name by default.

@@ -191,12 +191,12 @@ class _CallerFile:
     """
 
     # By id, because the object may not be hashable.
-    _locks: ClassVar[WeakValueDictionary[int, anyio.Lock]] = WeakValueDictionary()
+    _locks: ClassVar[WeakValueDictionary[int, asyncio.Lock]] = WeakValueDictionary()
 
     def __init__(self, file: Any, executor: Executor) -> None:
         self._file = file
         self._executor = executor
-        self.lock: anyio.Lock = self._locks.setdefault(id(file), anyio.Lock())
+        self.lock: asyncio.Lock = self._locks.setdefault(id(file), asyncio.Lock())
 
     async def call(self, method: str, /, *args: Any) -> Any:
         """Call a method and return its result.
