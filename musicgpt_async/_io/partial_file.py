@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ Piece = bytes | memoryview
 
 _HEAD = 512
 _SUFFIX = ".part"
+# Bytes that common file systems allow in a name.
+_LONGEST_NAME = 255
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 
 
 @attrs.define
@@ -109,6 +113,15 @@ class PartialFile:
     def sha256(self) -> str:
         return self._digest.hexdigest() if self._digest else ""
 
+    def content_digest(self) -> str:
+        """Return the digest of what was written so far."""
+        with self._lock, _disk(self.target), os.fdopen(os.dup(self._fd), "rb") as file:
+            file.seek(0)
+            try:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            finally:
+                file.seek(0, os.SEEK_END)  # the two descriptors share their position
+
     def append(self, pieces: list[Piece]) -> None:
         with self._lock, _disk(self.target):
             _write_all(self._fd, pieces)
@@ -159,11 +172,18 @@ def _beside(target: Path, mark: str) -> Path:
 
 
 def _prefix(target: Path) -> str:
-    return f".{target.name[:200]}."
+    # "." and ".01234567.part" are added; a name is cut at a character.
+    room = _LONGEST_NAME - len(f"..{'0' * 8}{_SUFFIX}")
+    return f".{os.fsencode(target.name)[:room].decode(errors='ignore')}."
 
 
 def _opened(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    """Open a temporary file; its name can be predicted, so it may be a link or a pipe by now."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, f"{path.name} is not a regular file; remove it")
+    return fd
 
 
 def _lock(fd: int) -> bool:
@@ -220,7 +240,7 @@ def _remove_if_left(path: Path) -> None:
     if sys.platform == "win32":
         path.unlink()
         return
-    fd = os.open(path, os.O_RDWR)
+    fd = os.open(path, os.O_RDWR | _FLAGS)
     try:
         if _lock(fd) and _lies_at(fd, path):
             path.unlink()
