@@ -8,6 +8,8 @@ like an answer that was lost; files have a pool of their own, which never sees t
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 import re
 import socket
 import urllib.request
@@ -20,14 +22,18 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from musicgpt_async._rules import hosts
 from musicgpt_async._rules.protocol import Answer
 from musicgpt_async._version import __version__
 from musicgpt_async.errors import (
     ConfigurationError,
+    DownloadError,
     MusicGPTError,
     StalledError,
     TransportError,
 )
+
+_log = logging.getLogger(__name__)
 
 LONGEST_ANSWER = 1 << 20
 # Bytes of a file that may wait while the last ones are written: 64 KiB stop the socket each time.
@@ -93,7 +99,8 @@ class Transport:
         self._lanes = [
             self._lane(aiohttp.TCPConnector(limit=64, ttl_dns_cache=300)),
             self._lane(aiohttp.TCPConnector(limit=0, force_close=True)),
-            self._lane(aiohttp.TCPConnector(limit=0, resolver=resolver)),
+            # Never kept: aiohttp hands a second, unasked response to the next request.
+            self._lane(aiohttp.TCPConnector(limit=0, force_close=True, resolver=resolver)),
         ]
 
     async def close(self) -> None:
@@ -125,17 +132,18 @@ class Transport:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """GET a file without the key, its content as it is on the wire.
 
-        The request timeout covers the way to its first byte; who reads it watches over the rest.
+        The request timeout ends with the response's head; the reader of the body watches the rest.
 
         Raises:
             TransportError: The connection failed.
+            DownloadError: The host turned out to be in a private network; nothing was read.
         """
         with translated(url):
             async with self._files:
                 async with asyncio.timeout(self._timeout.sock_read):
                     response = await _open(self._lanes[-1]).get(
                         _parsed(url),
-                        headers={"Accept-Encoding": "identity", **headers},
+                        headers={"Accept-Encoding": "identity", "Connection": "close", **headers},
                         allow_redirects=False,
                         raise_for_status=False,
                         auto_decompress=False,
@@ -144,7 +152,35 @@ class Transport:
                         **self._proxy(url),
                     )
                 async with response:
+                    self._check_peer(response)
                     yield response
+
+    def _check_peer(self, response: aiohttp.ClientResponse) -> None:
+        """Judge the address of a file's host, and do not keep the connection to it.
+
+        The resolver of our own pool has judged it already; a caller's ``http=`` has its own.
+        """
+        connection, url = response.connection, response.url
+        if connection is not None and connection.protocol is not None:
+            connection.protocol.force_close()
+        if self._is_proxied(url):
+            return  # the address is the proxy's
+        transport = connection.transport if connection is not None else None
+        peer = transport.get_extra_info("peername") if transport is not None else None
+        if peer is not None:
+            is_allowed = self._allows(peer[0].partition("%")[0])
+        else:  # a short body came with the head, and aiohttp has returned the connection
+            is_allowed = self._own or hosts.is_address(url.host or "") or response.status >= 300
+        if not is_allowed:
+            raise DownloadError(f"{url.host} leads into a private network; it was not followed.")
+
+    def _is_proxied(self, url: URL) -> bool:
+        if self._own:
+            return bool(self._proxy(str(url)))
+        http = self._lanes[0]
+        if getattr(http, "_default_proxy", None) is not None:  # ClientSession(proxy=…) hides it
+            return True
+        return http.trust_env and bool(_proxy_for(url, _proxies()))
 
     async def _call(
         self, lane: aiohttp.ClientSession, method: str, url: str, **what: Any
@@ -170,12 +206,7 @@ class Transport:
 
     def _proxy(self, url: str) -> dict[str, Any]:
         # aiohttp's trust_env also reads ~/.netrc, which clashes with an Authorization header.
-        if not self._proxies:
-            return {}
-        proxy = self._proxies.get(URL(url).scheme)
-        if proxy is None or urllib.request.proxy_bypass(URL(url).host or ""):
-            return {}
-        return proxy
+        return _proxy_for(URL(url), self._proxies) if self._proxies else {}
 
     @staticmethod
     def _lane(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
@@ -201,9 +232,31 @@ def _proxies() -> dict[str, dict[str, Any]]:
             raise ConfigurationError(
                 f"The proxy for {scheme} is no URL; check {scheme}_proxy."
             ) from error
-        if proxy.scheme in ("http", "https"):  # aiohttp speaks to no other kind
+        if proxy.scheme in ("http", "https"):
             found[scheme] = {"proxy": proxy}
+        else:
+            _warn_of_unknown_proxy(scheme, proxy.scheme)
     return found
+
+
+@functools.cache
+def _warn_of_unknown_proxy(scheme: str, kind: str) -> None:
+    """Log that a proxy is not used; cached, so that each is logged once in a process."""
+    _log.warning(
+        "The %s proxy of the environment is of the kind %s, which aiohttp does not support; it is "
+        "not used. Set an http:// proxy, or pass a session with a connector for it as http=.",
+        scheme,
+        kind,
+    )
+
+
+def _proxy_for(url: URL, proxies: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the argument of a request that sends it through its proxy, if it has one."""
+    proxy = proxies.get(url.scheme)
+    if proxy is None or hosts.is_loopback(str(url)):  # the key would leave the machine in clear
+        return {}
+    # With the port, because no_proxy may name one.
+    return {} if urllib.request.proxy_bypass(f"{url.host}:{url.port}") else proxy
 
 
 class translated:  # noqa: N801 - reads as a word: "with translated(url)"

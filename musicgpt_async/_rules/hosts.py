@@ -13,18 +13,12 @@ from urllib.parse import SplitResult, urlsplit
 
 from musicgpt_async.errors import ConfigurationError, DownloadError
 
-# IPv6 that stands for IPv4 (RFC 3056, 4291, 6052, 8215), and a site's own (RFC 3879).
+# IPv6 that embeds IPv4 (RFC 3056, 4291, 8215), and site-local addresses (RFC 3879).
 _TRANSLATED = [
-    ip_network(n)
-    for n in (
-        "::/96",
-        "::ffff:0:0:0/96",
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
-        "2002::/16",
-        "fec0::/10",
-    )
+    ip_network(n) for n in ("::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48", "2002::/16", "fec0::/10")
 ]
+# Public IPv4 seen through a provider's NAT64 (RFC 6052): there every host has such an address.
+_NAT64 = ip_network("64:ff9b::/96")
 _LOOPBACK_NAMES = frozenset({"localhost", "localhost.", "ip6-localhost"})
 
 
@@ -87,10 +81,17 @@ def is_public(address: str | IPv4Address | IPv6Address) -> bool:
         parsed = ip_address(address)
     except ValueError:
         return False
+    if parsed in _NAT64:
+        return is_public(IPv4Address(int(parsed) & 0xFFFFFFFF))
     inner = getattr(parsed, "ipv4_mapped", None)
     if any(parsed in network for network in _TRANSLATED if network.version == parsed.version):
         return False
     return parsed.is_global and not parsed.is_multicast and (inner is None or is_public(inner))
+
+
+def is_address(host: str) -> bool:
+    """Return whether a URL's host is an address, not a name."""
+    return _literal(host) is not None
 
 
 def is_loopback_address(address: str) -> bool:
