@@ -16,7 +16,6 @@ from contextlib import (
     AbstractAsyncContextManager,
     asynccontextmanager,
     contextmanager,
-    nullcontext,
 )
 from pathlib import Path
 from typing import Any
@@ -239,15 +238,6 @@ def small_writes() -> None:
     receiving.GATHERED = 65536
 
 
-def only_parsed() -> None:
-    """Have aiohttp's parser read every body."""
-    from musicgpt_async._io import receiving  # noqa: PLC0415
-
-    receiving._source = lambda response, heard: nullcontext(  # noqa: SLF001
-        receiving._Parsed(response.content, heard)  # noqa: SLF001
-    )
-
-
 def no_sync() -> None:
     """Leave it to the system when a file reaches the disk."""
     os.fsync = lambda _: None  # type: ignore[assignment]
@@ -263,7 +253,6 @@ CONTENDERS: dict[str, Any] = {
     "httpx async": httpx_async,
     "requests, threads": requests_threads,
     "ours, written by 64 KiB": without(ours, small_writes),
-    "ours, through aiohttp's parser": without(ours, only_parsed),
     "ours, no fsync": without(ours, no_sync),
 }
 PEERS = list(CONTENDERS)[:8]

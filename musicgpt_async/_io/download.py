@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import zlib
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -24,7 +23,7 @@ import stamina
 from musicgpt_async._io import partial_file
 from musicgpt_async._io.partial_file import PartialFile, Piece
 from musicgpt_async._rules import audio, hosts, retrying
-from musicgpt_async.errors import DownloadError, TransportError
+from musicgpt_async.errors import DownloadError, StalledError, TransportError
 
 _T = TypeVar("_T")
 
@@ -36,10 +35,11 @@ _log = logging.getLogger(__name__)
 
 # Tries in a row that bring nothing new before a file is given up.
 PATIENCE = 6
+# A captive portal or a proxy may answer with a page of its own for a while.
+PAGE_PAUSES = (1.0, 5.0, 15.0)  # seconds
 MOST_REDIRECTS = 5
-# Seconds between looks at a temporary file that another process has.
+# Seconds between attempts to lock a temporary file that another process has.
 OTHERS = 0.1
-_ENCODINGS = frozenset({"identity", "gzip", "x-gzip", "deflate"})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
@@ -60,6 +60,10 @@ class Fetched:
 
 class _InterruptedError(DownloadError):
     """It broke off, or came out wrong, and may come right another time."""
+
+
+class _PageError(DownloadError):
+    """A page or a message came in place of audio."""
 
 
 @attrs.frozen(kw_only=True)
@@ -147,6 +151,8 @@ class _Transfer:
         self._validator = ""
         self._most = 0
         self._fruitless = 0
+        self._pages = 0
+        self._wrong = ""  # digest of the last complete file that was not what it should be
 
     async def complete(self) -> None:
         """Fill the part until it is whole."""
@@ -156,12 +162,20 @@ class _Transfer:
             ):
                 with attempt:
                     await self._attempt(self._url, MOST_REDIRECTS)
-        except _InterruptedError as error:
+        except (_InterruptedError, _PageError) as error:
             raise DownloadError(error.message, status=error.status) from error
 
-    def _worth_another_try(self, error: Exception) -> bool:
-        """Allow ``PATIENCE`` tries in a row that get no further than one before them."""
-        self._fruitless = 0 if self._part.size > self._most else self._fruitless + 1
+    def _worth_another_try(self, error: Exception) -> bool | float:
+        """Return whether to try again, or after how many seconds.
+
+        ``PATIENCE`` tries in a row may get no further than one before them. One that ends in a
+        timeout counts as such a try: a host that trickles gets further each time.
+        """
+        if isinstance(error, _PageError):
+            self._pages += 1
+            return self._pages <= len(PAGE_PAUSES) and PAGE_PAUSES[self._pages - 1]
+        got_further = self._part.size > self._most and not isinstance(error, StalledError)
+        self._fruitless = 0 if got_further else self._fruitless + 1
         self._most = max(self._most, self._part.size)
         passing = isinstance(error, (TransportError, _InterruptedError))
         return passing and self._fruitless < PATIENCE
@@ -184,16 +198,10 @@ class _Transfer:
 
     async def _receive(self, response: aiohttp.ClientResponse) -> None:
         await self._take_up(response)
-        encoding = response.headers.get("Content-Encoding", "").lower() or "identity"
-        if encoding not in _ENCODINGS:
-            raise self._failure(f"it came with the encoding {encoding[:50]!r}")
-        inflate = _inflater(encoding)
         async with aclosing(self._downloader.receive(response)) as body:
             async for pieces in body:
-                await self._append(self._inflated(inflate, pieces), response)
-        if inflate and not inflate.eof:
-            raise self._interruption("its encoding ends early")
-        await self._check_whole(response, inflated=inflate is not None)
+                await self._append(pieces, response)
+        await self._check_whole(response)
 
     async def _take_up(self, response: aiohttp.ClientResponse) -> None:
         """Make the part fit what this answer brings."""
@@ -208,7 +216,10 @@ class _Transfer:
             raise self._interruption("the host changed it midway", status)
         if status != 200:
             raise self._failure("the host refused it", status)
-        self._total = _plain_length(response)
+        encoding = response.headers.get("Content-Encoding", "").lower() or "identity"
+        if encoding != "identity":  # a small one may unpack to gigabytes
+            raise self._failure(f"it came with the encoding {encoding[:50]!r}")
+        self._total = response.content_length
         self._validator = _validator(response)
 
     def _continues(self, response: aiohttp.ClientResponse) -> bool:
@@ -220,29 +231,30 @@ class _Transfer:
         await self._run(self._part.append, pieces)
         why = audio.refusal(self._part.head, response.content_type) if first else None
         if why:
-            raise self._failure(why)
+            await self._run(self._part.restart)
+            raise _PageError(self._sentence(why, None))
         self._progress(self._part.size, self._total)
 
-    def _inflated(self, inflate: Any, pieces: list[Piece]) -> list[Piece]:
-        if inflate is None:
-            return pieces
-        try:
-            return [inflate.decompress(piece) for piece in pieces]
-        except zlib.error as error:
-            raise self._failure(f"its encoding is broken ({error})") from error
-
-    async def _check_whole(self, response: aiohttp.ClientResponse, *, inflated: bool) -> None:
+    async def _check_whole(self, response: aiohttp.ClientResponse) -> None:
         size, own = self._part.size, audio.wav_size(self._part.head)
         if size == 0:
             raise self._failure("it is empty")
         if self._total is not None and size != self._total:
             raise self._interruption(f"only {size} of {self._total} bytes came")
         if own is not None and size < own:
-            await self._run(self._part.restart)
-            raise self._interruption(f"{size} bytes came and its own header says {own}")
+            await self._start_over(f"{size} bytes came and its own header says {own}")
         chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
-        if self._total is None and own is None and not (chunked or inflated):
+        if self._total is None and own is None and not chunked:
             raise self._failure("the host does not say how long it is, so it may be cut short")
+
+    async def _start_over(self, why: str) -> None:
+        """Try a complete but wrong file again, unless the try before brought the same bytes."""
+        digest = await self._run(self._part.content_digest)
+        if digest == self._wrong:
+            raise self._failure(why)
+        self._wrong = digest
+        await self._run(self._part.restart)
+        raise self._interruption(why)
 
     def _failure(self, why: str, status: int | None = None) -> DownloadError:
         return DownloadError(self._sentence(why, status), status=status)
@@ -261,25 +273,12 @@ def _discarded(making: asyncio.Future[PartialFile]) -> None:
         asyncio.get_running_loop().run_in_executor(None, making.result().discard)
 
 
-def _inflater(encoding: str) -> Any:
-    """Return what undoes an encoding that was not asked for, ``None`` where there is none."""
-    if encoding == "identity":
-        return None
-    return zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: either header is recognised
-
-
 def _content_range(response: aiohttp.ClientResponse) -> tuple[int, int] | None:
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     return (int(match[1]), int(match[2])) if match else None
 
 
-def _plain_length(response: aiohttp.ClientResponse) -> int | None:
-    encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
-    return None if encoded else response.content_length
-
-
 def _validator(response: aiohttp.ClientResponse) -> str:
     """Return what pins the content: a strong ETag (If-Range takes no other), or nothing."""
     etag = response.headers.get("ETag", "")
-    encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
-    return etag if etag.startswith('"') and not encoded else ""
+    return etag if etag.startswith('"') else ""

@@ -1,16 +1,14 @@
-"""Whether what came down is audio, and whole, as far as its bytes tell."""
+"""Whether a downloaded file is audio, and complete, as far as its bytes show."""
 
 from __future__ import annotations
 
 # "RIFF", the size of what follows, "WAVE": the first 12 bytes of a WAV file (Microsoft, 1991).
 WAV_HEADER = 12
-# Writers that cannot seek back leave one of these as the size.
-_UNTOLD_SIZES = frozenset({0, 0xFFFFFFFF, 0x7FFFFFFF})
 _TEXT_TYPES = ("text/", "application/xml", "application/json", "application/xhtml")
 
 
 def refusal(head: bytes, content_type: str) -> str | None:
-    """Return why the start of a file shows that it is no audio, or ``None``."""
+    """Return why the start of a file shows that it is not audio, or ``None``."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if start in (b"<", b"{"):
         return "it is a page or a message, not audio"
@@ -20,8 +18,16 @@ def refusal(head: bytes, content_type: str) -> str | None:
 
 
 def wav_size(head: bytes) -> int | None:
-    """Return the bytes that a WAV file says it has, ``None`` where it says nothing."""
+    """Return the bytes that a WAV file says it has, ``None`` if it does not say."""
     if len(head) < WAV_HEADER or head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     size = int.from_bytes(head[4:8], "little")
-    return None if size in _UNTOLD_SIZES else size + 8
+    return None if _is_unknown(size) else size + 8
+
+
+def _is_unknown(size: int) -> bool:
+    """Return whether a writer that could not seek back left this as the size.
+
+    ffmpeg leaves 0xFFFFFFFF, others 0; SoX leaves 0x7FFFF000 plus its header (0x24 to 0x44 bytes).
+    """
+    return size in (0, 0xFFFFFFFF) or 0x7FFFF000 <= size <= 0x7FFFFFFF
