@@ -131,6 +131,7 @@ API = {
         "module errors",
         "exception MusicGPTError",
         "exception ConfigurationError",
+        "exception EndpointNotFoundError",
         "exception InvalidOptionError",
         "exception SourceError",
         "exception SourceChangedError",

@@ -4,6 +4,7 @@
 
     MusicGPTError
     ├── ConfigurationError (ValueError)       no key, an unusable URL, another loop
+    │   └── EndpointNotFoundError                 the base URL is not the API's
     ├── InvalidOptionError (ValueError)       a stem, option or format name that does not exist
     ├── SourceError (OSError)                 the track cannot be read
     │   └── SourceChangedError                the track changed while it was being sent
@@ -106,6 +107,15 @@ class ConfigurationError(MusicGPTError, ValueError):
     """The session cannot work as it was set up."""
 
 
+class EndpointNotFoundError(ConfigurationError):
+    """The base URL is not MusicGPT's: the server there has no such route, for any job."""
+
+    hint = (
+        "Check MUSICGPT_BASE_URL (or base_url=): it ends in /api/public/v1, in /api/public/v2 or "
+        "in /api/public."
+    )
+
+
 class InvalidOptionError(MusicGPTError, ValueError):
     """A stem, preprocessing option or format has a name that does not exist."""
 
@@ -166,9 +176,12 @@ class InsufficientCreditsError(APIError):
 
 
 class ForbiddenError(APIError, PermissionError):
-    """403: the key may not do this."""
+    """403: the key is wrong, or it may not do this (MusicGPT docs, errors)."""
 
-    hint = "The key may not do this; check the plan and the key's rights in the MusicGPT dashboard."
+    hint = (
+        "The API key may be wrong, or its plan does not allow this; check MUSICGPT_API_KEY and the "
+        "plan in the MusicGPT dashboard."
+    )
 
 
 class NotFoundError(APIError, LookupError):

@@ -27,6 +27,7 @@ from musicgpt_async._io.http import Transport
 from musicgpt_async._io.sources import AudioSource, track_of
 from musicgpt_async._rules import hosts, lifecycle, names, protocol
 from musicgpt_async._rules.credit import Credit
+from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL
 from musicgpt_async._rules.lifecycle import Change
 from musicgpt_async._rules.polling import Schedule
 from musicgpt_async._rules.slots import Slots
@@ -107,7 +108,7 @@ class MusicGPTSession:
         layout: str = names.DEFAULT_TEMPLATE,
     ) -> None:
         url = hosts.checked_base_url(
-            base_url or os.environ.get(BASE_URL_VARIABLE) or protocol.DEFAULT_BASE_URL
+            base_url or os.environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
         )
         on_loopback = hosts.is_loopback(url)
         self._deadline = deadline

@@ -196,13 +196,9 @@ class Transport:
                 **self._proxy(url),
                 **what,
             ) as response:
-                headers = {
-                    name.lower(): value.replace(self._key, "***")
-                    for name, value in response.headers.items()
-                }
+                headers = {name.lower(): value for name, value in response.headers.items()}
                 body = await _read(response)
-                # A server may repeat the key in its words.
-                return Answer(response.status, headers, body.replace(self._key.encode(), b"***"))
+                return Answer(response.status, headers, body, url=url, secret=self._key)
 
     def _proxy(self, url: str) -> dict[str, Any]:
         # aiohttp's trust_env also reads ~/.netrc, which clashes with an Authorization header.

@@ -150,6 +150,15 @@ def read_conversion(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -
     return _conversion(conversion, requested)
 
 
+def read_failure(data: Mapping[str, Any]) -> Conversion | None:
+    """Return the conversion of a byId answer that says ``success: false`` since it failed."""
+    conversion = data.get("conversion")
+    if not isinstance(conversion, dict):
+        return None
+    read = _conversion(conversion, ())
+    return read if read.progress is Progress.FAILED else None
+
+
 def read_listing(data: Mapping[str, Any]) -> list[Conversion]:
     """Return the conversions of a byUser listing, passing over what is none.
 
@@ -199,6 +208,23 @@ def refuses(data: Mapping[str, Any]) -> bool:
     """Return whether an answer says ``success: false``, in any of its spellings."""
     success = data.get("success", True)
     return success is False or (isinstance(success, str) and success.strip().lower() == "false")
+
+
+def is_object(body: bytes) -> bool:
+    """Return whether an answer is a JSON object, as all of the API's are; never fails."""
+    try:
+        read_object(body)
+    except ProtocolError:
+        return False
+    return True
+
+
+def is_missing_route(body: bytes) -> bool:
+    """Return whether a 404 is about the route; an unknown task has other words (FastAPI)."""
+    if not is_object(body):
+        return False
+    data = read_object(body)
+    return len(data) == 1 and _words(data.get("detail")) == "Not Found"
 
 
 def read_words(body: bytes) -> str | None:

@@ -6,31 +6,38 @@ Error pages: MusicGPT docs, errors and rate limits. The bodies' shapes are paylo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import attrs
 
 from musicgpt_async._rules import payloads
+from musicgpt_async._rules.endpoints import base_url_of
+from musicgpt_async._rules.payloads import Conversion
 from musicgpt_async.errors import (
     APIError,
     AuthenticationError,
     BadRequestError,
     ConflictError,
+    EndpointNotFoundError,
     ForbiddenError,
     InsufficientCreditsError,
     InvalidOptionError,
+    MusicGPTError,
     NotFoundError,
     ProtocolError,
     RateLimitError,
     ServerError,
     ValidationError,
 )
+from musicgpt_async.models import Acceptance
 
-DEFAULT_BASE_URL = "https://api.musicgpt.com/api/public/v1"
+T = TypeVar("T")
+
 # A vendor's Retry-After beyond this is an accident, not a wish.
 LONGEST_RETRY_AFTER = 120.0
 
@@ -54,21 +61,20 @@ class Answer:
         status: HTTP status.
         headers: Names in lower case.
         body: The first MiB of the content.
+        url: Where the call went.
+        secret: The key, which a server may repeat. It is replaced in messages and never in data:
+            a short key such as "task" would garble what the data says.
     """
 
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    body: bytes = attrs.field(repr=False)
+    url: str = ""
+    secret: str = attrs.field(default="", repr=False)
 
-
-def submit_url(base_url: str) -> str:
-    """Return where a track is submitted (MusicGPT docs, Extraction)."""
-    return f"{base_url}/Extraction"
-
-
-def look_url(base_url: str) -> str:
-    """Return where a job is asked after (MusicGPT docs, status check)."""
-    return f"{base_url}/byId"
+    def redact(self, text: str) -> str:
+        """Return a text for people, without the key."""
+        return text.replace(self.secret, "***") if self.secret else text
 
 
 def look_query(task_id: str) -> dict[str, str]:
@@ -76,19 +82,17 @@ def look_query(task_id: str) -> dict[str, str]:
     return {"conversionType": payloads.CONVERSION_TYPE, "task_id": task_id}
 
 
-def listing_url(base_url: str) -> str:
-    """Return where the account's conversions are listed (the vendor's n8n node)."""
-    return f"{base_url}/byUser"
-
-
 def listing_query(start: float, end: float, *, after: str | None = None) -> dict[str, str]:
-    """Return the query of a listing between two moments, in seconds since the epoch."""
+    """Return the query of a listing between two moments, in seconds since the epoch.
+
+    No document describes the call: it is written as the vendor's own n8n node writes it.
+    """
     query = {
         "conversionType": payloads.CONVERSION_TYPE,
-        "startDate": datetime.fromtimestamp(start, UTC).isoformat(),
-        "endDate": datetime.fromtimestamp(end, UTC).isoformat(),
-        "sortOrder": "asc",
-        "limit": "100",
+        "startDate": _date(start),
+        "endDate": _date(end),
+        "sortOrder": "ASC",
+        "limit": "50",
     }
     return query if after is None else {**query, "LastEvaluatedKey": after}
 
@@ -103,20 +107,79 @@ def read(answer: Answer, *, now: float, what: str) -> dict[str, Any]:
 
     Raises:
         APIError: The answer says no.
+        EndpointNotFoundError: The API has no such route.
         ProtocolError: The answer is none of the API's.
     """
-    if 200 <= answer.status < 300:
+    return _read(answer, lambda data: data, now=now, what=what)
+
+
+def read_acceptance(answer: Answer, *, now: float, what: str) -> Acceptance:
+    """Return what a submit was answered with; raises what :func:`read` raises."""
+    return _read(answer, payloads.read_acceptance, now=now, what=what)
+
+
+def read_conversion(
+    answer: Answer, *, now: float, what: str, requested: Sequence[str] = ()
+) -> Conversion:
+    """Return the conversion of a byId answer; raises what :func:`read` raises.
+
+    Args:
+        answer: What came back.
+        now: Seconds since the epoch.
+        what: What was asked, for the message.
+        requested: The stems that were asked for.
+    """
+    parse = partial(payloads.read_conversion, requested=requested)
+    conversion = _read(answer, parse, now=now, what=what, failure=payloads.read_failure)
+    if conversion.message is None:
+        return conversion
+    return attrs.evolve(conversion, message=answer.redact(conversion.message))
+
+
+def read_listing(answer: Answer, *, now: float, what: str) -> tuple[list[Conversion], str | None]:
+    """Return a page of the listing and the key of the next; raises what :func:`read` raises."""
+
+    def parse(data: dict[str, Any]) -> tuple[list[Conversion], str | None]:
+        return payloads.read_listing(data), payloads.listing_continues_after(data)
+
+    return _read(answer, parse, now=now, what=what)
+
+
+def _read(
+    answer: Answer,
+    parse: Callable[[dict[str, Any]], T],
+    *,
+    now: float,
+    what: str,
+    failure: Callable[[Mapping[str, Any]], T | None] = lambda _: None,
+) -> T:
+    # Raised here, where no local variable holds the key: crash reporters send those home.
+    outcome = _outcome(answer, parse, failure, now=now, what=what)
+    if isinstance(outcome, MusicGPTError):
+        raise outcome
+    return outcome
+
+
+def _outcome(
+    answer: Answer,
+    parse: Callable[[dict[str, Any]], T],
+    failure: Callable[[Mapping[str, Any]], T | None],
+    *,
+    now: float,
+    what: str,
+) -> T | MusicGPTError:
+    try:
+        if not 200 <= answer.status < 300:
+            return _refusal_of_status(answer, now=now, what=what)
         data = payloads.read_object(answer.body)
-        if payloads.refuses(data):
-            raise _refusal(answer, payloads.words_of(data), now=now, what=what)
-        return data
-    if answer.status >= 400:
-        raise _refusal(answer, payloads.read_words(answer.body), now=now, what=what)
-    raise ProtocolError(
-        f"{what} was answered with status {answer.status}"
-        f"{_redirect(answer)}; check MUSICGPT_BASE_URL. {payloads.snippet(answer.body)}".rstrip(),
-        status=answer.status,
-    )
+        if not payloads.refuses(data):
+            return parse(data)
+        failed = failure(data)
+        if failed is not None:
+            return failed
+        return _refusal(answer, payloads.words_of(data), now=now, what=what)
+    except ProtocolError as error:
+        return ProtocolError(answer.redact(error.message), status=error.status)
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
@@ -161,11 +224,29 @@ def _closest(name: Any, known: Sequence[str], what: str) -> str:
     )
 
 
+def _refusal_of_status(answer: Answer, *, now: float, what: str) -> MusicGPTError:
+    if answer.status == 404 and payloads.is_missing_route(answer.body):
+        place = answer.url.partition("?")[0] or "that address"
+        return EndpointNotFoundError(
+            answer.redact(
+                f"{what} was refused with status 404: there is no API at {place}. "
+                f"{EndpointNotFoundError.hint}"
+            ),
+            status=404,
+        )
+    if answer.status >= 400:
+        return _refusal(answer, payloads.read_words(answer.body), now=now, what=what)
+    said = payloads.snippet(answer.body)
+    words = f"{what} was answered with status {answer.status}{_redirect(answer)}. {said}".rstrip()
+    return ProtocolError(answer.redact(words), status=answer.status)
+
+
 def _refusal(answer: Answer, words: str | None, *, now: float, what: str) -> APIError:
     kind = STATUS_ERRORS.get(answer.status, ServerError if answer.status >= 500 else APIError)
+    words = None if words is None else answer.redact(words)
     said = f' The vendor says: "{words}".' if words else ""
     return kind(
-        f"{what} was refused with status {answer.status}.{said} {kind.hint}",
+        f"{answer.redact(what)} was refused with status {answer.status}.{said} {kind.hint}",
         status=answer.status,
         retry_after=retry_after(answer.headers, now=now),
         vendor_message=words,
@@ -173,12 +254,25 @@ def _refusal(answer: Answer, words: str | None, *, now: float, what: str) -> API
 
 
 def _redirect(answer: Answer) -> str:
+    """Say where a redirect leads: it is not followed, since the key would go there."""
     location = answer.headers.get("location")
+    if not location:
+        return "; check MUSICGPT_BASE_URL"
+    base = base_url_of(location)
+    place = payloads.snippet(location.encode("utf-8", "replace"))
+    if base is None:
+        return f" (a redirect to {place}); check MUSICGPT_BASE_URL"
+    moved = payloads.snippet(base.encode("utf-8", "replace"))
     return (
-        f" (a redirect to {payloads.snippet(location.encode('utf-8', 'replace'))})"
-        if location
-        else ""
+        f" (a redirect to {place}, which was not followed); if the API has moved there, "
+        f"set MUSICGPT_BASE_URL={moved}"
     )
+
+
+def _date(moment: float) -> str:
+    """Return a moment as the n8n node writes it: ``2026-02-01T00:00:00.000Z``."""
+    text = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
 
 
 def _seconds_until(date: str, now: float) -> float:

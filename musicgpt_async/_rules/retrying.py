@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from enum import Enum
 
-from musicgpt_async.errors import APIError, MusicGPTError, ProtocolError, TransportError
+from musicgpt_async.errors import (
+    APIError,
+    EndpointNotFoundError,
+    MusicGPTError,
+    ProtocolError,
+    TransportError,
+)
 
 # Statuses by which the vendor says that it did not take the submission.
 NOT_ACCEPTED = frozenset({429, 503})
@@ -55,10 +61,11 @@ def look_is_refused(error: MusicGPTError, *, waited: float | None) -> bool:
         error: What the look was turned into.
         waited: Seconds since the job was accepted, ``None`` where nobody knows.
     """
-    if error.status == 404:
+    if error.status == 404 and not isinstance(error, EndpointNotFoundError):
         return waited is None or waited > NOT_YET
     status = error.status or 0
-    return isinstance(error, APIError) and 400 <= status < 500 and status not in PASSING
+    is_judgement = isinstance(error, (APIError, EndpointNotFoundError))
+    return is_judgement and 400 <= status < 500 and status not in PASSING
 
 
 def gives_up(refusals: int, *, lasted: float, attached: bool) -> bool:

@@ -11,7 +11,8 @@ import anyio.abc
 import attrs
 
 from musicgpt_async._io import sources
-from musicgpt_async._rules import matching, payloads, protocol, retrying
+from musicgpt_async._rules import matching, protocol, retrying
+from musicgpt_async._rules.endpoints import Endpoints
 from musicgpt_async._rules.lifecycle import Change
 from musicgpt_async._rules.payloads import Conversion
 from musicgpt_async._work.bell import Bell
@@ -270,16 +271,15 @@ class Resumer:
         Raises:
             MusicGPTError: The vendor has no listing, or did not give it.
         """
-        url, found = protocol.listing_url(self._desk.base_url), list[Conversion]()
+        url, found = Endpoints.of(self._desk.base_url).listing, list[Conversion]()
         after: str | None = None
         for _ in range(MOST_PAGES):
             query = protocol.listing_query(
                 since + matching.EARLIEST, time.time() + matching.LATEST, after=after
             )
             answer = await self._desk.http.ask(url, query)
-            data = protocol.read(answer, now=time.time(), what="The listing")
-            found += payloads.read_listing(data)
-            after = payloads.listing_continues_after(data)
+            page, after = protocol.read_listing(answer, now=time.time(), what="The listing")
+            found += page
             if after is None:
                 break
         return found

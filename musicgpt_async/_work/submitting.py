@@ -20,6 +20,7 @@ from musicgpt_async._io.sources import Track
 from musicgpt_async._io.upload import Body
 from musicgpt_async._rules import identity, payloads, protocol, retrying
 from musicgpt_async._rules.credit import Credit
+from musicgpt_async._rules.endpoints import Endpoints
 from musicgpt_async._rules.lifecycle import Change
 from musicgpt_async._rules.retrying import Verdict
 from musicgpt_async._rules.slots import Slots
@@ -30,6 +31,7 @@ from musicgpt_async.errors import (
     AuthenticationError,
     ConfigurationError,
     CreditLimitError,
+    EndpointNotFoundError,
     ForbiddenError,
     InsufficientCreditsError,
     JournalError,
@@ -46,7 +48,12 @@ from musicgpt_async.models import Acceptance, JobRecord, JobState
 _log = logging.getLogger(__name__)
 
 # Refusals of the account, not of a track.
-_NONE_WILL_PASS = (AuthenticationError, InsufficientCreditsError, ForbiddenError)
+_NONE_WILL_PASS = (
+    AuthenticationError,
+    EndpointNotFoundError,
+    ForbiddenError,
+    InsufficientCreditsError,
+)
 # Tries to get a whole body out before the network is blamed.
 DELIVERIES = 5
 # Seconds that the answer to a body that is out may still take once everything is let go of.
@@ -119,7 +126,7 @@ class Submitter:
         stall_timeout: float,
     ) -> None:
         self._desk = desk
-        self._url = protocol.submit_url(desk.base_url)
+        self._url = Endpoints.of(desk.base_url).submit
         self._slots = slots
         self._credit = credit
         self._watcher = watcher
@@ -312,8 +319,8 @@ class Submitter:
         body = self._body(entry, content)
         try:
             answer = await self._desk.http.send(self._url, body)
-            data = protocol.read(answer, now=time.time(), what=f"The submit of {job.title}")
-            return payloads.read_acceptance(data)
+            what = f"The submit of {job.title}"
+            return protocol.read_acceptance(answer, now=time.time(), what=what)
         except MusicGPTError as error:
             failure = body.failure or error
         finally:

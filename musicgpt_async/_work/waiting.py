@@ -11,9 +11,11 @@ import anyio
 import attrs
 
 from musicgpt_async._rules import payloads, protocol, retrying
+from musicgpt_async._rules.endpoints import Endpoints
 from musicgpt_async._rules.lifecycle import Change
 from musicgpt_async._rules.payloads import Conversion, Progress
 from musicgpt_async._rules.polling import Schedule
+from musicgpt_async._rules.protocol import Answer
 from musicgpt_async._work.bell import Bell
 from musicgpt_async._work.desk import Desk
 from musicgpt_async.errors import (
@@ -66,7 +68,7 @@ class Watcher:
     def __init__(self, desk: Desk, schedule: Schedule[_Watch | _Question]) -> None:
         self._desk = desk
         self._feed = desk.feed
-        self._url = protocol.look_url(desk.base_url)
+        self._url = Endpoints.of(desk.base_url).status
         self._schedule = schedule
         self._watches: dict[str, _Watch] = {}
         self._strange_words: set[str] = set()
@@ -148,10 +150,8 @@ class Watcher:
     async def _look(self, entry: _Watch | _Question) -> None:
         try:
             answer = await self._desk.http.ask(self._url, protocol.look_query(entry.task_id))
-            what = f"The look at task {entry.task_id}"
-            data = protocol.read(answer, now=time.time(), what=what)
+            conversion = _of_task(entry, answer)
             self._schedule.answered(now=_now())
-            conversion = _of_task(entry, data)
         except RateLimitError as error:
             self._slow_down(entry, error)
         except MusicGPTError as error:
@@ -254,9 +254,12 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _of_task(entry: _Watch | _Question, data: dict[str, object]) -> Conversion:
+def _of_task(entry: _Watch | _Question, answer: Answer) -> Conversion:
     stems = entry.job.stems if isinstance(entry, _Watch) else entry.stems
-    conversion = payloads.read_conversion(data, requested=tuple(stems))
+    what = f"The look at task {entry.task_id}"
+    conversion = protocol.read_conversion(
+        answer, now=time.time(), what=what, requested=tuple(stems)
+    )
     if conversion.task_id not in ("", entry.task_id):
         raise ProtocolError(
             f"The look at task {entry.task_id} was answered with task {conversion.task_id}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 from typing import Any
@@ -17,6 +17,7 @@ from musicgpt_async import (
     APIError,
     AuthenticationError,
     ConfigurationError,
+    EndpointNotFoundError,
     ForbiddenError,
     MusicGPTError,
     ProtocolError,
@@ -25,7 +26,8 @@ from musicgpt_async import (
     WebhookReceiver,
 )
 from musicgpt_async._io.http import Transport, translated
-from musicgpt_async._rules import hosts, protocol
+from musicgpt_async._rules import hosts, payloads, protocol
+from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL, Endpoints
 from musicgpt_async.cli import output
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
@@ -71,7 +73,7 @@ async def _all(webhook: str | None, listen: tuple[str, int]) -> AsyncIterator[Fi
         if key
         else Finding(f"{KEY_VARIABLE} is not set", ok=False, advice=f"{KEYS_AT} and export it")
     )
-    base_url = os.environ.get(BASE_URL_VARIABLE) or protocol.DEFAULT_BASE_URL
+    base_url = os.environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
     async for finding in _api(base_url, key):
         yield finding
     if webhook is not None:
@@ -85,32 +87,48 @@ async def _api(base_url: str, key: str) -> AsyncIterator[Finding]:
     except ConfigurationError as error:
         yield Finding("the API's address", ok=False, advice=error.message)
         return
-    began = time.monotonic()
+    transport = Transport(
+        key or "none", request_timeout=PATIENCE, downloads=1, allows=lambda _: False
+    )
+    transport.open()
     try:
-        await _look(url, key or "none")
-        refusal: MusicGPTError | None = None
-    except MusicGPTError as error:
-        refusal = error
+        async for finding in _calls(transport, url, Endpoints.of(url), has_key=bool(key)):
+            yield finding
+    finally:
+        await transport.close()
+
+
+async def _calls(
+    transport: Transport, url: str, endpoints: Endpoints, *, has_key: bool
+) -> AsyncIterator[Finding]:
+    began = time.monotonic()
+    refusal = await _refusal(transport, endpoints.status, protocol.look_query(NO_TASK))
     took = f"{(time.monotonic() - began) * 1000:.0f} ms"
     answered = _answered(url, refusal, took)
+    if answered.ok:
+        # A GET costs nothing; a route that takes POST alone answers it with 405, or refuses it.
+        missing = await _refusal(transport, endpoints.submit, {})
+        if isinstance(missing, EndpointNotFoundError):
+            answered = _not_the_api(url, missing)
     yield answered
-    if answered.ok and key:
+    if answered.ok and has_key:
         yield _key(refusal)
 
 
-async def _look(base_url: str, key: str) -> None:
-    """Look at a task that is none.
-
-    Raises:
-        MusicGPTError: What the API says, or why it could not be asked.
-    """
-    transport = Transport(key, request_timeout=PATIENCE, downloads=1, allows=lambda _: False)
-    transport.open()
+async def _refusal(
+    transport: Transport, url: str, query: Mapping[str, str]
+) -> MusicGPTError | None:
+    """Return what the API says to a call that is about no task, or why it could not be asked."""
     try:
-        answer = await transport.ask(protocol.look_url(base_url), protocol.look_query(NO_TASK))
-    finally:
-        await transport.close()
-    protocol.read(answer, now=time.time(), what="A look at a task that is none")
+        answer = await transport.ask(url, query)
+        if answer.status == 404 and not payloads.is_object(answer.body):
+            return ProtocolError(
+                f"{url} is answered with status 404 and words that are not the API's.", status=404
+            )
+        protocol.read(answer, now=time.time(), what="A look at a task that is none")
+    except MusicGPTError as error:
+        return error
+    return None
 
 
 def _answered(url: str, refusal: MusicGPTError | None, took: str) -> Finding:
@@ -118,18 +136,22 @@ def _answered(url: str, refusal: MusicGPTError | None, took: str) -> Finding:
         return Finding(f"{url} does not answer", ok=False, advice=refusal.message)
     if isinstance(refusal, ServerError):
         return Finding(f"{url} is unwell", ok=False, advice=refusal.message)
-    if isinstance(refusal, ProtocolError):
-        return Finding(
-            f"{url} is not the API", ok=False, advice=f"check {BASE_URL_VARIABLE}: {refusal}"
-        )
+    if isinstance(refusal, (EndpointNotFoundError, ProtocolError)):
+        return _not_the_api(url, refusal)
     return Finding(f"{url} answers in {took}", ok=True)
+
+
+def _not_the_api(url: str, refusal: MusicGPTError) -> Finding:
+    return Finding(
+        f"{url} is not the API", ok=False, advice=f"check {BASE_URL_VARIABLE}: {refusal}"
+    )
 
 
 def _key(refusal: MusicGPTError | None) -> Finding:
     if isinstance(refusal, AuthenticationError):
         return Finding("the key is not accepted", ok=False, advice=f"check it, or {KEYS_AT}")
     if isinstance(refusal, ForbiddenError):
-        return Finding("the key may not do this", ok=False, advice=refusal.message)
+        return Finding("the key is wrong, or may not do this", ok=False, advice=refusal.message)
     if refusal is None or isinstance(refusal, APIError):
         return Finding("the key is accepted", ok=True)
     return Finding("the key could not be checked", ok=False, advice=refusal.message)

@@ -20,6 +20,7 @@ from musicgpt_async import (
     AuthenticationError,
     ConfigurationError,
     CreditLimitError,
+    EndpointNotFoundError,
     ForbiddenError,
     InsufficientCreditsError,
     Journal,
@@ -48,7 +49,13 @@ LEASE = 10.0
 Plan = Literal["free", "plus", "pro"]
 
 # After these no other track fares better.
-HOPELESS = (AuthenticationError, ForbiddenError, CreditLimitError, InsufficientCreditsError)
+HOPELESS = (
+    AuthenticationError,
+    CreditLimitError,
+    EndpointNotFoundError,
+    ForbiddenError,
+    InsufficientCreditsError,
+)
 
 
 @attrs.frozen(kw_only=True)

@@ -49,7 +49,7 @@ def test_any_host_and_path_prefix_will_do(base: str, submit: str, status: str) -
 
 def test_the_default_is_the_first_generation() -> None:
     """Whoever sets nothing calls the address that the project was created from."""
-    assert DEFAULT_BASE_URL == f"{FIRST}/v1"
+    assert f"{FIRST}/v1" == DEFAULT_BASE_URL
 
 
 @pytest.mark.parametrize(

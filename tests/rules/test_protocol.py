@@ -276,20 +276,17 @@ def test_names_come_out_once_in_order_as_plain_strings() -> None:
     assert checked_names([str(stem) for stem in Stem], Stem, "stem") == tuple(map(str, Stem))
 
 
-def test_the_api_is_called_as_its_pages_say() -> None:
-    """Paths and queries: one of the two ids, and the conversion type in capitals."""
-    base = protocol.DEFAULT_BASE_URL
-    assert base == "https://api.musicgpt.com/api/public/v1"
-    assert protocol.submit_url(base) == f"{base}/Extraction"
-    assert protocol.look_url(base) == f"{base}/byId"
+def test_a_task_is_asked_for_by_one_of_its_two_ids() -> None:
+    """The conversion type goes in capitals, and never both ids."""
     assert protocol.look_query("t") == {"conversionType": "EXTRACTION", "task_id": "t"}
-    assert protocol.listing_url(base) == f"{base}/byUser"
 
 
-def test_a_listing_is_asked_for_between_two_moments() -> None:
-    """Moments go out in UTC; the next page by the key that the last one gave."""
+def test_a_listing_is_asked_for_as_the_vendors_own_node_does() -> None:
+    """Moments in UTC with milliseconds and a Z, the order in capitals, the next page by its key."""
     query = protocol.listing_query(0.0, 60.5, after="k")
-    assert query["startDate"] == "1970-01-01T00:00:00+00:00"
-    assert query["endDate"] == "1970-01-01T00:01:00.500000+00:00"
+    assert query["startDate"] == "1970-01-01T00:00:00.000Z"
+    assert query["endDate"] == "1970-01-01T00:01:00.500Z"
+    assert query["sortOrder"] == "ASC"
+    assert int(query["limit"]) == 50
     assert query["LastEvaluatedKey"] == "k"
     assert "LastEvaluatedKey" not in protocol.listing_query(0.0, 1.0)
