@@ -25,20 +25,27 @@ class Shape:
 
     Args:
         links: "json" for a string that holds JSON with line breaks and indentation, "object" for
-            an object stem → URL, "plain" for one URL (that of the first stem).
+            an object stem → URL, "plain" for one URL (that of the first stem), "numbered" for one
+            URL in a field of its own for each stem, "flat" for stems that are fields themselves.
         fields: "audio_url" or "conversion_path", the names that bear the links.
         numbers: "number", or "string" for "5.55" in place of 5.55.
         words: "upper" or "lower" case for status words.
         wav: whether byId tells the links of the WAV files, too.
+        place: "inside" the conversion, or "beside" it at the answer's top level.
+        dates: "Z" for 2026-08-17T09:12:44.557Z, "offset" for 2026-08-17T09:12:44.557077+00:00.
+        details: whether byId tells `feature`, `message` and `webhook_url`, too.
         also: further names, unknown to the documents, told with the links of the first stem.
         error: the shape of a refusal's body, out of `ERROR_BODIES`; a 422 has FastAPI's always.
     """
 
-    links: Literal["json", "object", "plain"] = "json"
+    links: Literal["json", "object", "plain", "numbered", "flat"] = "json"
     fields: Literal["audio_url", "conversion_path"] = "audio_url"
     numbers: Literal["number", "string"] = "number"
     words: Literal["upper", "lower"] = "upper"
     wav: bool = True
+    place: Literal["inside", "beside"] = "inside"
+    dates: Literal["Z", "offset"] = "Z"
+    details: bool = False
     also: tuple[str, ...] = ()
     error: str = "message"
 
@@ -52,6 +59,10 @@ SHAPES: Mapping[str, Shape] = {
     "strings": Shape(numbers="string"),
     "lower": Shape(words="lower"),
     "mp3_only": Shape(wav=False),
+    "beside": Shape(place="beside"),
+    "numbered": Shape(links="numbered", fields="conversion_path"),
+    "flat": Shape(links="flat"),
+    "second": Shape(dates="offset", details=True),
 }
 """The documented shapes, by name."""
 
@@ -77,8 +88,10 @@ def _word(shape: Shape, word: str) -> str:
     return word.lower() if shape.words == "lower" else word
 
 
-def date(moment: datetime) -> str:
+def date(moment: datetime, style: Literal["Z", "offset"] = "Z") -> str:
     """A date as the vendor writes it."""
+    if style == "offset":
+        return moment.isoformat(timespec="microseconds")
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -95,24 +108,52 @@ def accepted(shape: Shape, submission: Submission) -> dict[str, Any]:
     }
 
 
+def by_id(shape: Shape, submission: Submission, mp3: Links, wav: Links) -> dict[str, Any]:
+    """The answer to a byId call."""
+    told = conversion(shape, submission, mp3, wav)
+    if shape.place == "inside":
+        return {"success": True, "conversion": told}
+    fields = (shape.fields, f"{shape.fields}_wav")
+    return {
+        "success": True,
+        "conversion": {name: value for name, value in told.items() if name not in fields},
+        **{name: told[name] for name in fields if name in told},
+    }
+
+
 def conversion(shape: Shape, submission: Submission, mp3: Links, wav: Links) -> dict[str, Any]:
     """A conversion as byId and byUser tell it; links only once it is completed."""
-    done = submission.is_completed
     told: dict[str, Any] = {
         "task_id": submission.task_id,
         "conversion_id": submission.conversion_id,
         "conversion_type": "EXTRACTION",
         "status": _word(shape, submission.status),
         "status_msg": submission.status_msg,
-        shape.fields: _links(shape, mp3) if done else None,
+        **_link_fields(shape, shape.fields, mp3),
         "conversion_cost": _number(shape, submission.cost),
         "conversion_duration": _number(shape, submission.duration),
-        "createdAt": date(submission.created_at),
-        "updatedAt": date(submission.updated_at),
+        "createdAt": date(submission.created_at, shape.dates),
+        "updatedAt": date(submission.updated_at, shape.dates),
     }
     if shape.wav:
-        told[f"{shape.fields}_wav"] = _links(shape, wav) if done else None
+        told |= _link_fields(shape, f"{shape.fields}_wav", wav)
+    if shape.details:
+        told["feature"] = "EXTRACTION"
+        told["message"] = submission.status_msg or "Message published to queue"
+        told["webhook_url"] = submission.webhook_url or ""
     return told
+
+
+def _link_fields(shape: Shape, field: str, links: Links) -> dict[str, Any]:
+    """The fields that bear the links of one format; without links, one field that has none."""
+    if not links:
+        return {field: None}
+    if shape.links == "numbered":
+        return {f"{field}_{number}": url for number, url in enumerate(links.values(), start=1)}
+    if shape.links == "flat":
+        ending = "_wav" if field.endswith("_wav") else ""
+        return {f"{stem}{ending}": url for stem, url in links.items()}
+    return {field: _links(shape, links)}
 
 
 def _html(status: int, message: str) -> bytes:

@@ -1,7 +1,7 @@
-"""The API host: the routes under /api/public/v1, each a request read, worked on and answered."""
+"""The API host: the routes of a generation, each a request read, worked on and answered."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 from aiohttp import hdrs, web
@@ -9,12 +9,12 @@ from aiohttp.typedefs import Handler
 
 from musicgpt_async.emulator import answers, listing
 from musicgpt_async.emulator.api_faults import API_FAULTS, Struck
+from musicgpt_async.emulator.catalogue import CONVERSION_TYPES
 from musicgpt_async.emulator.faults import Fault, Occasion, Script, Stage, Target
+from musicgpt_async.emulator.generations import Generation
 from musicgpt_async.emulator.jobs import Jobs
 from musicgpt_async.emulator.uploads import Receiver
 from musicgpt_async.emulator.vendor import Refusal, Submission, Vendor, invalid
-
-PREFIX = "/api/public/v1"
 
 ShapeOf = Callable[[Submission], answers.Shape]
 
@@ -32,6 +32,8 @@ class Call:
 class Api:
     """Answers API calls out of the vendor's state, or as a fault would have it."""
 
+    generation: Generation
+    path: str
     vendor: Vendor
     script: Script
     jobs: Jobs
@@ -39,7 +41,7 @@ class Api:
     shape: ShapeOf
     refusals: answers.Shape
     links: Callable[[Submission, str], answers.Links]
-    lists: bool
+    lists: bool | Literal["strict"]
     retry_after: bool
 
     def routes(self) -> Sequence[web.RouteDef]:
@@ -47,12 +49,13 @@ class Api:
         submit = Call("submit", self._read_submit, self._submit)
         by_id = Call("byId", self._read_by_id, self._by_id)
         by_user = Call("byUser", self._read_by_user, self._by_user)
-        routes = [
-            web.post(f"{PREFIX}/Extraction", self._handler(submit)),
-            web.get(f"{PREFIX}/byId", self._handler(by_id)),
+        routes = [web.get(f"{self.path}/v1/byId", self._handler(by_id))]
+        routes += [
+            web.post(f"{self.path}/{version}/Extraction", self._handler(submit))
+            for version in self.generation.submits
         ]
         if self.lists:
-            routes.append(web.get(f"{PREFIX}/byUser", self._handler(by_user)))
+            routes.append(web.get(f"{self.path}/v1/byUser", self._handler(by_user)))
         return routes
 
     def _handler(self, call: Call) -> Handler:
@@ -88,6 +91,8 @@ class Api:
 
     async def _read_submit(self, occasion: Occasion, request: web.Request) -> Occasion:
         upload = await self.receiver.receive(request)
+        if self.generation.checks_urls:
+            await self.jobs.sources.check(upload)
         duration = await self.jobs.studio.duration(upload.audio, upload.size)
         return attrs.evolve(occasion, upload=attrs.evolve(upload, duration=duration))
 
@@ -109,28 +114,37 @@ class Api:
         ]
         if len(given) != 1:
             raise invalid(["query"], "Provide either task_id or conversion_id, not both")
+        if request.query["conversionType"].upper() != "EXTRACTION":
+            raise Refusal(404, "Conversion not found")
         submission = self.vendor.find(given[0])
         return attrs.evolve(occasion, upload=submission.upload, submission=submission)
 
     async def _by_id(self, occasion: Occasion, _: web.Request) -> web.Response:
         assert occasion.submission is not None  # noqa: S101  _read_by_id put it there
         self.vendor.looked_at(occasion.submission)
-        return web.json_response({"success": True, "conversion": self._tell(occasion.submission)})
+        return web.json_response(self._tell(answers.by_id, occasion.submission))
 
-    def _tell(self, submission: Submission) -> dict[str, Any]:
+    def _tell(
+        self,
+        write: Callable[[answers.Shape, Submission, answers.Links, answers.Links], dict[str, Any]],
+        submission: Submission,
+    ) -> dict[str, Any]:
         shape = self.shape(submission)
         if not submission.is_completed:
-            return answers.conversion(shape, submission, {}, {})
+            return write(shape, submission, {}, {})
         mp3, wav = self.links(submission, ".mp3"), self.links(submission, ".wav")
-        return answers.conversion(shape, submission, mp3, wav)
+        return write(shape, submission, mp3, wav)
 
     async def _read_by_user(self, occasion: Occasion, request: web.Request) -> Occasion:
-        _check_type(request)
+        if "conversionType" in request.query:
+            _check_type(request)
         return occasion
 
     async def _by_user(self, _: Occasion, request: web.Request) -> web.Response:
-        page, more = listing.page(self.vendor.submissions, request.query)
-        told: dict[str, Any] = {"success": True, "conversions": [self._tell(each) for each in page]}
+        strict = self.lists == "strict"
+        page, more = listing.page(self.vendor.submissions, request.query, strict=strict)
+        conversions = [self._tell(answers.conversion, each) for each in page]
+        told: dict[str, Any] = {"success": True, "conversions": conversions}
         if more:
             told["LastEvaluatedKey"] = page[-1].task_id
         return web.json_response(told)
@@ -144,5 +158,6 @@ def _check_type(request: web.Request) -> None:
     kind = request.query.get("conversionType")
     if kind is None:
         raise invalid(["query", "conversionType"], "Field required", "missing")
-    if kind.upper() != "EXTRACTION":
-        raise invalid(["query", "conversionType"], "Input should be 'EXTRACTION'", "enum")
+    if kind.upper() not in CONVERSION_TYPES:
+        expected = ", ".join(f"'{each}'" for each in CONVERSION_TYPES)
+        raise invalid(["query", "conversionType"], f"Input should be {expected}", "enum")

@@ -16,6 +16,15 @@ DEFAULT_STEMS = ("drums", "bass", "piano", "guitar")
 PREPROCESSING = ("Denoise", "Deecho", "Dereverb")
 """The preprocessing options, spelt as the vendor spells them."""
 
+CONVERSION_TYPES = (
+    "MUSIC_AI", "TEXT_TO_SPEECH", "VOICE_CONVERSION", "COVER", "EXTRACTION", "DENOISING",
+    "DEECHO", "DEREVERB", "SOUND_GENERATOR", "AUDIO_TRANSCRIPTION", "AUDIO_SPEED_CHANGER",
+    "AUDIO_MASTERING", "AUDIO_CUTTER", "REMIX", "FILE_CONVERT", "KEY_BPM_EXTRACTION",
+    "AUDIO_TO_MIDI", "EXTEND", "INPAINT", "SING_OVER_INSTRUMENTAL", "LYRICS_GENERATOR",
+    "STEMS_SEPARATION", "VOCAL_EXTRACTION",
+)  # fmt: skip
+"""The 23 conversion types that byId may be asked for (MusicGPT docs, status check)."""
+
 SONG = "song"
 """The name of the whole in `FAMILIES`: no stem, but what was sent."""
 

@@ -12,16 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import aiohttp
+import attrs
 from aiohttp import web
 
 from musicgpt_async.emulator.answers import SHAPES, Shape
-from musicgpt_async.emulator.api import PREFIX, Api
+from musicgpt_async.emulator.api import Api
 from musicgpt_async.emulator.clock import Clock
 from musicgpt_async.emulator.faults import Fault, Script
 from musicgpt_async.emulator.files import FileHost
+from musicgpt_async.emulator.generations import GENERATIONS, PATH
 from musicgpt_async.emulator.jobs import Jobs, Sources
 from musicgpt_async.emulator.log import Exchange, note_answer, noting
 from musicgpt_async.emulator.studio import (
@@ -53,7 +55,11 @@ class Emulator:
     here; nothing leaves the machine but webhooks to the URLs they are asked for.
 
     Args:
-        api_key: the key that is accepted; any other gets 401.
+        generation: 1 for the API whose base URL ends in its version, with MP3 and WAV results; 2
+            for that of August 2026, with versions in its paths, MP3 results and `eco_mode`.
+        wav: whether results have WAV files; None: as the generation's documents tell.
+        path: where the API lies below its host, such as behind a proxy's prefix.
+        api_key: the key that is accepted; any other gets 401, or 403 in the second generation.
         forbidden_keys: keys that get 403.
         host: where to listen; leave it on loopback.
         port: the API's port; 0 for any free one.
@@ -74,12 +80,13 @@ class Emulator:
         stem_bytes: the size of a file of pseudo-audio, at least 2048.
         keep_audio: False counts uploads and throws them away, for benchmarks: no
             `upload.audio` and no `sha256`. Needs `separate=False`.
-        shape: which of the documented shapes answers have.
+        shape: which of the documented shapes answers have; None: that of the generation.
         webhooks: how deliveries behave: names out of `BEHAVIOURS`, a `Delivery`, several of them,
             or a function of the submission that gives one of these.
         payload: which of the documented payloads a webhook has: "extraction", "general", "status".
         progress: the status words of an unfinished conversion, in order.
-        lists: whether the vendor has byUser; without it, 404.
+        lists: whether the vendor has byUser; without it, 404. "strict" refuses what the vendor's
+            own n8n node would not send.
         faults: what goes wrong; see `Fault`. More can be scripted later.
 
     Raises:
@@ -89,6 +96,9 @@ class Emulator:
     def __init__(
         self,
         *,
+        generation: Literal[1, 2] = 1,
+        wav: bool | None = None,
+        path: str = PATH,
         api_key: str = "emulator-key",
         forbidden_keys: Collection[str] = (),
         host: str = "127.0.0.1",
@@ -105,11 +115,11 @@ class Emulator:
         separate: bool = True,
         stem_bytes: int | None = None,
         keep_audio: bool = True,
-        shape: ShapeChoice = "json",
+        shape: ShapeChoice | None = None,
         webhooks: Webhooks = "normal",
         payload: Payload = "extraction",
         progress: Sequence[str] = PROGRESS,
-        lists: bool = True,
+        lists: bool | Literal["strict"] = True,
         faults: Iterable[Fault] = (),
     ) -> None:
         if separate:
@@ -128,13 +138,17 @@ class Emulator:
         """Every request to either port, in order of arrival."""
         self._host, self._port, self._file_port, self._tls = host, port, file_port, tls
         self._separate, self._stem_bytes, self._keep_audio = separate, stem_bytes, keep_audio
-        self._shape, self._webhooks, self._payload = shape, webhooks, payload
+        self._generation, self._path = GENERATIONS[generation], path.rstrip("/")
+        self._wav = self._generation.wav if wav is None else wav
+        self._shape = self._generation.shape if shape is None else shape
+        self._webhooks, self._payload = webhooks, payload
         self._progress, self._lists, self._retry_after = tuple(progress), lists, retry_after
         self._clock = Clock(speed)
         self._vendor = Vendor(
             clock=self._clock,
             api_key=api_key,
             forbidden_keys=frozenset(forbidden_keys),
+            wrong_key=self._generation.wrong_key,
             parallel=math.inf if parallel is None else parallel,
             polls_per_minute=math.inf if polls_per_minute is None else polls_per_minute,
             credits=credits,
@@ -150,8 +164,8 @@ class Emulator:
 
     @property
     def base_url(self) -> str:
-        """What a client takes for its base URL: the root and /api/public/v1."""
-        return f"{self.url}{PREFIX}"
+        """What a client takes for its base URL: it ends in /v1, or in no version."""
+        return f"{self.url}{self._path}{self._generation.base}"
 
     @property
     def submissions(self) -> list[Submission]:
@@ -224,6 +238,7 @@ class Emulator:
             script=self.faults,
             studio=studio,
             clock=self._clock,
+            wav=self._wav,
             leaked_keys=self._leaked,
         )
         jobs = Jobs(
@@ -246,10 +261,12 @@ class Emulator:
             progress=self._progress,
         )
         api = Api(
+            generation=self._generation,
+            path=self._path,
             vendor=self._vendor,
             script=self.faults,
             jobs=jobs,
-            receiver=Receiver(disk, directory if self._keep_audio else None),
+            receiver=Receiver(disk, directory if self._keep_audio else None, self._generation),
             shape=self._shape_of,
             refusals=self._shape_of(None),
             links=files.links,
@@ -278,7 +295,8 @@ class Emulator:
         shape = self._shape
         if callable(shape):
             shape = Shape() if submission is None else shape(submission)
-        return SHAPES[shape] if isinstance(shape, str) else shape
+        chosen = SHAPES[shape] if isinstance(shape, str) else shape
+        return chosen if self._wav else attrs.evolve(chosen, wav=False)
 
     async def _listen(
         self, stack: AsyncExitStack, routes: Sequence[web.RouteDef], port: int

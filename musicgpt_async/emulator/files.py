@@ -29,12 +29,15 @@ class FileHost:
     script: Script
     studio: Studio
     clock: Clock
+    wav: bool = True
     root: str = ""
     leaked_keys: list[str] = attrs.field(factory=list)
     _secret: str = attrs.field(factory=lambda: secrets.token_hex(8))
 
     def links(self, submission: Submission, suffix: str) -> dict[str, str]:
-        """The links of a conversion's stems that are good at present."""
+        """The links of a conversion's stems that are good at present; none of a format it lacks."""
+        if suffix == ".wav" and not self.wav:
+            return {}
         return {stem: self._link(submission, f"{stem}{suffix}") for stem in submission.stems}
 
     def _link(self, submission: Submission, name: str) -> str:

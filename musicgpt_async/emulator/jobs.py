@@ -18,7 +18,7 @@ from musicgpt_async.emulator.clock import Clock
 from musicgpt_async.emulator.faults import Fault, Occasion, Script, Stage
 from musicgpt_async.emulator.studio import Studio, UnreadableAudioError
 from musicgpt_async.emulator.tasks import Tasks
-from musicgpt_async.emulator.vendor import Submission, Vendor
+from musicgpt_async.emulator.vendor import Refusal, Submission, Upload, Vendor
 from musicgpt_async.emulator.webhooks import Delivery, Postman
 
 T = TypeVar("T")
@@ -51,6 +51,18 @@ class Sources:
         else:
             size = _BLOCK
         return path, size
+
+    async def check(self, upload: Upload) -> None:
+        """Refuse a submit whose `audio_url` on loopback cannot be fetched (400)."""
+        if upload.audio_url is None or not _is_loopback(upload.audio_url):
+            return
+        try:
+            async with self.client.get(upload.audio_url) as answer:
+                is_there = answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            is_there = False
+        if not is_there:
+            raise Refusal(400, "The file could not be downloaded from the provided URL")
 
     async def _fetch(self, url: str, path: Path) -> int:
         try:

@@ -1,18 +1,31 @@
 """The account's conversions by page, as byUser lists them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from musicgpt_async.emulator.vendor import Submission, invalid
 
-MOST = 100
-"""Conversions on the longest page."""
+MOST, USUAL = 100, 50
+"""Conversions on the longest page, and where the query names no limit."""
+
+_NODE_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 def page(
-    submissions: Sequence[Submission], query: Mapping[str, str]
+    submissions: Sequence[Submission], query: Mapping[str, str], *, strict: bool = False
 ) -> tuple[list[Submission], bool]:
-    """The conversions that a query asks for, and whether more would follow."""
+    """The conversions that a query asks for, and whether more would follow.
+
+    Args:
+        submissions: all of the account.
+        query: of the request.
+        strict: refuse what the vendor's own n8n node would not send.
+    """
+    if strict:
+        _check_strictly(query)
+    if query.get("conversionType", "EXTRACTION").upper() != "EXTRACTION":
+        return [], False
     start, end = _date(query, "startDate"), _date(query, "endDate")
     found = [
         each
@@ -24,6 +37,14 @@ def page(
     found = found[_position(found, query.get("LastEvaluatedKey")) :]
     limit = _limit(query)
     return found[:limit], len(found) > limit
+
+
+def _check_strictly(query: Mapping[str, str]) -> None:
+    if query.get("sortOrder", "ASC") not in {"ASC", "DESC"}:
+        raise invalid(["query", "sortOrder"], "Input should be 'ASC' or 'DESC'", "enum")
+    for name in ("startDate", "endDate"):
+        if name in query and not _NODE_DATE.fullmatch(query[name]):
+            raise invalid(["query", name], "Input should be like 2026-02-01T00:00:00.000Z")
 
 
 def _position(found: Sequence[Submission], last: str | None) -> int:
@@ -38,7 +59,7 @@ def _position(found: Sequence[Submission], last: str | None) -> int:
 
 def _limit(query: Mapping[str, str]) -> int:
     try:
-        limit = int(query.get("limit") or MOST)
+        limit = int(query.get("limit") or USUAL)
     except ValueError:
         limit = 0
     if not 1 <= limit <= MOST:

@@ -27,6 +27,9 @@ CONTEXT = 24
 WINDOW_SECONDS = 0.046
 """The length of a spectral frame, about; it is a power of two of samples."""
 
+DECODED = "WAV, AIFF, FLAC, Ogg (Vorbis and Opus) and MP3"
+"""What libsndfile reads of the formats that songs come in; not AAC, so not M4A."""
+
 MP3_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
 """The sample rates that MP3 knows."""
 

@@ -115,7 +115,10 @@ class SeparatingStudio:
                 self._executor, self._split, audio, folder, submission
             )
         except self._separation.UndecodableError as error:
-            raise UnreadableAudioError(f"The audio could not be decoded: {error}") from error
+            raise UnreadableAudioError(
+                f"The audio could not be decoded: {error} The emulator decodes "
+                f"{self._separation.DECODED}; the real MusicGPT may know more."
+            ) from error
         return length
 
     def _split(self, audio: Path, folder: Path, submission: Submission) -> float:

@@ -13,12 +13,16 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import attrs
-from aiohttp import BodyPartReader, web
+from aiohttp import BodyPartReader, hdrs, multipart, web
 
 from musicgpt_async.emulator.catalogue import DEFAULT_STEMS, PREPROCESSING, STEMS
+from musicgpt_async.emulator.generations import Generation
 from musicgpt_async.emulator.vendor import Refusal, Upload, invalid
 
 _HEAD = 4096
+_TEXT_FIELDS = ("audio_url", "stems", "preprocessing_options", "webhook_url")
+_TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
+_FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
 
 BLOCK = 1 << 20
 """Bytes gathered before they are written to disk, off the event loop."""
@@ -95,6 +99,7 @@ class Receiver:
 
     executor: Executor
     directory: Path | None
+    generation: Generation
 
     async def receive(self, request: web.Request) -> Upload:
         """The upload that a submit's body holds, or the vendor's refusal of it."""
@@ -102,15 +107,46 @@ class Receiver:
         if request.content_type != "multipart/form-data":
             form = await request.post()  # a form without files, for an audio_url
             fields |= {name: value for name, value in form.items() if isinstance(value, str)}
-            return _validated(fields, None, _Sink(self.executor, None))
+            return self._validated(fields, None, _Sink(self.executor, None))
         async with self._sink() as sink:
             name = await self._read(request, sink, fields)
-            return _validated(fields, name, sink)
+            return self._validated(fields, name, sink)
 
     async def discard(self, upload: Upload | None) -> None:
         """Delete the audio of an upload that was not accepted."""
         if upload is not None and upload.audio is not None:
             await asyncio.get_running_loop().run_in_executor(self.executor, upload.audio.unlink)
+
+    def _validated(self, fields: dict[str, str], name: str | None, sink: _Sink) -> Upload:
+        if fields.get("audio_file"):  # an empty text is no file
+            raise invalid(["body", "audio_file"], "Expected UploadFile, received: <class 'str'>")
+        url = fields.get("audio_url", "").strip() or None
+        if name is None and url is None:
+            raise _neither()
+        if name is not None and url is not None:
+            raise invalid(["body"], "Provide either audio_file or audio_url, not both")
+        return Upload(
+            fields=fields,
+            stems=self._options(fields, "stems", STEMS) or DEFAULT_STEMS,
+            preprocessing=self._options(fields, "preprocessing_options", PREPROCESSING),
+            webhook_url=_url(fields, "webhook_url"),
+            audio_url=_url(fields, "audio_url"),
+            file_name=name,
+            size=sink.size,
+            audio=sink.path,
+            fingerprint=sink.fingerprint if name else f"url-{url}",
+            eco_mode=self.generation.eco_mode and _eco_mode(fields),
+        )
+
+    def _options(
+        self, fields: dict[str, str], field: str, allowed: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        try:
+            return _choice(fields, field, allowed)
+        except Refusal:
+            if self.generation.invalid_options == 422:
+                raise
+            raise Refusal(self.generation.invalid_options, "Invalid request parameters") from None
 
     @contextlib.asynccontextmanager
     async def _sink(self) -> AsyncIterator[_Sink]:
@@ -128,15 +164,27 @@ class Receiver:
             async for part in await request.multipart():
                 if not isinstance(part, BodyPartReader):
                     raise Refusal(400, "There was an error parsing the body")
-                if part.filename is None:
+                if not _is_file(part):
                     fields[part.name or ""] = (await part.read(decode=True)).decode()
-                elif part.name == "audio_file":
+                elif part.name == "audio_file" and part.filename:
                     name = part.filename
                     await _drain(part, sink)
+                elif part.name in _TEXT_FIELDS:
+                    await part.read()
+                    raise invalid(
+                        ["body", part.name], "Input should be a valid string", "string_type"
+                    )
         except (ValueError, AssertionError) as error:
             raise Refusal(400, "There was an error parsing the body") from error
         await sink.close(keep=True)
         return name
+
+
+def _is_file(part: BodyPartReader) -> bool:
+    """Whether a part has a file name; an empty one makes a file of it, too."""
+    disposition = part.headers.get(hdrs.CONTENT_DISPOSITION)
+    _, parameters = multipart.parse_content_disposition(disposition)
+    return any(name in parameters for name in ("filename", "filename*"))
 
 
 async def _drain(part: BodyPartReader, sink: _Sink) -> None:
@@ -145,26 +193,15 @@ async def _drain(part: BodyPartReader, sink: _Sink) -> None:
 
 
 def _neither() -> Refusal:
-    return invalid(["body"], "Either audio_file or audio_url must be provided")
+    return Refusal(422, "Either audio_url or audio_file must be provided.")
 
 
-def _validated(fields: dict[str, str], name: str | None, sink: _Sink) -> Upload:
-    url = fields.get("audio_url", "").strip() or None
-    if name is None and url is None:
-        raise _neither()
-    if name is not None and url is not None:
-        raise invalid(["body"], "Provide either audio_file or audio_url, not both")
-    return Upload(
-        fields=fields,
-        stems=_choice(fields, "stems", STEMS) or DEFAULT_STEMS,
-        preprocessing=_choice(fields, "preprocessing_options", PREPROCESSING),
-        webhook_url=_url(fields, "webhook_url"),
-        audio_url=_url(fields, "audio_url"),
-        file_name=name,
-        size=sink.size,
-        audio=sink.path,
-        fingerprint=sink.fingerprint if name else f"url-{url}",
-    )
+def _eco_mode(fields: dict[str, str]) -> bool:
+    """The field as FastAPI reads a boolean."""
+    word = fields.get("eco_mode", "").strip().lower() or "false"
+    if word not in _TRUE | _FALSE:
+        raise invalid(["body", "eco_mode"], "Input should be a valid boolean", "bool_parsing")
+    return word in _TRUE
 
 
 def _choice(fields: dict[str, str], field: str, allowed: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ PROGRESS = (QUEUED, "PENDING", "PROCESSING", "IN_PROGRESS")
 """The status words an unfinished conversion goes through, in order."""
 
 CREDITS_PER_MINUTE = 1.5
-"""What a minute of audio costs; the real tariff is not published."""
+"""What a minute of audio costs here, whatever its stems: one figure, so that sums are plain."""
 
 UNKNOWN_DURATION = 180.0
 """The seconds that an estimate goes by while the audio has not been read, as for a URL."""
@@ -40,6 +40,7 @@ class Upload:
         audio: the file that it was written to; None with `keep_audio=False` or an `audio_url`.
         fingerprint: equal for the same name and bytes.
         duration: seconds of audio, where they are known before it is worked on.
+        eco_mode: whether the faster separation was asked for; always False in the first generation.
     """
 
     fields: Mapping[str, str]
@@ -52,6 +53,7 @@ class Upload:
     audio: Path | None = None
     fingerprint: str = ""
     duration: float | None = None
+    eco_mode: bool = False
 
 
 @attrs.define(eq=False)
@@ -112,6 +114,11 @@ class Submission:
     def preprocessing(self) -> tuple[str, ...]:
         """The preprocessing options asked for."""
         return self.upload.preprocessing
+
+    @property
+    def eco_mode(self) -> bool:
+        """Whether the faster separation was asked for."""
+        return self.upload.eco_mode
 
     @property
     def file_name(self) -> str | None:
@@ -176,6 +183,7 @@ class Vendor:
     credits: float
     seconds: Callable[[Submission], float]
     eta: Callable[[Submission], int]
+    wrong_key: tuple[int, str] = (401, "Invalid or missing API key")
     submissions: list[Submission] = attrs.field(factory=list)
     unfinished: int = 0
     most_unfinished: int = 0
@@ -186,11 +194,11 @@ class Vendor:
     _reserved: float = 0.0
 
     def check_key(self, key: str | None) -> None:
-        """Refuse a request without the account's key (401) or with one that may not (403)."""
+        """Refuse a request without the account's key, or with one that may not (403)."""
         if key in self.forbidden_keys:
             raise Refusal(403, "This API key is not allowed to use this feature")
         if key != self.api_key:
-            raise Refusal(401, "Invalid or missing API key")
+            raise Refusal(*self.wrong_key)
 
     def accept(self, upload: Upload) -> Submission:
         """Take up a conversion, or refuse it for want of credit (402) or of a slot (429)."""
@@ -199,7 +207,7 @@ class Vendor:
             self.throttled["parallel"] += 1
             raise Refusal(429, "Parallel conversion limit reached, wait for one to finish")
         if estimate > self.credits - self._reserved:
-            raise Refusal(402, "Insufficient credits")
+            raise Refusal(402, "Insufficient credit balance")
         submission = self._register(upload, estimate)
         self.unfinished += 1
         self.most_unfinished = max(self.most_unfinished, self.unfinished)

@@ -121,7 +121,7 @@ def _extraction(submission: Submission, mp3: answers.Links, wav: answers.Links) 
         return told | {"success": False, "message": submission.status_msg}
     return told | {
         "audio_url": answers.indented(mp3),
-        "audio_url_wav": answers.indented(wav),
+        **({"audio_url_wav": answers.indented(wav)} if wav else {}),
         "conversion_cost": str(submission.cost or submission.credit_estimate),
         "conversion_duration": submission.duration or 0.0,
     }
@@ -138,7 +138,7 @@ def _general(submission: Submission, mp3: answers.Links, wav: answers.Links) -> 
         "status": submission.status if failed else COMPLETED,
         "status_msg": submission.status_msg,
         "audio_url": None if failed else next(iter(mp3.values())),
-        "audio_url_wav": None if failed else next(iter(wav.values())),
+        **({"audio_url_wav": None if failed else next(iter(wav.values()))} if wav else {}),
         "conversion_cost": submission.cost or 0.0,
         "createdAt": answers.date(submission.created_at),
         "updatedAt": answers.date(submission.updated_at),

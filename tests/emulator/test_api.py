@@ -48,8 +48,6 @@ async def test_a_key_that_is_not_the_accounts_is_refused(
 @pytest.mark.parametrize(
     ("audio", "fields", "location"),
     [
-        (None, {}, ["body"]),
-        (None, {"audio_url": ""}, ["body"]),
         (b"sound", {"audio_url": "https://example.org/a.mp3"}, ["body"]),
         (None, {"audio_url": "ftp://example.org/a.mp3"}, ["body", "audio_url"]),
         (b"sound", {"webhook_url": "not a url"}, ["body", "webhook_url"]),
@@ -109,7 +107,7 @@ async def test_an_empty_audio_url_beside_a_file_is_no_url(open_account: Any) -> 
         ({"conversionType": "EXTRACTION"}, 422),
         ({"conversionType": "EXTRACTION", "task_id": "a", "conversion_id": "b"}, 422),
         ({"task_id": "a"}, 422),
-        ({"conversionType": "MUSIC_AI", "task_id": "a"}, 422),
+        ({"conversionType": "SORCERY", "task_id": "a"}, 422),
         ({"conversionType": "EXTRACTION", "task_id": "a"}, 404),
     ],
 )
