@@ -3,6 +3,7 @@
 The vendor has no idempotency key. A listing's entry is taken for a submit only where that is the
 only way to read it: it bears the job's own webhook token, or there is one way alone to give the
 unclaimed entries of that moment and of those stems to lost submits. Anything less would be a guess.
+An entry that tells its webhook URL is another submit's, unless that URL has the job's own token.
 """
 
 from __future__ import annotations
@@ -11,13 +12,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from musicgpt_async._rules.payloads import Conversion
-from musicgpt_async.models import JobRecord, Stem
+from musicgpt_async._rules.payloads import DEFAULT_STEMS, Conversion
+from musicgpt_async.models import JobRecord
 
 # Seconds between our handing over and the vendor's clock saying that it created the job.
 EARLIEST, LATEST = -60.0, 600.0
-# What the vendor makes when no stems are named (MusicGPT docs, Extraction).
-DEFAULT_STEMS = frozenset({Stem.DRUMS, Stem.BASS, Stem.PIANO, Stem.GUITAR})
 
 
 def matches(
@@ -37,12 +36,7 @@ def matches(
     """
     listing = list(listing)
     free = _free(listing, claimed)
-    certain = {
-        record.id: each
-        for record in lost
-        for each in free
-        if record.token and record.token in repr(each.raw)
-    }
+    certain = {record.id: each for record in lost for each in free if is_of_job(record, each)}
     taken = {each.task_id for each in certain.values()}
     others = [record for record in lost if record.id not in certain]
     left = [each for each in free if each.task_id not in taken]
@@ -93,13 +87,20 @@ def candidates(
     return [each for each in _free(listing, claimed) if _fits(record, each, EARLIEST)]
 
 
+def is_of_job(record: JobRecord, conversion: Conversion) -> bool | None:
+    """Return whether a conversion is a job's by its webhook token, ``None`` if nothing tells."""
+    if record.token and record.token in repr(conversion.raw):
+        return True
+    return None if conversion.webhook_url is None else False
+
+
 def _free(listing: Iterable[Conversion], claimed: Collection[str]) -> list[Conversion]:
     return [each for each in listing if each.task_id and each.task_id not in claimed]
 
 
 def _fits(record: JobRecord, conversion: Conversion, earliest: float) -> bool:
     created = _moment(conversion.created)
-    if created is None or record.sent_at is None:
+    if created is None or record.sent_at is None or is_of_job(record, conversion) is False:
         return False
     if not earliest <= created - record.sent_at <= LATEST:
         return False

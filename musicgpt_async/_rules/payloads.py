@@ -3,31 +3,47 @@
 Sources disagree on shapes (MusicGPT docs: Extraction, status check, webhooks; the vendor's npm
 package and n8n node), so each reader takes every shape that was ever seen and turns anything else
 into a :class:`ProtocolError` that shows a piece of it.
+
+Where the links of the stems have been seen:
+
+- in ``audio_url``, ``audio_url_wav``, ``conversion_path``, ``conversion_path_wav``, each of them
+  also with a number at its end; or in fields named like the stems, of an older worker;
+- in the conversion, or beside it at the top level of the answer;
+- as a map of stem to URL, as a string that holds such a map as JSON, or as one plain URL.
+
+A file's ending says what it is where the field's name says otherwise: the pages of the second
+generation show ``audio_url`` links that end in ``.wav``. A value that is not a whole http(s) URL is
+passed over: which bucket a bare S3 key belongs to is in no document.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 
 from musicgpt_async.errors import ProtocolError
-from musicgpt_async.models import Acceptance, Extraction, StemLinks
+from musicgpt_async.models import Acceptance, Extraction, Stem, StemLinks
 
 CONVERSION_TYPE = "EXTRACTION"
 SNIPPET_LENGTH = 200
 # A stem name when the vendor sends one plain link and several stems, or none, were asked for.
 UNNAMED_STEM = "audio"
 
+# What the vendor makes when no stems are named (MusicGPT docs, Extraction).
+DEFAULT_STEMS = frozenset({Stem.DRUMS, Stem.BASS, Stem.PIANO, Stem.GUITAR})
+
 _NO_LINKS = StemLinks()
-_LINK_KEYS = {
-    "mp3": ("audio_url", "conversion_path"),
-    "wav": ("audio_url_wav", "conversion_path_wav"),
-}
+_LINK_FIELD = re.compile(
+    r"(?:audio_url|audio_path|conversion_path)(?P<wav>_wav)?(?:_mp3)?(?:_(?P<number>\d{1,3}))?"
+)
+_STEM_FIELD = re.compile(rf"(?P<stem>{'|'.join(Stem)})(?:_url|_path)?(?P<wav>_wav)?")
 
 
 class Progress(Enum):
@@ -59,6 +75,7 @@ class Conversion:
         status: The vendor's word in upper case, empty where there is none.
         known: Whether the word was ever seen before.
         message: ``status_msg``, or whatever words came in its place.
+        webhook_url: The URL that the submit gave, where the vendor tells it.
     """
 
     task_id: str
@@ -71,6 +88,7 @@ class Conversion:
     cost: float | None
     duration: float | None
     created: str | None
+    webhook_url: str | None
     raw: Mapping[str, Any] = attrs.field(repr=False)
 
     def extraction(self, task_id: str) -> Extraction:
@@ -147,7 +165,7 @@ def read_conversion(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -
     conversion = data.get("conversion", data)
     if not isinstance(conversion, dict) or not {"status", "task_id"} & conversion.keys():
         raise ProtocolError(f"The answer holds no conversion: {snippet(data)}")
-    return _conversion(conversion, requested)
+    return _conversion(conversion, requested, beside=data)
 
 
 def read_failure(data: Mapping[str, Any]) -> Conversion | None:
@@ -184,7 +202,7 @@ def read_delivery(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -> 
     """
     inner = data.get("conversion")
     flat = inner if isinstance(inner, dict) else data
-    conversion = _conversion(flat, requested)
+    conversion = _conversion(flat, requested, beside=data)
     if conversion.status:
         return conversion
     progress = Progress.FAILED if refuses(data) else Progress.COMPLETED
@@ -248,14 +266,17 @@ def snippet(value: bytes | Mapping[str, Any]) -> str:
     return line if len(line) <= SNIPPET_LENGTH else line[: SNIPPET_LENGTH - 1] + "…"
 
 
-def _conversion(data: Mapping[str, Any], requested: Sequence[str]) -> Conversion:
+def _conversion(
+    data: Mapping[str, Any], requested: Sequence[str], beside: Mapping[str, Any] | None = None
+) -> Conversion:
     status = (_text(data.get("status")) or "").upper()
-    links = _links(data, requested[0] if len(requested) == 1 else UNNAMED_STEM)
-    unsaid = Progress.COMPLETED if links and not status else Progress.UNFINISHED
+    links = _links(data, requested)
+    if not links and beside is not None:
+        links = _links(beside, requested)
     return Conversion(
         task_id=_text(data.get("task_id")) or "",
         conversion_id=_text(data.get("conversion_id")),
-        progress=_PROGRESS.get(status, unsaid),
+        progress=_PROGRESS.get(status) or _progress_by_links(status, links, requested),
         status=status,
         known=status in _PROGRESS,
         message=_words(data.get("status_msg")) or words_of(data),
@@ -263,29 +284,95 @@ def _conversion(data: Mapping[str, Any], requested: Sequence[str]) -> Conversion
         cost=_number(data.get("conversion_cost")),
         duration=_number(data.get("conversion_duration")),
         created=_text(data.get("createdAt")),
+        webhook_url=_text(data.get("webhook_url")),
         raw=dict(data),
     )
 
 
-def _links(data: Mapping[str, Any], lone_stem: str) -> dict[str, StemLinks]:
+def _progress_by_links(
+    word: str, links: Mapping[str, StemLinks], requested: Sequence[str]
+) -> Progress:
+    """Judge a status word never seen before: all links that were asked for mean that it is done."""
+    asked = set(requested) or set(DEFAULT_STEMS)
+    is_done = asked <= links.keys() if word else bool(links)
+    return Progress.COMPLETED if is_done else Progress.UNFINISHED
+
+
+def _links(data: Mapping[str, Any], requested: Sequence[str]) -> dict[str, StemLinks]:
+    """Return all links of an object; of two for one file the one named first counts."""
     links: dict[str, StemLinks] = {}
-    for kind, keys in _LINK_KEYS.items():
-        values = [value for key in keys if (value := data.get(key))]
-        for stem, url in _urls(values, lone_stem) if values else ():
-            links[stem] = attrs.evolve(links.get(stem, StemLinks()), **{kind: url})
+    fields = _link_fields(data)
+    for named in ("mp3", "wav"):
+        values = [value for format_, value in fields if format_ == named]
+        for stem, url in _urls(values, requested):
+            format_ = _format_of(url) or named
+            known = links.get(stem, _NO_LINKS)
+            if getattr(known, format_) is None:
+                known = attrs.evolve(known, **{format_: url})
+            links[stem] = known
     return links
 
 
-def _urls(values: Sequence[Any], lone_stem: str) -> Iterator[tuple[str, str]]:
-    """Yield (stem, URL) from the first value that names its stems, else from a plain URL."""
+def _link_fields(data: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return (format by its name, value) of each field that may bear links, in their order."""
+    fields: list[tuple[int, str, Any]] = []
+    for name, value in data.items():
+        if not value or not isinstance(name, str):
+            continue
+        if field := _LINK_FIELD.fullmatch(name):
+            fields.append((int(field["number"] or 0), "wav" if field["wav"] else "mp3", value))
+        elif (field := _STEM_FIELD.fullmatch(name)) and _is_url(value):
+            fields.append((0, "wav" if field["wav"] else "mp3", {field["stem"]: value}))
+    fields.sort(key=lambda each: each[0])
+    return [(format_, value) for _, format_, value in fields]
+
+
+def _urls(values: Sequence[Any], requested: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (stem, URL) from the values that name their stems, else from the plain URLs."""
     read = [_decoded(value) for value in values]
-    for value in read:
-        if isinstance(value, Mapping):
-            named = [(str(stem), url) for stem, url in value.items() if _is_url(url)]
-            if named:
-                yield from named
-                return
-    yield from [(lone_stem, value) for value in read if _is_url(value)][:1]
+    named = [
+        (str(stem), url.strip())
+        for value in read
+        if isinstance(value, Mapping)
+        for stem, url in value.items()
+        if _is_url(url)
+    ]
+    plain = [] if named else list(dict.fromkeys(value for value in read if _is_url(value)))
+    yield from named or zip(_names(plain, requested), plain, strict=True)
+
+
+def _names(urls: Sequence[str], requested: Sequence[str]) -> Iterable[str]:
+    """Name plain URLs: by the one stem that was asked for, or by the name of the file."""
+    if len(urls) == 1 and len(requested) == 1:
+        return list(requested)
+    found: list[str] = []
+    for url in urls:
+        name = stem_in(_path_of(url).rpartition("/")[2]) or UNNAMED_STEM
+        # Two that look the same are two all the same.
+        found.append(name if name not in found else f"{UNNAMED_STEM}_{len(found) + 1}")
+    return found
+
+
+def stem_in(file_name: str) -> str | None:
+    """Return the one stem that a file's name holds, ``None`` for none or several."""
+    words = re.sub(r"[^a-z0-9]+", "_", file_name.rpartition(".")[0].lower())
+    found = [stem for stem in Stem if f"_{stem}_" in f"_{words}_"]
+    longest = [
+        each for each in found if not any(each != other and each in other for other in found)
+    ]
+    return str(longest[0]) if len(longest) == 1 else None
+
+
+def _format_of(url: str) -> str | None:
+    ending = _path_of(url).rpartition(".")[2].lower()
+    return ending if ending in ("mp3", "wav") else None
+
+
+def _path_of(url: str) -> str:
+    try:
+        return urlsplit(url).path
+    except ValueError:  # whoever follows it says what is wrong with it
+        return ""
 
 
 def _decoded(value: Any) -> Any:
@@ -300,7 +387,14 @@ def _decoded(value: Any) -> Any:
 
 
 def _is_url(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(("http://", "https://"))
+    """Return whether a value is a link to a file; a bucket without a key is none."""
+    if not isinstance(value, str) or not value.strip().startswith(("http://", "https://")):
+        return False
+    try:
+        parts = urlsplit(value.strip())
+    except ValueError:  # no address, for the message of whoever follows it
+        return True
+    return bool(parts.path.strip("/") or parts.query)
 
 
 def _text(value: Any) -> str | None:

@@ -202,7 +202,7 @@ class Watcher:
         entry.refusals = 0
         job = entry.job
         self._publish_look(entry, conversion.status)
-        if not conversion.known:
+        if not conversion.known and conversion.progress is Progress.UNFINISHED:
             self._say_once(conversion.status)
         if job.done():
             return
