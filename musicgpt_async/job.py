@@ -6,7 +6,7 @@ that needs the network goes to its :class:`Owner`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Generator
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, overload
 
@@ -14,10 +14,10 @@ import anyio
 import attrs
 
 from musicgpt_async._rules import lifecycle
+from musicgpt_async._rules.formats import DEFAULT_FORMAT, check_format
 from musicgpt_async._rules.lifecycle import Change
 from musicgpt_async.errors import (
     DeadlineError,
-    InvalidOptionError,
     MusicGPTError,
     NotFinishedError,
 )
@@ -38,12 +38,6 @@ from musicgpt_async.models import (
     JobState,
     Stem,
 )
-
-FORMATS: Mapping[str, tuple[str, ...]] = {
-    "wav": ("wav",),
-    "mp3": ("mp3",),
-    "both": ("wav", "mp3"),
-}
 
 Callback = Callable[["ExtractionJob"], object]
 Files = dict[str, dict[str, Path]]
@@ -71,7 +65,7 @@ class Owner(Protocol):
         directory: Path,
         *,
         stems: Collection[str] | None,
-        formats: tuple[str, ...],
+        format: AudioFormat,  # noqa: A002 - as in download()
     ) -> Files:
         """Bring a finished job's files to a directory: stem → format → path."""
 
@@ -285,7 +279,7 @@ class ExtractionJob:
         directory: str | Path,
         *,
         stems: Collection[str | Stem] | None = None,
-        format: Literal["wav", "mp3"] = "wav",
+        format: Literal["best", "wav", "mp3"] = "best",
     ) -> dict[str, Path]: ...
 
     @overload
@@ -302,7 +296,7 @@ class ExtractionJob:
         directory: str | Path,
         *,
         stems: Collection[str | Stem] | None = None,
-        format: AudioFormat = "wav",  # noqa: A002 - the word that users look for
+        format: AudioFormat = DEFAULT_FORMAT,  # noqa: A002 - the word that users look for
     ) -> dict[str, Path] | Files:
         """Wait for the end, then bring the stems down in parallel.
 
@@ -311,7 +305,8 @@ class ExtractionJob:
         Args:
             directory: Made where it does not exist.
             stems: Which of the stems; all that the vendor made by default.
-            format: ``"wav"``, ``"mp3"`` or ``"both"``.
+            format: ``"best"`` for the WAV if the vendor has it, else the MP3, as the ending of the
+                path says; ``"both"`` for whatever there is; ``"wav"`` or ``"mp3"`` for that alone.
 
         Returns:
             Stem name → path; with ``"both"``, stem name → ``{"wav": path, "mp3": path}``.
@@ -321,17 +316,17 @@ class ExtractionJob:
             DownloadError: A file did not arrive whole.
             MusicGPTError: The error that the job ended in.
         """
-        formats = checked_format(format)
+        check_format(format)
         names = None if stems is None else [str(stem) for stem in stems]
         self.begin_download()
         try:
             await self.wait()
-            files = await self._owner.download(self, Path(directory), stems=names, formats=formats)
+            files = await self._owner.download(self, Path(directory), stems=names, format=format)
         finally:
             self.end_download()
         if format == "both":
             return files
-        return {stem: paths[format] for stem, paths in files.items()}
+        return {stem: path for stem, paths in files.items() for path in paths.values()}
 
     def advance(
         self, change: Change, *, outcome: Extraction | MusicGPTError | None = None, **facts: Any
@@ -408,20 +403,6 @@ class ExtractionJob:
         if isinstance(event, Completed):
             return self._fetch_end is None and not self._downloads
         return isinstance(event, (Failed, Downloaded))
-
-
-def checked_format(name: str) -> tuple[str, ...]:
-    """Return the files of a stem that a format name stands for.
-
-    Raises:
-        InvalidOptionError: There is no such format.
-    """
-    try:
-        return FORMATS[name]
-    except (KeyError, TypeError):
-        raise InvalidOptionError(
-            f"There is no format {name!r}; choose one of {', '.join(FORMATS)}."
-        ) from None
 
 
 def extraction_of(record: JobRecord) -> Extraction:

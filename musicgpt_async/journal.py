@@ -29,6 +29,7 @@ import attrs
 
 from musicgpt_async._io import processes
 from musicgpt_async._io.database import PAGE, Statements, located
+from musicgpt_async._rules.formats import is_downloaded
 from musicgpt_async.errors import InvalidOptionError, JournalError
 from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
 
@@ -79,7 +80,7 @@ def is_unfinished(record: JobRecord) -> bool:
         case JobState.RELEASED:
             return was_delivered(record)
         case JobState.COMPLETED:
-            return record.directory is not None and not _is_downloaded(record)
+            return record.directory is not None and not is_downloaded(record)
         case _:
             return True
 
@@ -103,18 +104,6 @@ def _unbindable(record: JobRecord) -> str | None:
     if record.sent_at is None or record.state is JobState.FAILED:
         return f"it is {record.state} and was not accepted, so it has no task"
     return None
-
-
-def _is_downloaded(record: JobRecord) -> bool:
-    formats = ("wav", "mp3") if record.format == "both" else (record.format or "wav",)
-    wanted = {
-        (stem, format_)
-        for stem, links in record.links.items()
-        for format_ in formats
-        if getattr(links, format_) is not None and stem in (record.wanted or record.links)
-    }
-    # No links at all is no reason to call a download complete.
-    return bool(wanted) and wanted <= {(file.stem, file.format) for file in record.files}
 
 
 class Journal:

@@ -51,8 +51,12 @@ class Preprocessing(StrEnum):
     DEREVERB = "Dereverb"
 
 
-AudioFormat = Literal["wav", "mp3", "both"]
-"""Which files of a stem to download; ``"both"`` for WAV and MP3."""
+AudioFormat = Literal["best", "wav", "mp3", "both"]
+"""Which files of a stem to download.
+
+``"best"`` is the WAV if the vendor has it, else the MP3; ``"both"`` is whatever there is; ``"wav"``
+and ``"mp3"`` are that format or an error.
+"""
 
 
 class JobState(StrEnum):

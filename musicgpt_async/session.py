@@ -28,6 +28,7 @@ from musicgpt_async._io.sources import AudioSource, track_of
 from musicgpt_async._rules import hosts, lifecycle, names, protocol
 from musicgpt_async._rules.credit import Credit
 from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL
+from musicgpt_async._rules.formats import DEFAULT_FORMAT, check_format
 from musicgpt_async._rules.lifecycle import Change
 from musicgpt_async._rules.polling import Schedule
 from musicgpt_async._rules.slots import Slots
@@ -46,7 +47,7 @@ from musicgpt_async.errors import (
     SessionClosedError,
 )
 from musicgpt_async.events import Completed, Event, Failed, Feed, Reader
-from musicgpt_async.job import Callback, ExtractionJob, Files, checked_format
+from musicgpt_async.job import Callback, ExtractionJob, Files
 from musicgpt_async.journal import Journal
 from musicgpt_async.models import (
     AudioFormat,
@@ -293,7 +294,13 @@ class MusicGPTSession:
         self._watcher.watch(job, age=None)
         return job
 
-    async def bind(self, job_id: str, task_id: str) -> ExtractionJob:
+    async def bind(
+        self,
+        job_id: str,
+        task_id: str,
+        *,
+        format: AudioFormat | None = None,  # noqa: A002 - as in download()
+    ) -> ExtractionJob:
         """Give a job whose answer was lost the task that you found for it, and go on with it.
 
         A job that ended in a SubmissionUnknownError stands in the journal without a task, and is
@@ -303,6 +310,7 @@ class MusicGPTSession:
         Args:
             job_id: The journal's name for it: the error says it, and ``musicgpt-async jobs``.
             task_id: The vendor's name for it; the vendor is asked whether it is one.
+            format: As in resume().
 
         Raises:
             ConfigurationError: The session has no journal.
@@ -318,7 +326,7 @@ class MusicGPTSession:
             )
         await self._watcher.ask(task_id, ())
         await self._ledger.flush()  # how it ended must not be written after this
-        return self._taken_up([await journal.bind(job_id, task_id)])[0]
+        return self._taken_up([await journal.bind(job_id, task_id)], format)[0]
 
     async def extract(
         self,
@@ -329,10 +337,10 @@ class MusicGPTSession:
         preprocessing: Iterable[str | Preprocessing] = (),
         label: str | None = None,
         force: bool = False,
-        format: Literal["wav", "mp3"] = "wav",  # noqa: A002 - as in download()
+        format: Literal["best", "wav", "mp3"] = "best",  # noqa: A002 - as in download()
     ) -> dict[str, Path]:
         """Submit a track, wait for it and download its stems: see submit() and download()."""
-        checked_format(format)
+        check_format(format)
         job = self.submit(
             source, stems=stems, preprocessing=preprocessing, label=label, force=force
         )
@@ -351,7 +359,7 @@ class MusicGPTSession:
         stems: Iterable[str | Stem] = (),
         preprocessing: Iterable[str | Preprocessing] = (),
         force: bool = False,
-        format: AudioFormat = "wav",  # noqa: A002 - as in download()
+        format: AudioFormat = DEFAULT_FORMAT,  # noqa: A002 - as in download()
     ) -> AsyncIterator[batch.Outcome]:
         """Submit, wait for and download many tracks; yield one outcome each, as they finish.
 
@@ -371,7 +379,7 @@ class MusicGPTSession:
             SessionClosedError: The session is not open.
         """
         self.check_loop()
-        checked_format(format)
+        check_format(format)
         options = {
             "stems": protocol.checked_names(stems, Stem, "stem"),
             "preprocessing": protocol.checked_names(preprocessing, Preprocessing, "option"),
@@ -379,12 +387,19 @@ class MusicGPTSession:
         }
         return batch.Batch(self, Path(directory), format=format, options=options).outcomes(sources)
 
-    async def resume(self) -> list[ExtractionJob]:
+    async def resume(
+        self,
+        *,
+        format: AudioFormat | None = None,  # noqa: A002 - as in download()
+    ) -> list[ExtractionJob]:
         """Take up the jobs that the journal holds and nobody works on.
 
         What was accepted is waited for, what was completed and not downloaded is downloaded, what
         was never delivered is submitted. What is unknown is looked for in the account's listing and
         at its webhook; failing both its handle ends in a SubmissionUnknownError.
+
+        Args:
+            format: Which files of each stem to download; by default what the journal remembers.
 
         Returns:
             Their handles, the oldest first.
@@ -393,9 +408,11 @@ class MusicGPTSession:
             ConfigurationError: The session has no journal.
             JournalError: The journal cannot be used.
         """
+        if format is not None:
+            check_format(format)
         claimed = await self._resumable().claim()
         ours = {job.record.id for job in self._jobs}
-        return self._taken_up([record for record in claimed if record.id not in ours])
+        return self._taken_up([each for each in claimed if each.id not in ours], format)
 
     def _resumable(self) -> Journal:
         self.check_loop()
@@ -403,11 +420,15 @@ class MusicGPTSession:
             raise ConfigurationError("There is nothing to resume: give the session a journal=.")
         return self._journal
 
-    def _taken_up(self, records: Iterable[JobRecord]) -> list[ExtractionJob]:
-        jobs = [
-            self._handle(attrs.evolve(record, state=JobState.QUEUED), None, _title(record))
-            for record in records
-        ]
+    def _taken_up(
+        self,
+        records: Iterable[JobRecord],
+        format: AudioFormat | None,  # noqa: A002 - as in download()
+    ) -> list[ExtractionJob]:
+        jobs = []
+        for each in records:
+            record = attrs.evolve(each, state=JobState.QUEUED, format=format or each.format)
+            jobs.append(self._handle(record, None, _title(record)))
         self._resumer.take_up(jobs)
         for job in jobs:
             if job.record.directory is not None:
@@ -464,11 +485,11 @@ class MusicGPTSession:
         directory: Path,
         *,
         stems: Collection[str] | None,
-        formats: tuple[str, ...],
+        format: AudioFormat,  # noqa: A002 - as in download()
     ) -> Files:
         """Bring a finished job's files to a directory: stem → format → path."""
         self.check_loop()
-        return await self._fetcher.fetch(job, directory, stems=stems, formats=formats)
+        return await self._fetcher.fetch(job, directory, stems=stems, format=format)
 
     def announce(self, job: ExtractionJob, directory: Path, format: AudioFormat) -> None:  # noqa: A002 - as in download()
         """Say where a job's stems are to lie before it has ended."""
@@ -511,7 +532,7 @@ class MusicGPTSession:
                 job,
                 Path(record.directory or "."),
                 stems=record.wanted or None,
-                formats=checked_format(record.format or "wav"),
+                format=record.format or DEFAULT_FORMAT,
                 layout=record.layout,
             )
         except MusicGPTError as error:

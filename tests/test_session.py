@@ -226,7 +226,7 @@ async def test_a_wrong_name_is_refused_before_anything_is_sent(
         (400, BadRequestError, "check the track"),
         (401, AuthenticationError, "MUSICGPT_API_KEY"),
         (402, InsufficientCreditsError, "add credit"),
-        (403, ForbiddenError, "rights"),
+        (403, ForbiddenError, "key may be wrong"),
         (404, NotFoundError, "account"),
         (409, ConflictError, "duplicate"),
         (422, ValidationError, "field"),

@@ -13,13 +13,13 @@ import anyio
 import attrs
 
 from musicgpt_async._io.download import Downloader
-from musicgpt_async._rules import names, payloads, retrying
+from musicgpt_async._rules import formats, names, payloads, retrying
 from musicgpt_async._work.desk import Desk
 from musicgpt_async._work.waiting import Watcher
 from musicgpt_async.errors import DownloadError, InvalidOptionError, MusicGPTError
 from musicgpt_async.events import Downloaded, Downloading, Failed
 from musicgpt_async.job import ExtractionJob, Files
-from musicgpt_async.models import StemFile, StemLinks
+from musicgpt_async.models import AudioFormat, StemFile, StemLinks
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Fetcher:
         directory: Path,
         *,
         stems: Collection[str] | None,
-        formats: tuple[str, ...],
+        format: AudioFormat,  # noqa: A002 - as in download()
         layout: str | None = None,
     ) -> Files:
         """Bring a finished job's files to a directory: stem → format → path.
@@ -69,25 +69,24 @@ class Fetcher:
             job: It is completed.
             directory: Where the files are to lie.
             stems: Which of the stems; all by default.
-            formats: Which files of each.
+            format: Which files of each.
             layout: The files' names in the directory; the session's by default.
 
         Raises:
             InvalidOptionError: The job has no such stem.
             DownloadError: A file did not arrive whole; the others are there.
         """
-        format_ = "both" if len(formats) > 1 else formats[0]
         absolute = Path(os.path.abspath(directory))  # noqa: ASYNC240, PTH100 - no IO; keeps no ".."
         layout = layout or self._template
         for each in {job, self.desk.ledger.leader(job)}:
             each.note(
-                directory=str(absolute), format=format_, wanted=tuple(stems or ()), layout=layout
+                directory=str(absolute), format=format, wanted=tuple(stems or ()), layout=layout
             )
             self.desk.ledger.save_soon(each)
         fetch = _Fetch(self, job, layout)
         job.note_fetch(None)
         try:
-            wanted = await fetch.wanted(absolute, stems, formats)
+            wanted = await fetch.wanted(absolute, stems, format)
             files = await fetch.all(wanted)
         except MusicGPTError as error:
             self._tell_end(job, job.event(Failed, error=error))
@@ -152,22 +151,27 @@ class _Fetch:
         self._refreshed = False
 
     async def wanted(
-        self, directory: Path, stems: Collection[str] | None, formats: tuple[str, ...]
+        self, directory: Path, stems: Collection[str] | None, choice: AudioFormat
     ) -> list[_Wanted]:
         """Return the files to fetch."""
         chosen = list(self._links if stems is None else stems)
-        if not all(self._url(stem, kind) for stem in chosen for kind in formats) or not chosen:
-            await self._fresh_links()
+        links = [self._links.get(stem, StemLinks()) for stem in chosen]
+        if not links or any(formats.is_lacking(each, choice) for each in links):
+            await self._late_links(has_some=any(formats.select_formats(x, choice) for x in links))
             chosen = list(self._links if stems is None else stems)
         for stem in chosen:
-            self._check(stem, formats)
+            self._check(stem, choice)
         if not chosen:
             raise DownloadError(
                 f"The vendor gave no links for {self._job.title}; try job.download() again later.",
                 task_id=self._job.task_id,
                 job=self._job,
             )
-        files = [(stem, kind) for stem in chosen for kind in formats]
+        files = [
+            (stem, kind)
+            for stem in chosen
+            for kind in formats.select_formats(self._links[stem], choice)
+        ]
         places = await self._room.places(self._job, directory, files, layout=self._layout)
         return [_Wanted(stem, kind, places[stem, kind]) for stem, kind in files]
 
@@ -221,6 +225,18 @@ class _Fetch:
             self._leader.note(files=(*others, file))
             self._desk.ledger.save_soon(self._leader)
 
+    async def _late_links(self, *, has_some: bool) -> None:
+        """Ask once more for links that were not there at completion."""
+        if has_some:
+            await anyio.sleep(formats.LATE_LINKS_DELAY)
+        try:
+            await self._fresh_links()
+        except MusicGPTError as error:
+            if not has_some:
+                raise
+            _log.debug("%s is downloaded as it is: %s", self._job.title, error)
+        self._refreshed = False  # links that run out later are asked for again
+
     async def _fresh_links(self) -> None:
         """Ask byId for the links again, once for all files of the job."""
         async with self._refresh:
@@ -246,7 +262,7 @@ class _Fetch:
         links = self._links.get(stem, StemLinks())
         return (links.wav if kind == "wav" else links.mp3) or ""
 
-    def _check(self, stem: str, formats: tuple[str, ...]) -> None:
+    def _check(self, stem: str, choice: AudioFormat) -> None:
         if stem not in self._links:
             there = ", ".join(self._links) or "none"
             raise InvalidOptionError(
@@ -254,14 +270,14 @@ class _Fetch:
                 task_id=self._job.task_id,
                 job=self._job,
             )
-        for kind in formats:
-            if not self._url(stem, kind):
-                raise DownloadError(
-                    f"The vendor gave no {kind.upper()} of {stem!r} for {self._job.title}; "
-                    "ask for the other format.",
-                    task_id=self._job.task_id,
-                    job=self._job,
-                )
+        if not formats.select_formats(self._links[stem], choice):
+            kind = "file" if choice in ("best", "both") else choice.upper()
+            raise DownloadError(
+                f"The vendor gave no {kind} of {stem!r} for {self._job.title}; "
+                'download it again with format="best", which takes what there is.',
+                task_id=self._job.task_id,
+                job=self._job,
+            )
 
     def _progress(self, wanted: _Wanted, received: int, total: int | None) -> None:
         if self._desk.feed:

@@ -14,7 +14,7 @@ import anyio
 from cyclopts import App, Parameter, validators
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
-from musicgpt_async import InvalidOptionError, MusicGPTError, Preprocessing, Stem
+from musicgpt_async import AudioFormat, InvalidOptionError, MusicGPTError, Preprocessing, Stem
 from musicgpt_async._rules import names
 from musicgpt_async._version import __version__
 from musicgpt_async.cli.running import Plan, Settings
@@ -94,7 +94,7 @@ def extract(
     *,
     stem: Annotated[list[StemName], Parameter(name=("--stem", "-s")), LIST] = [],  # noqa: B006 - never changed
     preprocess: Annotated[list[PreprocessingName], LIST] = [],  # noqa: B006 - never changed
-    format: Literal["wav", "mp3", "both"] = "wav",  # noqa: A002 - the option's name
+    format: AudioFormat = "best",  # noqa: A002 - the option's name
     list: Path | None = None,  # noqa: A002 - the option's name
     force: Annotated[bool, FLAG] = False,
     dry_run: Annotated[bool, FLAG] = False,
@@ -110,7 +110,8 @@ def extract(
         files_or_urls: Audio files, URLs, directories (for all audio files below them) and globs.
         stem: A stem to extract, once for each; by default drums, bass, piano and guitar.
         preprocess: What to do to the song first, once for each.
-        format: Which files of each stem.
+        format: Which files of each stem: `best` is WAV if the vendor has it, else MP3; `both` is
+            whatever there is.
         list: CSV or JSON lines with a track a line: source, stems, preprocessing, label. Paths
             in it start from where it lies. `-` reads it from standard input.
         force: Submit tracks even if they were submitted before.
@@ -139,7 +140,7 @@ def extract(
 def resume(
     *,
     found: Annotated[list[str], LIST] = [],  # noqa: B006 - never changed
-    format: Literal["wav", "mp3", "both"] = "wav",  # noqa: A002 - the option's name
+    format: AudioFormat | None = None,  # noqa: A002 - the option's name
     common: Common,
 ) -> int:
     """Take up what an earlier `extract --out` of the same directory left unfinished.
@@ -147,8 +148,8 @@ def resume(
     Args:
         found: JOB_ID=TASK_ID, once for each job that is unknown and that the vendor's dashboard
             shows; `jobs` tells the ids.
-        format: Which files of each stem. As with --layout, what the earlier run was told stands in
-            the journal and goes first.
+        format: Which files of each stem; by default what the earlier run was told. (With --layout
+            what it was told goes first.)
         common: What other commands take, too.
     """
     from musicgpt_async.cli import extracting  # noqa: PLC0415 - other commands go without

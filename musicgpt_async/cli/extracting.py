@@ -23,6 +23,7 @@ from musicgpt_async import (
 )
 from musicgpt_async._io import sources as audio
 from musicgpt_async._rules import identity
+from musicgpt_async._rules.formats import DEFAULT_FORMAT
 from musicgpt_async.cli import output
 from musicgpt_async.cli.running import Run, Settings
 from musicgpt_async.cli.sources import Sources, Wanted, taken_by_need
@@ -41,8 +42,9 @@ async def extract(settings: Settings, sources: Sources, *, force: bool) -> int:
     total = await anyio.to_thread.run_sync(sources.checked)
 
     async def outcomes(session: MusicGPTSession, run: Run) -> AsyncGenerator[Outcome, None]:
+        format_ = settings.format or DEFAULT_FORMAT
         tracks = taken_by_need(sources.tracks(), stopped=lambda: run.is_hopeless)
-        batch = session.extract_many(tracks, settings.out, force=force, format=settings.format)
+        batch = session.extract_many(tracks, settings.out, force=force, format=format_)
         async with aclosing(batch) as each:  # type: ignore[type-var]  # it is a generator
             async for outcome in each:
                 yield outcome
@@ -69,8 +71,11 @@ async def _resumed(
 ) -> AsyncGenerator[Outcome, None]:
     events = session.events()
     await _wait_for_leases(run)
-    bound = [await session.bind(job_id, task_id) for job_id, task_id in found.items()]
-    jobs = {job.id: job for job in [*bound, *await session.resume()]}
+    bound = [
+        await session.bind(job_id, task_id, format=settings.format)
+        for job_id, task_id in found.items()
+    ]
+    jobs = {job.id: job for job in [*bound, *await session.resume(format=settings.format)]}
     run.tally.total = len(jobs)
     if others := len(await run.held_by_others()):
         run.say(f"{count(others, 'track')} left to another process, which is at work.")
@@ -100,7 +105,7 @@ async def _wait_for_leases(run: Run) -> None:
 
 async def _download(job: ExtractionJob, settings: Settings) -> None:
     with suppress(MusicGPTError):  # the session's events tell it
-        await job.download(settings.out, format=settings.format)
+        await job.download(settings.out, format=settings.format or DEFAULT_FORMAT)
 
 
 def require_journal(settings: Settings) -> None:

@@ -80,6 +80,7 @@ def as_json(record: JobRecord, lease: Lease | None) -> str:
             "credits_charged": record.cost,
             "duration": record.duration,
             "directory": record.directory,
+            "format": record.format,
             "files": [file.path for file in record.files],
             "error": record.error,
             "created": _moment(record.created_at),

@@ -19,6 +19,7 @@ from musicgpt_async import (
     Outcome,
     SubmissionUnknownError,
 )
+from musicgpt_async._rules.formats import describe_formats
 from musicgpt_async.cli.progress import Track
 from musicgpt_async.cli.text import count, credit, plain, span
 
@@ -73,10 +74,11 @@ def as_line(outcome: Outcome) -> str:
     if outcome.error is not None:
         track, words = title(outcome), plain(outcome.error.message)
         return f"failed  {words}" if track in words else f"failed  {track}: {words}"
-    parts = [count(sum(map(len, files(outcome).values())), "file")]
+    there = files(outcome)
+    parts = [count(sum(map(len, there.values())), "file"), describe_formats(there)]
     if outcome.extraction and outcome.extraction.cost is not None:
         parts.append(credit(outcome.extraction.cost))
-    return f"done    {title(outcome)} ({', '.join(parts)})"
+    return f"done    {title(outcome)} ({', '.join(filter(None, parts))})"
 
 
 def data(text: str) -> None:

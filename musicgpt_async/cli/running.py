@@ -64,7 +64,7 @@ class Settings:
 
     Attributes:
         out: Where the stems are to lie.
-        format: Which files of each stem.
+        format: Which files of each stem; ``None`` for what the journal remembers, else the best.
         layout: The template of the files' names.
         plan: The account's; ``None`` to learn its limits.
         jobs: Unfinished at the vendor at once; ``None`` for as many as the account allows.
@@ -80,7 +80,7 @@ class Settings:
     """
 
     out: Path
-    format: AudioFormat = "wav"
+    format: AudioFormat | None = None
     layout: str = names.DEFAULT_TEMPLATE
     plan: Plan | None = None
     jobs: int | None = None

@@ -223,7 +223,9 @@ LINKS = {"vocals": StemLinks(mp3="v.mp3", wav="v.wav"), "drums": StemLinks(wav="
         ("wav", ["vocals.wav", "drums.wav"], False),
         (None, ["vocals.wav", "drums.wav"], False),
         ("mp3", ["vocals.wav", "drums.wav"], True),
-        ("mp3", ["vocals.mp3"], False),
+        ("mp3", ["vocals.mp3"], True),
+        ("best", ["vocals.wav", "drums.wav"], False),
+        ("best", ["vocals.mp3", "drums.wav"], True),
         ("both", ["vocals.wav", "drums.wav"], True),
         ("both", ["vocals.wav", "drums.wav", "vocals.mp3"], False),
     ],
@@ -231,7 +233,7 @@ LINKS = {"vocals": StemLinks(mp3="v.mp3", wav="v.wav"), "drums": StemLinks(wav="
 async def test_a_download_that_misses_files_is_unfinished(
     journal: Journal, format_: Any, there: list[str], unfinished: bool
 ) -> None:
-    """A completed job with a directory is claimed until each file that has a link is recorded."""
+    """A completed job with a directory is claimed until all files asked for are recorded."""
     found = tuple(
         StemFile(stem=file[:-4], format=file[-3:], path=file, size=1, sha256="0") for file in there
     )
