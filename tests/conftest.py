@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from musicgpt_async import Limits, MusicGPTSession
 from musicgpt_async.emulator import Emulator
 from musicgpt_async.emulator.song import compose
 
+# Fixtures that are in a file of their own.
+pytest_plugins = ["factories.postgres_fixtures"]
+
 LOOPS: dict[str, dict[str, Any]] = {
     "asyncio": {},
     "debug": {"debug": True},
@@ -23,6 +27,12 @@ LOOPS: dict[str, dict[str, Any]] = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the choice of the event loop."""
     parser.addoption("--loop", choices=LOOPS, default="asyncio", help="the event loop to test on")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return what ``-n auto`` stands for: tests wait most of the time, for clocks and processes."""
+    return 3 * (os.cpu_count() or 1)
 
 
 @pytest.fixture

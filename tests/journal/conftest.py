@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
+from factories.postgres import PostgresServers
+from factories.postgres_fixtures import POSTGRES
 
 from musicgpt_async.journal import Journal
-
-POSTGRES = "MUSICGPT_TEST_POSTGRES"
-TABLES = ("musicgpt_journal", "musicgpt_owners", "musicgpt_jobs", "musicgpt_places")
 
 
 @pytest.fixture(autouse=True)
@@ -25,18 +23,16 @@ def _loop_is_never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a new journal may be made: a file, and a server where there is one."""
+@pytest.fixture(params=["sqlite", *POSTGRES])
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, postgres_servers: PostgresServers
+) -> Iterator[str]:
+    """A new journal's file, or an empty database of each PostgreSQL."""
     if request.param == "sqlite":
-        return str(tmp_path / "journal.db")
-    url = os.environ.get(POSTGRES)
-    if url is None:
-        pytest.skip(f"{POSTGRES} names no server")
-    connection = await pytest.importorskip("asyncpg").connect(url)
-    await connection.execute(f"DROP TABLE IF EXISTS {', '.join(TABLES)}")
-    await connection.close()
-    return url
+        yield str(tmp_path / "journal.db")
+        return
+    with postgres_servers.shared(request.param).database() as url:
+        yield url
 
 
 @pytest.fixture
