@@ -272,6 +272,7 @@ async def test_audio_that_cannot_be_decoded_fails(open_account: Any) -> None:
         assert me.vendor.credits == 10_000
 
 
+@pytest.mark.alone
 @pytest.mark.anyio
 async def test_the_emulator_ends_amid_a_separation(open_account: Any, tmp_path: Path) -> None:
     """Leaving the block calls off what is being split, and nothing is left on disk."""

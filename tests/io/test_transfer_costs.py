@@ -21,7 +21,7 @@ from factories.watching import largest_gap
 
 from musicgpt_async._io.content import BLOCK
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 
 _SINK = """
