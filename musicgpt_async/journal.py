@@ -539,6 +539,7 @@ def _record(row: sa.Row[Any]) -> JobRecord:
             "state": JobState(row.state),
             "stems": tuple(row.stems),
             "preprocessing": tuple(row.preprocessing),
+            "eco_mode": bool(row.eco_mode),
             "wanted": tuple(row.wanted),
             "links": {stem: StemLinks(**links) for stem, links in row.links.items()},
             "files": tuple(StemFile(**file) for file in row.files),

@@ -195,6 +195,7 @@ class JobRecord:
         label: The caller's name for the track.
         stems: Names asked for.
         preprocessing: Options asked for.
+        eco_mode: Whether the faster separation was asked for.
         token: The webhook token of this job.
         state: Where it stands.
         size: Bytes of the track.
@@ -224,6 +225,7 @@ class JobRecord:
     label: str | None = None
     stems: tuple[str, ...] = ()
     preprocessing: tuple[str, ...] = ()
+    eco_mode: bool = False
     token: str | None = None
     state: JobState = JobState.QUEUED
     size: int | None = None

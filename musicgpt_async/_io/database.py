@@ -159,6 +159,7 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table, sa.Tab
         sa.Column("label", json),
         sa.Column("stems", json, nullable=False),
         sa.Column("preprocessing", json, nullable=False),
+        sa.Column("eco_mode", sa.Boolean),  # since the second generation of the API
         sa.Column("token", sa.Text),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("size", sa.BigInteger),
@@ -299,6 +300,7 @@ class Database:
             sql.metadata.create_all(connection)
             connection.execute(sql.set_version, {"version": SCHEMA_VERSION})
         _check_version(self.name, connection.execute(sql.version).scalar())
+        _add_columns(connection, sql.metadata.tables["musicgpt_jobs"])
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -314,6 +316,17 @@ class Database:
             raise JournalError(
                 f"The journal {self.name} cannot be used: {_advice(cause)}"
             ) from cause
+
+
+def _add_columns(connection: sa.Connection, table: sa.Table) -> None:
+    """Add the columns that a journal of the same version may lack; all of them may be null."""
+    import sqlalchemy as sa  # noqa: PLC0415 - see _statements
+
+    there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+    for column in table.columns:
+        if column.name not in there:
+            kind = column.type.compile(connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
 
 
 def _engine(database: Database) -> AsyncEngine:

@@ -8,7 +8,12 @@ from collections.abc import Collection
 
 
 def fingerprint(
-    location: str, version: str, *, stems: Collection[str], preprocessing: Collection[str]
+    location: str,
+    version: str,
+    *,
+    stems: Collection[str],
+    preprocessing: Collection[str],
+    eco_mode: bool = False,
 ) -> str:
     """Return what is equal for the same track with the same options.
 
@@ -17,6 +22,9 @@ def fingerprint(
         version: Changes with the content: size and time of a file, a digest of bytes.
         stems: In any order.
         preprocessing: In any order.
+        eco_mode: Whether the faster separation is asked for.
     """
-    what = json.dumps([location, version, sorted(stems), sorted(preprocessing)])
+    # Left out if false: journals older than the option hold fingerprints without it.
+    options = [sorted(stems), sorted(preprocessing), *(["eco_mode"] if eco_mode else ())]
+    what = json.dumps([location, version, *options])
     return hashlib.sha256(what.encode("utf-8", "surrogatepass")).hexdigest()

@@ -107,15 +107,22 @@ def submit_fields(
     *,
     stems: Sequence[str],
     preprocessing: Sequence[str],
+    eco_mode: bool = False,
     audio_url: str = "",
     webhook_url: str | None = None,
 ) -> dict[str, str]:
-    """Return the text fields of a submit, in the order of the vendor's samples."""
+    """Return the text fields of a submit, in the order of the vendor's samples.
+
+    ``eco_mode`` is left out if it is false, as the vendor takes it then: the first generation of
+    the API does not know the field.
+    """
     fields = {
         "audio_url": audio_url,
         "stems": json.dumps(list(stems)),
         "preprocessing_options": json.dumps(list(preprocessing)),
     }
+    if eco_mode:
+        fields["eco_mode"] = "true"
     return fields if webhook_url is None else {**fields, "webhook_url": webhook_url}
 
 

@@ -213,6 +213,17 @@ def checked_names(given: Iterable[str], kind: type[StrEnum], what: str) -> tuple
     return tuple(dict.fromkeys(map(str, names)))
 
 
+def check_flag(value: Any, name: str) -> bool:
+    """Return a value that is true or false.
+
+    Raises:
+        InvalidOptionError: It is something else, such as the word "false".
+    """
+    if not isinstance(value, bool):
+        raise InvalidOptionError(f"{name} is True or False, not {str(value)[:50]!r}.")
+    return value
+
+
 def _closest(name: Any, known: Sequence[str], what: str) -> str:
     import difflib  # noqa: PLC0415 - only a wrong name needs it
 

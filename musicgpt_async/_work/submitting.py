@@ -286,6 +286,7 @@ class Submitter:
             version,
             stems=job.stems,
             preprocessing=job.record.preprocessing,
+            eco_mode=job.record.eco_mode,
         )
         if entry.entered:
             if mark != job.record.fingerprint:  # the changed track may be in the journal itself
@@ -355,6 +356,7 @@ class Submitter:
         fields = payloads.submit_fields(
             stems=job.stems,
             preprocessing=job.record.preprocessing,
+            eco_mode=job.record.eco_mode,
             audio_url=entry.track.location if content is None else "",
             webhook_url=webhook_url,
         )

@@ -95,6 +95,7 @@ def extract(
     stem: Annotated[list[StemName], Parameter(name=("--stem", "-s")), LIST] = [],  # noqa: B006 - never changed
     preprocess: Annotated[list[PreprocessingName], LIST] = [],  # noqa: B006 - never changed
     format: AudioFormat = "best",  # noqa: A002 - the option's name
+    eco: Annotated[bool, FLAG] = False,
     list: Path | None = None,  # noqa: A002 - the option's name
     force: Annotated[bool, FLAG] = False,
     dry_run: Annotated[bool, FLAG] = False,
@@ -112,6 +113,7 @@ def extract(
         preprocess: What to do to the song first, once for each.
         format: Which files of each stem: `best` is WAV if the vendor has it, else MP3; `both` is
             whatever there is.
+        eco: Ask for MusicGPT's faster parallel separation (second generation of its API).
         list: CSV or JSON lines with a track a line: source, stems, preprocessing, label. Paths
             in it start from where it lies. `-` reads it from standard input.
         force: Submit tracks even if they were submitted before.
@@ -130,6 +132,7 @@ def extract(
             list_file=list_file,
             stems=tuple(stem),
             preprocessing=tuple(preprocess),
+            eco_mode=eco,
             own=OwnFiles(settings.out, settings.layout),
             warn=say_to(quiet=settings.quiet),
         )

@@ -147,6 +147,7 @@ async def _list_one(
             content.version if content else "",
             stems=wanted.stems,
             preprocessing=wanted.preprocessing,
+            eco_mode=wanted.eco_mode,
         )
         length = content.size if content else None
     state = known.get(mark)
@@ -169,6 +170,7 @@ def _as_json(wanted: Wanted, length: int | None, state: JobState | None) -> str:
             "label": wanted.label,
             "stems": wanted.stems,
             "preprocessing": wanted.preprocessing,
+            "eco_mode": wanted.eco_mode,
             "size": length,
             "would_submit": state is None,
             "state": state,

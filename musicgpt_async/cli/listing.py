@@ -74,6 +74,7 @@ def as_json(record: JobRecord, lease: Lease | None) -> str:
             "state": record.state,
             "stems": record.stems,
             "preprocessing": record.preprocessing,
+            "eco_mode": record.eco_mode,
             "task_id": record.task_id,
             "conversion_id": record.conversion_id,
             "credits_estimated": record.credit_estimate,

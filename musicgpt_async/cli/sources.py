@@ -36,6 +36,7 @@ class Wanted:
     source: str
     stems: tuple[str, ...] = ()
     preprocessing: tuple[str, ...] = ()
+    eco_mode: bool = False
     label: str | None = None
 
     @property
@@ -47,7 +48,12 @@ class Wanted:
     @property
     def item(self) -> Item:
         """The same, as ``extract_many`` takes it."""
-        options = {"stems": self.stems, "preprocessing": self.preprocessing, "label": self.label}
+        options = {
+            "stems": self.stems,
+            "preprocessing": self.preprocessing,
+            "eco_mode": self.eco_mode,
+            "label": self.label,
+        }
         return Item(source=self.source, options=options)
 
 
@@ -60,6 +66,7 @@ class Sources:
         list_file: A list of tracks with options of their own.
         stems: For every track that has none of its own.
         preprocessing: For every track that has none of its own.
+        eco_mode: For every track.
         own: Tells whether a path is a stem that an earlier run made.
         warn: Called with what was left out, and why.
     """
@@ -68,6 +75,7 @@ class Sources:
     list_file: lists.TrackList | None
     stems: tuple[str, ...]
     preprocessing: tuple[str, ...]
+    eco_mode: bool = attrs.field(default=False, kw_only=True)
     own: OwnFiles
     warn: Callable[[str], None] = attrs.field(default=lambda _: None)
 
@@ -100,7 +108,12 @@ class Sources:
         warn = self.warn if check else lambda _: None
         for name in self.named:
             for source in self._found(name, warn=warn):
-                yield Wanted(source=source, stems=self.stems, preprocessing=self.preprocessing)
+                yield Wanted(
+                    source=source,
+                    stems=self.stems,
+                    preprocessing=self.preprocessing,
+                    eco_mode=self.eco_mode,
+                )
         if self.list_file is not None:
             for row in lists.rows(self.list_file):
                 yield self._listed(row, self.list_file.folder, check=check)
@@ -158,7 +171,11 @@ class Sources:
             if not is_url(source):
                 _check_readable(Path(source), f"{row.where}: ")
         return Wanted(
-            source=source, stems=stems, preprocessing=preprocessing, label=row.label or None
+            source=source,
+            stems=stems,
+            preprocessing=preprocessing,
+            eco_mode=self.eco_mode,
+            label=row.label or None,
         )
 
 

@@ -239,6 +239,7 @@ def _known(track: Track, record: JobRecord) -> Iterator[tuple[str, str | None]]:
     yield "Source", record.source
     yield "Stems asked for", ", ".join(record.stems) or "the vendor's own choice"
     yield "Preprocessing", ", ".join(record.preprocessing)
+    yield "Eco mode", "on" if record.eco_mode else None
     yield "Task", record.task_id
     yield "Conversion", record.conversion_id
     yield "Credits", ", ".join(_credits(record))
