@@ -22,7 +22,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from musicgpt_async._rules import hosts
+from musicgpt_async._rules import hosts, retrying
 from musicgpt_async._rules.protocol import Answer
 from musicgpt_async._version import __version__
 from musicgpt_async.errors import (
@@ -74,6 +74,7 @@ class Transport:
         downloads: int,
         allows: Callable[[str], bool],
     ) -> None:
+        self.request_timeout: float = request_timeout
         self._key = SecretKey(api_key)
         self._own = http is None
         # `total` would cut long uploads: the whole wait is bounded by deadlines of our own.
@@ -113,9 +114,11 @@ class Transport:
         """GET a call of the API.
 
         Raises:
-            TransportError: No whole answer came.
+            TransportError: No whole answer came, or not in time.
         """
-        return await self._call(self._lanes[0], "GET", url, params=query)
+        with translated(url, self._key):
+            async with asyncio.timeout(retrying.answer_timeout(self.request_timeout)):
+                return await self._call(self._lanes[0], "GET", url, params=query)
 
     async def send(self, url: str, body: aiohttp.Payload) -> Answer:
         """POST a body to the API on a connection of its own, following no redirect.

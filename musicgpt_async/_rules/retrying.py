@@ -25,6 +25,12 @@ REFUSED_FOR = 60.0
 REFUSED_ATTACHED_LOOKS = 3
 # Seconds after acceptance during which a 404 means "not yet".
 NOT_YET = 60.0
+# A whole answer takes a few times as long as the server may be silent within it, at most.
+_ANSWER_FACTOR = 4.0
+# Bytes a second. Before it answers a submit, MusicGPT may push the upload on to its storage; a
+# server that does so over one connection to a bucket seldom does worse than 10 MiB/s. A fifth of
+# that gives a track of 10 MiB 5 seconds more and one of 1 GiB 8.5 minutes more.
+_SLOWEST_FORWARDING = 2 << 20
 
 
 class Verdict(Enum):
@@ -52,6 +58,19 @@ def submit_verdict(error: MusicGPTError, *, delivered: bool) -> Verdict:
     if _may_have_been_accepted(error):
         return Verdict.UNKNOWN if delivered else Verdict.NOT_DELIVERED
     return Verdict.REFUSED
+
+
+def answer_timeout(request_timeout: float, size: int | None = None) -> float:
+    """Return the seconds in which a call has to be answered whole, once its body is out.
+
+    A silence of ``request_timeout`` ends a call as well, but a server that sends something now and
+    then, such as ``102 Processing``, is never silent.
+
+    Args:
+        request_timeout: Seconds without a byte after which a call is given up.
+        size: Bytes of the upload, ``None`` if there is none.
+    """
+    return _ANSWER_FACTOR * request_timeout + (size or 0) / _SLOWEST_FORWARDING
 
 
 def look_is_refused(error: MusicGPTError, *, waited: float | None) -> bool:

@@ -18,10 +18,11 @@ from musicgpt_async._io import sources
 from musicgpt_async._io.content import Content, Digest
 from musicgpt_async._io.sources import Track
 from musicgpt_async._io.upload import Body
-from musicgpt_async._rules import identity, payloads, protocol, retrying
+from musicgpt_async._rules import identity, matching, payloads, protocol, retrying
 from musicgpt_async._rules.credit import Credit
 from musicgpt_async._rules.endpoints import Endpoints
 from musicgpt_async._rules.lifecycle import Change
+from musicgpt_async._rules.payloads import Conversion
 from musicgpt_async._rules.retrying import Verdict
 from musicgpt_async._rules.slots import Slots
 from musicgpt_async._work.bell import Bell
@@ -39,6 +40,7 @@ from musicgpt_async.errors import (
     NotFoundError,
     ReleasedError,
     SourceChangedError,
+    StalledError,
     SubmissionUnknownError,
 )
 from musicgpt_async.events import Accepted, Queued, Slowed, Uploading
@@ -61,6 +63,9 @@ LAST_ANSWER = 5.0
 # Seconds that a submit waits for the answer to the one before it: of two that a killed process left
 # without an answer, the account's listing could not tell which is which.
 APART = 2.0
+# Seconds that the answer may come after its job's webhook, before byId is asked whether the task
+# that the webhook named is real.
+WEBHOOK_GRACE = 1.0
 # Seconds that a webhook is waited for where jobs have no deadline.
 LONGEST_SILENCE = 3600.0
 # Jobs in line at which a batch brings its next track.
@@ -96,6 +101,7 @@ class _Entry:
     force: bool
     entered: bool
     scope: anyio.CancelScope | None = None
+    bound: anyio.CancelScope | None = None
     turn: anyio.Event | None = None
     answer_due: bool = False
     without_estimate: bool = False
@@ -319,9 +325,7 @@ class Submitter:
             job.advance(Change.TURN)
         body = self._body(entry, content)
         try:
-            answer = await self._desk.http.send(self._url, body)
-            what = f"The submit of {job.title}"
-            return protocol.read_acceptance(answer, now=time.time(), what=what)
+            return await self._first_word(entry, body)
         except MusicGPTError as error:
             failure = body.failure or error
         finally:
@@ -342,6 +346,42 @@ class Submitter:
                 return await self._lost_answer(job, failure)
             case Verdict.REFUSED:
                 raise failure
+
+    async def _first_word(self, entry: _Entry, body: Body) -> Acceptance:
+        """Return the acceptance from the answer, or from the job's own webhook if that is first."""
+        found: list[Acceptance] = []
+        failure: Exception | None = None
+        async with anyio.create_task_group() as race:
+            if self._desk.mail.expects(entry.job):
+                race.start_soon(self._heed_webhook, entry.job, found, race.cancel_scope)
+            try:
+                found.append(await self._answer(entry, body))
+            except Exception as error:  # noqa: BLE001 - raised below, outside the task group
+                failure = error
+            race.cancel_scope.cancel()
+        if failure is not None and not found:
+            raise failure
+        return found[0]
+
+    async def _answer(self, entry: _Entry, body: Body) -> Acceptance:
+        """Return what the answer says.
+
+        Raises:
+            StalledError: It was not there whole in time, counted from when the body was out.
+        """
+        with anyio.CancelScope() as entry.bound:
+            answer = await self._desk.http.send(self._url, body)
+            what = f"The submit of {entry.job.title}"
+            return protocol.read_acceptance(answer, now=time.time(), what=what)
+        raise StalledError("The whole upload went out, and its answer did not come in time.")
+
+    async def _heed_webhook(
+        self, job: ExtractionJob, found: list[Acceptance], race: anyio.CancelScope
+    ) -> None:
+        acceptance = await self._named_by_webhook(job, grace=WEBHOOK_GRACE)
+        if acceptance is not None:
+            found.append(acceptance)
+            race.cancel()
 
     def _remember_end(self, job: ExtractionJob, verdict: Verdict) -> None:
         """Write down how the submit of a job ended that was let go of meanwhile."""
@@ -385,6 +425,9 @@ class Submitter:
         await self._desk.ledger.save(job)
         if job.done():
             raise ReleasedError(f"{job.title} was let go of before it was sent.")
+        if entry.bound is not None:
+            bound = retrying.answer_timeout(self._desk.http.request_timeout, size)
+            entry.bound.deadline = anyio.current_time() + bound
 
     async def _stand_apart(self, entry: _Entry) -> None:
         """Where there is a journal, wait a little until no other submit is without its answer."""
@@ -412,18 +455,33 @@ class Submitter:
         else:
             self._desk.end(job, Change.GIVE_UP, error)
 
-    async def _named_by_webhook(self, job: ExtractionJob) -> Acceptance | None:
-        """Wait for the job's own webhook to name its task; nothing else can tell it now."""
+    async def _named_by_webhook(
+        self, job: ExtractionJob, *, grace: float = 0.0
+    ) -> Acceptance | None:
+        """Wait for the job's own webhook to name its task.
+
+        Args:
+            job: It was handed over.
+            grace: Seconds in which the answer may still tell the task, before byId is asked.
+        """
         with anyio.move_on_after(LONGEST_SILENCE if job.deadline is None else job.deadline):
             while self._desk.mail.expects(job):
                 hint = await self._desk.mail.named_task(job)
                 if hint is None:
                     break
-                if job.task_id is not None or await self.is_real(hint.task_id, job):
+                if job.task_id is not None or await self._confirms(hint, job, grace):
                     _log.info("%s was found again by its webhook: task %s", job.title, hint.task_id)
                     self._desk.mail.keep(job, hint)
                     return Acceptance(task_id=hint.task_id, conversion_id=hint.conversion_id)
         return None
+
+    async def _confirms(self, hint: Conversion, job: ExtractionJob, grace: float) -> bool:
+        try:
+            await anyio.sleep(grace)
+            return await self.is_real(hint.task_id, job)
+        except anyio.get_cancelled_exc_class():  # the answer came: it still wakes the job
+            self._desk.mail.keep(job, hint)
+            raise
 
     async def _lost_answer(self, job: ExtractionJob, error: MusicGPTError) -> Acceptance:
         acceptance = await self._named_by_webhook(job)
@@ -444,12 +502,12 @@ class Submitter:
         for pause in CONFIRMATIONS:
             await anyio.sleep(pause)
             try:
-                await self._watcher.ask(task_id, job.stems)
+                conversion = await self._watcher.ask(task_id, job.stems)
             except NotFoundError:
                 continue
             except MusicGPTError:
                 return True  # the look failed, not the task
-            return True
+            return matching.is_of_job(job.record, conversion) is not False
         return False
 
     async def _is_anothers(self, task_id: str, job: ExtractionJob) -> bool:
