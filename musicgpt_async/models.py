@@ -87,13 +87,13 @@ class JobState(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What the account may do (MusicGPT docs, rate limits).
+    """What the account may do (MusicGPT docs, rate limits of August 2026).
 
     Attributes:
         parallel: Unfinished conversions at the vendor, at most; ``None`` to learn it.
         polls_per_minute: byId calls a minute, at most; ``None`` to learn it.
-        FREE: The free plan's: 2 conversions, 20 calls a minute.
-        PLUS: The plus plan's: 5 conversions, 200 calls a minute.
+        FREE: The free plan's, and pay as you go: 1 conversion, 20 calls a minute.
+        PLUS: The plus plan's: 3 conversions, 200 calls a minute.
         PRO: The pro plan's: 10 conversions, 500 calls a minute.
     """
 
@@ -109,8 +109,8 @@ class Limits:
     PRO: ClassVar[Limits]
 
 
-Limits.FREE = Limits(parallel=2, polls_per_minute=20)
-Limits.PLUS = Limits(parallel=5, polls_per_minute=200)
+Limits.FREE = Limits(parallel=1, polls_per_minute=20)
+Limits.PLUS = Limits(parallel=3, polls_per_minute=200)
 Limits.PRO = Limits(parallel=10, polls_per_minute=500)
 
 

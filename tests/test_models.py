@@ -58,7 +58,7 @@ def test_a_member_is_its_string() -> None:
 def test_the_plans_are_those_of_the_rate_limit_page() -> None:
     """Unfinished conversions, and byId calls a minute."""
     plans = [Limits.FREE, Limits.PLUS, Limits.PRO]
-    assert [(p.parallel, p.polls_per_minute) for p in plans] == [(2, 20), (5, 200), (10, 500)]
+    assert [(p.parallel, p.polls_per_minute) for p in plans] == [(1, 20), (3, 200), (10, 500)]
 
 
 @pytest.mark.parametrize("parallel", [0, -1])

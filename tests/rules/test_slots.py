@@ -43,9 +43,9 @@ def grown_to(limit: int) -> Slots:
     return slots
 
 
-@pytest.mark.parametrize(("parallel", "limit"), [(None, 2), (1, 1), (10, 10)])
+@pytest.mark.parametrize(("parallel", "limit"), [(None, 1), (1, 1), (10, 10)])
 def test_it_begins_at_what_is_given_or_the_free_plan(parallel: int | None, limit: int) -> None:
-    """Without a word about the account two jobs may run, else as many as were given."""
+    """Without a word about the account one job may run, else as many as were given."""
     slots = Slots(parallel=parallel)
     assert take_all(slots) == limit
     assert (slots.limit, slots.taken) == (limit, limit)
@@ -76,18 +76,17 @@ def test_it_does_not_grow_when_nobody_waits() -> None:
     slots = Slots()
     take_all(slots)
     slots.accepted(waiting=False)
-    slots.accepted(waiting=False)
-    assert slots.limit == 2
+    assert slots.limit == 1
 
 
 def test_only_one_upload_at_a_time_tries_a_larger_limit() -> None:
     """While another upload may still be refused the limit stands, so that one 429 is enough."""
-    slots = Slots()
-    take_all(slots)
-    slots.accepted(waiting=True)
-    assert slots.limit == 2
-    slots.accepted(waiting=True)
+    slots = grown_to(2)
     assert slots.limit == 3
+    slots.take(now=0.0)
+    assert slots.limit == 3
+    slots.accepted(waiting=True)
+    assert slots.limit == 4
     assert take_all(slots) == 1
 
 
@@ -99,7 +98,7 @@ def test_a_cancelled_upload_does_not_stop_growth_for_ever() -> None:
     for _ in range(6):
         slots.take(now=0.0)
         slots.accepted(waiting=True)
-        if slots.limit > 2:
+        if slots.limit > 1:
             return
         slots.give_back()
     pytest.fail("the limit never grew")
@@ -150,7 +149,7 @@ def test_the_limit_never_falls_below_one() -> None:
 )
 def test_retry_after_is_kept_to_within_reason(told: float, kept: float) -> None:
     """The vendor's own word decides when to try again, unless it is absurd."""
-    slots = Slots()
+    slots = Slots(parallel=2)
     take_all(slots)
     slots.refused(now=100.0, retry_after=told)
     slots.give_back()
