@@ -25,7 +25,7 @@ from musicgpt_async._io import receiving
 from musicgpt_async._io.download import Downloader
 from musicgpt_async._io.http import Transport
 from musicgpt_async._io.sources import AudioSource, track_of
-from musicgpt_async._rules import hosts, lifecycle, names, protocol
+from musicgpt_async._rules import hosts, lifecycle, names, plans, protocol
 from musicgpt_async._rules.credit import Credit
 from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL
 from musicgpt_async._rules.formats import DEFAULT_FORMAT, check_format
@@ -77,7 +77,8 @@ class MusicGPTSession:
     Args:
         api_key: The account's key; by default from ``MUSICGPT_API_KEY``.
         base_url: The API's; by default from ``MUSICGPT_BASE_URL``, else the vendor's own.
-        limits: What the account may do; without it the session learns it.
+        limits: What the account may do; by default what ``MUSICGPT_PLAN`` (``free``, ``plus`` or
+            ``pro``) allows, else the session learns it.
         webhooks: The door that the vendor's webhooks come in by; without it jobs are polled.
         journal: The durable record, or the path of one; what was accepted is never forgotten.
         http: The caller's own client session, used for all calls and never closed.
@@ -89,7 +90,7 @@ class MusicGPTSession:
         layout: Names of the files in a directory, out of ``{track}``, ``{stem}`` and ``{ext}``.
 
     Raises:
-        ConfigurationError: There is no key, or a URL or limit that cannot be used.
+        ConfigurationError: There is no key, or a URL, plan or limit that cannot be used.
     """
 
     def __init__(
@@ -111,6 +112,8 @@ class MusicGPTSession:
         url = hosts.checked_base_url(
             base_url or os.environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
         )
+        if limits is None:
+            limits = plans.limits_of(plans.check_plan(os.environ.get(plans.PLAN_VARIABLE)))
         on_loopback = hosts.is_loopback(url)
         self._deadline = deadline
         self._layout = names.checked_template(layout)

@@ -31,7 +31,8 @@ else:  # shells complete these
 app: App = App(
     name="musicgpt-async",
     help="Split songs into stems with MusicGPT.\n\n"
-    "The key is read from MUSICGPT_API_KEY, the API's address from MUSICGPT_BASE_URL.",
+    "The key is read from MUSICGPT_API_KEY, the API's address from MUSICGPT_BASE_URL, the plan "
+    "(free, plus or pro) from MUSICGPT_PLAN.",
     version=__version__,
     help_format="markdown",
     version_format="plaintext",
@@ -52,7 +53,7 @@ class Common:
     out: Annotated[Path, Parameter(name=("--out", "-o"))]
     """Directory for the stems; made where there is none. Its journal lies there too."""
     plan: Plan | None = None
-    """The account's plan; by default its limits are learned."""
+    """The account's plan; by default that of MUSICGPT_PLAN, else its limits are learned."""
     jobs: Annotated[int | None, Parameter(name=("--jobs", "-j")), Positive] = None
     """Unfinished tracks at the vendor at once; by default as many as the account allows."""
     deadline: Annotated[float | None, Positive] = 3600.0

@@ -30,7 +30,7 @@ from musicgpt_async import (
     Outcome,
     WebhookReceiver,
 )
-from musicgpt_async._rules import names
+from musicgpt_async._rules import names, plans
 from musicgpt_async.cli import output
 from musicgpt_async.cli.display import screen_for
 from musicgpt_async.cli.interrupts import Interrupts
@@ -66,7 +66,7 @@ class Settings:
         out: Where the stems are to lie.
         format: Which files of each stem; ``None`` for what the journal remembers, else the best.
         layout: The template of the files' names.
-        plan: The account's; ``None`` to learn its limits.
+        plan: The account's; ``None`` for the environment's, else its limits are learned.
         jobs: Unfinished at the vendor at once; ``None`` for as many as the account allows.
         deadline: Seconds from acceptance in which a track has to finish.
         max_credits: Credits after which nothing more is submitted.
@@ -93,6 +93,15 @@ class Settings:
     quiet: bool = False
     api_key: str | None = attrs.field(default=None, repr=False)
     base_url: str | None = None
+
+    @property
+    def known_plan(self) -> str | None:
+        """The account's plan, as the command or the environment names it.
+
+        Raises:
+            ConfigurationError: The environment names one that does not exist.
+        """
+        return self.plan or plans.check_plan(os.environ.get(plans.PLAN_VARIABLE))
 
     @property
     def journal_path(self) -> Path:
@@ -166,7 +175,7 @@ class Run:
             session = MusicGPTSession(
                 settings.api_key,
                 base_url=settings.base_url,
-                limits=limits_of(settings.plan, settings.jobs),
+                limits=limits_of(settings.known_plan, settings.jobs),
                 webhooks=receiver,
                 journal=self._journal,
                 deadline=settings.deadline,
@@ -292,12 +301,10 @@ class Run:
         return 1 if self._failure or self.tally.failed else 0
 
 
-def limits_of(plan: Plan | None, jobs: int | None) -> Limits | None:
+def limits_of(plan: str | None, jobs: int | None) -> Limits | None:
     """Return what is known of the account; the session learns the rest."""
-    if plan is not None:
-        limits: Limits = getattr(Limits, plan.upper())
-        return limits if jobs is None else attrs.evolve(limits, parallel=jobs)
-    return None if jobs is None else Limits(parallel=jobs)
+    limits = plans.limits_of(plan)
+    return limits if jobs is None else attrs.evolve(limits or Limits(), parallel=jobs)
 
 
 def make_directory(path: Path) -> None:
