@@ -55,7 +55,8 @@ class Slots:
         if parallel is not None and parallel < 1:
             raise ValueError(f"parallel must be at least 1, not {parallel}")
         self._given = parallel
-        self._limit = self._proven = parallel or FREE_PARALLEL
+        self._limit = parallel or FREE_PARALLEL
+        self._proven = 1  # so many were unfinished at once, each accepted
         self._taken = 0
         self._uploading = 0  # at most; one that was cancelled may still be counted
         self._patience = 0
@@ -110,6 +111,7 @@ class Slots:
         if self._refusals >= _LONG_FULL and self._taken <= 1:
             self._patience = 0  # whoever held every slot has given one back
         self._refusals = 0
+        self._proven = max(self._proven, min(self._taken - self._uploading, self._limit))
         if waiting and self._is_held_full():
             self._grow()
 
@@ -120,9 +122,8 @@ class Slots:
 
     def _grow(self) -> None:
         if self._probing:
-            self._proven, self._failed_growths = max(self._proven, self._limit), 0
-            self._probing = False
-            if self._limit < self._proven:
+            self._failed_growths, self._probing = 0, False
+            if self._limit < max(self._proven, self._given or 0):
                 self._patience = 0
         if not self._has_been_patient():
             return
@@ -142,7 +143,14 @@ class Slots:
             and self._now - self._refused_at >= _PATIENT_SECONDS
         )
 
-    def refused(self, *, now: float, retry_after: float | None, full: bool = True) -> None:
+    def refused(
+        self,
+        *,
+        now: float,
+        retry_after: float | None,
+        full: bool = True,
+        began: float | None = None,
+    ) -> None:
         """Learn from a refused submit, before its slot is given back.
 
         Args:
@@ -150,11 +158,14 @@ class Slots:
             retry_after: seconds, as the vendor told; None: it told nothing.
             full: the vendor said that the account is full (429); False: it is unwell (503), which
                 says nothing about the limit.
+            began: monotonic seconds at which its slot was taken: those that were on their way at
+                the last refusal and are refused too do not lengthen the pause. None: it counts.
         """
-        self._now = self._refused_at = now
         left = max(0, self._taken - 1)
         self._uploading = max(0, self._uploading - 1)
-        self._refusals += 1
+        if began is None or began >= self._refused_at:
+            self._refusals += 1
+        self._now = self._refused_at = now
         self._was_full = self._was_full or full
         if full and left < self._limit:
             self._shrink(max(1, left))
@@ -171,7 +182,7 @@ class Slots:
     def _shrink(self, limit: int) -> None:
         if limit == self._limit:
             return
-        within = self._limit <= self._proven
+        within = self._limit <= max(self._proven, self._given or 0)
         first, longest = _PATIENCE_WITHIN if within else _PATIENCE_BEYOND
         self._patience = min(first * 2**self._failed_growths, longest)
         self._since_growth = 0

@@ -235,6 +235,23 @@ def test_an_account_that_was_found_is_seldom_asked_for_again() -> None:
     assert refused_after[0] == 2
 
 
+@pytest.mark.parametrize("told", [None, 2])
+def test_an_account_smaller_than_was_said_is_seldom_asked_for_more(told: int | None) -> None:
+    """Where one job may run, sixty of them over two hours meet six refusals at most."""
+    slots, refused, now = Slots(parallel=told), 0, 0.0
+    for _ in range(60):
+        while not slots.take(now=now):
+            now = slots.next_try() or now
+        slots.accepted(waiting=True)
+        if slots.take(now=now):
+            slots.refused(now=now, retry_after=None)
+            slots.give_back()
+            refused += 1
+        now += 120.0
+        slots.give_back()
+    assert 1 <= refused <= 6
+
+
 class Line(RuleBasedStateMachine):
     """Jobs of one process in line at a vendor whose limit another process eats from, or not."""
 
