@@ -200,6 +200,14 @@ class Durations:
             return self._without_eta, TYPICAL
         return (self._over_eta, eta) if self._belief >= 0.0 else (self._alone, TYPICAL)
 
+    def chance_of_end(
+        self, eta: float | None, age: float, *, within: float, age_known: bool
+    ) -> float:
+        """How likely a job not ended at an age ends within so many seconds."""
+        law, scale = self.law(eta, age_known=age_known)
+        alive = 1.0 - law.chance(0.0, age / scale)
+        return law.chance(age / scale, (age + within) / scale) / alive if alive > 0.0 else 1.0
+
     def observe(self, eta: float | None, low: float, high: float) -> None:
         """Learn that a job ended between `low` and `high` seconds after it was accepted."""
         if eta is None:
