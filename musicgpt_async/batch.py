@@ -67,10 +67,12 @@ class Item:
     Attributes:
         source: What to submit.
         options: Arguments of ``submit`` that differ from the batch's.
+        folder: What ``{folder}`` in the layout stands for, such as ``"disc 1"``.
     """
 
     source: AudioSource
     options: dict[str, Any] = attrs.field(factory=dict)
+    folder: str = ""
 
 
 Sources = Iterable[AudioSource | Item] | AsyncIterable[AudioSource | Item]
@@ -83,8 +85,9 @@ class Session(Protocol):
     def submit(self) -> Callable[..., ExtractionJob]:
         """Submits a track."""
 
-    def announce(self, job: ExtractionJob, directory: Path, format: AudioFormat) -> None:  # noqa: A002 - as in download()
-        """Say where a job's stems are to lie before it has ended."""
+    @property
+    def announce(self) -> Callable[..., None]:
+        """Says where a job's stems are to be before it has ended."""
 
     async def room_for_another(self) -> None:
         """Wait until the line is short enough for one more track."""
@@ -192,7 +195,7 @@ class Batch:
             return attrs.evolve(outcome, error=refusal)
         outcome = attrs.evolve(outcome, job=job)
         self._jobs.add(job)
-        self._session.announce(job, self._directory, self._format)
+        self._session.announce(job, self._directory, self._format, item.folder)
         try:
             files = await job.download(self._directory, format=self._format)
         except MusicGPTError as error:

@@ -87,7 +87,8 @@ class MusicGPTSession:
         request_timeout: Seconds without a byte after which one call is given up.
         stall_timeout: Seconds without the vendor taking a byte of an upload.
         downloads: Files on their way down at once.
-        layout: Names of the files in a directory, out of ``{track}``, ``{stem}`` and ``{ext}``.
+        layout: Names of the files in a directory, out of ``{track}``, ``{stem}``, ``{ext}`` and
+            ``{folder}`` (``Item.folder``; empty for other tracks).
 
     Raises:
         ConfigurationError: There is no key, or a URL, plan or limit that cannot be used.
@@ -507,10 +508,18 @@ class MusicGPTSession:
         self.check_loop()
         return await self._fetcher.fetch(job, directory, stems=stems, format=format)
 
-    def announce(self, job: ExtractionJob, directory: Path, format: AudioFormat) -> None:  # noqa: A002 - as in download()
-        """Say where a job's stems are to lie before it has ended."""
+    def announce(
+        self,
+        job: ExtractionJob,
+        directory: Path,
+        format: AudioFormat,  # noqa: A002 - as in download()
+        folder: str = "",
+    ) -> None:
+        """Say where a job's stems are to be before it has ended."""
         absolute = os.path.abspath(directory)  # noqa: PTH100 - no ".."
-        job.note(directory=absolute, format=format, layout=self._layout)
+        layout = names.with_folder(self._layout, folder)
+        job.note(directory=absolute, format=format, layout=layout)
+        self._fetcher.reserve(job, Path(absolute), layout=layout)
 
     async def room_for_another(self) -> None:
         """Wait until the line is short enough for one more track."""

@@ -472,7 +472,7 @@ async def test_two_tracks_of_one_name_do_not_overwrite_each_other(
     """Different tracks with the same name get different files in the same directory."""
     jobs = [session.submit(TRACK, stems=["bass"]) for _ in range(2)]
     paths = [(await job.download(tmp_path))["bass"].name for job in jobs]
-    assert paths == ["song - bass.wav", "song - bass (2).wav"]
+    assert paths == ["song - bass.wav", "song (2) - bass.wav"]
 
 
 async def test_events_tell_the_whole_story(vendor: Emulator, tmp_path: Path) -> None:

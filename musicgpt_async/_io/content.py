@@ -99,9 +99,13 @@ class InFile:
     @classmethod
     async def open(cls, name: str, path: Path, executor: Executor) -> InFile:
         with _reading(name):
-            async with _open_file(path, executor) as (_, status):
-                if not stat.S_ISREG(status.st_mode):
-                    raise SourceError(f"{path} is not a file; give the path of an audio file.")
+            try:
+                async with _open_file(path, executor) as (_, status):
+                    is_file = stat.S_ISREG(status.st_mode)
+            except IsADirectoryError:
+                is_file = False
+            if not is_file:
+                raise SourceError(f"{path} is not a file; give the path of an audio file.")
         _refuse_empty(name, status.st_size)
         version = f"{status.st_size}:{status.st_mtime_ns}"
         return cls(name, status.st_size, version, path, _state_of(status), executor)

@@ -1,8 +1,9 @@
-"""File names for stems: out of what the vendor and the user call them, into one directory."""
+"""File names for stems: out of what MusicGPT and the user call them, into one directory."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import string
 import unicodedata
 from collections.abc import Mapping
@@ -11,47 +12,94 @@ from pathlib import Path, PurePosixPath
 from musicgpt_async.errors import InvalidOptionError
 
 DEFAULT_TEMPLATE = "{track} - {stem}.{ext}"
-FIELDS = ("track", "stem", "ext")
-# Common file systems take 255 bytes; a temporary name adds some.
-LONGEST_NAME = 200
+FIELDS = ("folder", "track", "stem", "ext")
+# Bytes that common file systems allow in a name.
+LONGEST_NAME = 255
+# Bytes of each field: with the default layout, all of them and a number fit.
+LONGEST_TRACK, LONGEST_STEM, LONGEST_EXT = 150, 60, 10
+LONGEST_FOLDER = 200  # of each part
 _File = tuple[str, str]
-# Names that Windows keeps for devices, whatever their ending.
+# Names that Windows keeps for devices, whatever their extension.
 _DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 )
 
 
 def checked_template(template: str) -> str:
-    """Return a layout such as ``{track}/{stem}.{ext}``.
+    """Return a layout such as ``{folder}/{track}/{stem}.{ext}``.
 
     Raises:
-        InvalidOptionError: It has other fields, leads out of the directory, or would give two stems
-            one name.
+        InvalidOptionError: It has other fields, could lead out of the directory on some system, or
+            would give two stems one name.
     """
     try:
         fields = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
-        raise InvalidOptionError(f"The layout {template!r} is broken: {error}.") from error
+        raise InvalidOptionError(f"The layout {template!r} is malformed: {error}.") from error
     used = {name for _, name, _, _ in fields}
     changed = any(spec or conversion for _, _, spec, conversion in fields)
-    leads_out = ".." in PurePosixPath(template).parts or template.startswith(("/", "\\"))
-    if used - set(FIELDS) or not {"stem", "ext"} <= used or changed or leads_out:
+    if used - set(FIELDS) or not {"stem", "ext"} <= used or changed:
         raise InvalidOptionError(
-            f"The layout {template!r} cannot be used: it needs {{stem}} and {{ext}}, may have "
-            "{track}, and stays inside the output directory."
+            f"The layout {template!r} cannot be used: it needs {{stem}} and {{ext}}, and may have "
+            "{track} and {folder}."
         )
+    if why := _why_not_a_path(template):
+        raise InvalidOptionError(f"The layout {template!r} cannot be used: it {why}.")
     return template
 
 
+def _why_not_a_path(template: str) -> str:
+    if ".." in PurePosixPath(template).parts or template.startswith("/"):
+        return "leads out of the output directory"
+    if "\\" in template or re.match(r"[A-Za-z]:", template):
+        return "has a backslash or a drive letter; put / between directories"
+    if template.endswith("/"):
+        return "ends with a slash, so it names no file"
+    if "\0" in template or not _is_utf8(template):
+        return "has a character that no file name can have"
+    return ""
+
+
+def with_folder(template: str, folder: str) -> str:
+    """Return a layout with its ``{folder}`` filled in, so that it can be stored with a job.
+
+    Args:
+        template: The layout.
+        folder: Path below the directory that was given, ``/`` between its parts; may be empty.
+    """
+    parts = [safe(part, LONGEST_FOLDER) for part in folder.split("/") if part not in ("", ".")]
+    literal = "/".join(parts).replace("{", "{{").replace("}", "}}")
+    pieces = []
+    for text, name, _, _ in string.Formatter().parse(template):
+        pieces.append(text.replace("{", "{{").replace("}", "}}"))
+        if name is not None:
+            pieces.append(literal if name == "folder" else f"{{{name}}}")
+    return "".join(pieces).lstrip("/")
+
+
 def target(directory: Path, template: str, *, track: str, stem: str, ext: str) -> Path:
-    """Return where a stem's file belongs; no name leads out of the directory."""
-    values = {"track": safe(track, 150), "stem": safe(stem, 60), "ext": safe(ext, 10)}
-    return directory.joinpath(*PurePosixPath(template.format(**values)).parts)
+    """Return the path of a stem's file; no name leads out of the directory."""
+    values = {
+        "folder": "",
+        "track": safe(track, LONGEST_TRACK),
+        "stem": safe(stem, LONGEST_STEM),
+        "ext": safe(ext, LONGEST_EXT),
+    }
+    *folders, name = PurePosixPath(template.format(**values).lstrip("/")).parts
+    return directory.joinpath(*(_fit(folder) for folder in folders), _fit_name(name))
+
+
+def numbered_track(track: str, number: int) -> str:
+    """Return the name for the second, third, … track whose files would have the same names."""
+    if number < 2:
+        return track
+    tail = f" ({number})"
+    return safe(track, LONGEST_TRACK - len(tail)) + tail
 
 
 def numbered(path: Path, number: int) -> Path:
     """Return the name for the second, third, … file that would have the same one."""
-    return path if number < 2 else path.with_name(f"{path.stem} ({number}){path.suffix}")
+    return path if number < 2 else path.with_name(_fit_name(path.name, f" ({number})"))
 
 
 def place(directory: Path, template: str, *, track: str) -> str:
@@ -60,8 +108,13 @@ def place(directory: Path, template: str, *, track: str) -> str:
     return hashlib.sha256(anywhere.encode(errors="surrogatepass")).hexdigest()
 
 
+def has_track(template: str) -> bool:
+    """Return whether a layout has the track's name in it, so that it can be numbered there."""
+    return any(name == "track" for _, name, _, _ in string.Formatter().parse(template))
+
+
 def distinct(paths: Mapping[_File, Path]) -> dict[_File, Path]:
-    """Return the paths with numbers where the vendor's names for two stems look the same."""
+    """Return the paths with numbers where MusicGPT's names for two stems look the same."""
     taken: set[str] = set()
     result: dict[_File, Path] = {}
     for file, path in paths.items():
@@ -73,7 +126,7 @@ def distinct(paths: Mapping[_File, Path]) -> dict[_File, Path]:
     return result
 
 
-def safe(name: str, longest: int = LONGEST_NAME) -> str:
+def safe(name: str, longest: int = LONGEST_FOLDER) -> str:
     """Return a name that is one part of a path on every common file system."""
     normal = unicodedata.normalize("NFC", name)
     kept = "".join("_" if c in '/\\:*?"<>|' or not _shows(c) else c for c in normal)
@@ -82,6 +135,25 @@ def safe(name: str, longest: int = LONGEST_NAME) -> str:
     if not trimmed.strip("."):
         return "_"
     return f"_{trimmed}" if trimmed.partition(".")[0].lower() in _DEVICES else trimmed
+
+
+def _fit_name(name: str, tail: str = "") -> str:
+    """Return a file's name with a tail before its extension, cut to the bytes that fit."""
+    path = PurePosixPath(name)
+    return _fit(path.stem, tail + path.suffix)
+
+
+def _fit(name: str, tail: str = "") -> str:
+    """Cut a name at a character, so that it fits with its tail."""
+    return name.encode()[: LONGEST_NAME - len(tail.encode())].decode(errors="ignore") + tail
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shows(character: str) -> bool:

@@ -51,7 +51,7 @@ class Fetcher:
         self.downloader = downloader
         self._template = template
         # Kept longer than the jobs: their files must not be overwritten by a later namesake's.
-        self._places: dict[int, list[int]] = {}
+        self._places: dict[str, list[str]] = {}
         self._locks: WeakValueDictionary[Path, anyio.Lock] = WeakValueDictionary()
 
     async def fetch(
@@ -77,7 +77,7 @@ class Fetcher:
             DownloadError: A file did not arrive whole; the others are there.
         """
         absolute = Path(os.path.abspath(directory))  # noqa: ASYNC240, PTH100 - no IO; keeps no ".."
-        layout = layout or self._template
+        layout = names.with_folder(layout or job.record.layout or self._template, "")
         for each in {job, self.desk.ledger.leader(job)}:
             each.note(
                 directory=str(absolute), format=format, wanted=tuple(stems or ()), layout=layout
@@ -109,32 +109,56 @@ class Fetcher:
         """Return the final names of a job's files, which no other job's files have.
 
         Args:
-            job: Its title is in the names; of namesakes the second gets a number.
+            job: Its title is in the names; the second of two namesakes gets a number.
             directory: Where the files are to lie.
             files: Stems and formats.
             layout: The files' names in the directory.
         """
-        plain = {
-            (stem, kind): names.target(directory, layout, track=job.title, stem=stem, ext=kind)
+        track = job.title
+        number = await self._number(job, names.place(directory, layout, track=track))
+        if names.has_track(layout):  # the number is the track's, the same for all its files
+            track, number = await self._numbered_track(job, directory, layout, number), 1
+        paths = {
+            (stem, kind): names.numbered(
+                names.target(directory, layout, track=track, stem=stem, ext=kind), number
+            )
             for stem, kind in files
         }
+        return names.distinct(paths)
+
+    def reserve(self, job: ExtractionJob, directory: Path, *, layout: str) -> None:
+        """Number a job among its namesakes before it is finished: in order of submission."""
         place = names.place(directory, layout, track=job.title)
-        number = await self._number(job.task_id or job.id, place)
-        return names.distinct({file: names.numbered(path, number) for file, path in plain.items()})
+        self._places.setdefault(place, []).append(job.id)
+
+    async def _numbered_track(
+        self, job: ExtractionJob, directory: Path, layout: str, number: int
+    ) -> str:
+        """Return the track's name with a number, unless another track is called that already."""
+        while number > 1:
+            track = names.numbered_track(job.title, number)
+            place = names.place(directory, layout, track=track)
+            if await self._number(job, place) == 1:
+                return track
+            number += 1
+        return job.title
 
     def lock(self, target: Path) -> anyio.Lock:
         """Return the lock of a file: of two who want it one fetches it, and the other finds it."""
         return self._locks.setdefault(target, anyio.Lock())
 
-    async def _number(self, task_id: str, place: str) -> int:
-        """Number a task among its namesakes; with a journal, among those of other processes too."""
+    async def _number(self, job: ExtractionJob, place: str) -> int:
+        """Number a job among its namesakes; with a journal, among those of other processes too."""
+        task_id = job.task_id or job.id
         journal = self.desk.ledger.journal
         if journal is not None:
             return await journal.place(task_id, place)
-        tasks = self._places.setdefault(hash(place), [])
-        if hash(task_id) not in tasks:
-            tasks.append(hash(task_id))
-        return tasks.index(hash(task_id)) + 1
+        known = self._places.setdefault(place, [])
+        if task_id not in known and job.id in known:
+            known[known.index(job.id)] = task_id  # other handles of the task share its number
+        elif task_id not in known:
+            known.append(task_id)
+        return known.index(task_id) + 1
 
 
 class _Fetch:

@@ -61,7 +61,8 @@ class Common:
     max_credits: Annotated[float | None, Positive] = None
     """Credits after which nothing more is submitted."""
     layout: str = names.DEFAULT_TEMPLATE
-    """Names of the files below --out, out of {track}, {stem} and {ext}."""
+    """Names of the files below --out, out of {track}, {stem}, {ext} and {folder}, the path of a
+    track below the directory that was given."""
     webhook: str | None = None
     """Public URL for the vendor's webhooks, such as https://example.com/musicgpt."""
     listen: str = "127.0.0.1:8080"

@@ -31,13 +31,14 @@ _NUMBER = re.compile(r" \(\d+\)(?=\.\w+$)")
 
 @attrs.frozen(kw_only=True)
 class Wanted:
-    """One track to submit: a path or URL, and its options."""
+    """One track to submit: a path or URL, its options, and where it was below what was named."""
 
     source: str
     stems: tuple[str, ...] = ()
     preprocessing: tuple[str, ...] = ()
     eco_mode: bool = False
     label: str | None = None
+    folder: str = ""
 
     @property
     def identity(self) -> tuple[str, frozenset[str], frozenset[str]]:
@@ -54,7 +55,7 @@ class Wanted:
             "eco_mode": self.eco_mode,
             "label": self.label,
         }
-        return Item(source=self.source, options=options)
+        return Item(source=self.source, options=options, folder=self.folder)
 
 
 @attrs.frozen(kw_only=True)
@@ -107,21 +108,22 @@ class Sources:
     def _all(self, *, check: bool) -> Iterator[Wanted]:
         warn = self.warn if check else lambda _: None
         for name in self.named:
-            for source in self._found(name, warn=warn):
+            for source, folder in self._found(name, warn=warn):
                 yield Wanted(
                     source=source,
                     stems=self.stems,
                     preprocessing=self.preprocessing,
                     eco_mode=self.eco_mode,
+                    folder=folder,
                 )
         if self.list_file is not None:
             for row in lists.rows(self.list_file):
                 yield self._listed(row, self.list_file.folder, check=check)
 
-    def _found(self, name: str, *, warn: Callable[[str], None]) -> Iterator[str]:
+    def _found(self, name: str, *, warn: Callable[[str], None]) -> Iterator[tuple[str, str]]:
         path = Path(name)
         if is_url(name):
-            yield name
+            yield name, ""
         elif path.is_dir():
             yield from self._walked(path, warn=warn)
         elif path.exists():
@@ -129,13 +131,13 @@ class Sources:
             if self.own.made(path):
                 warn(f"{name} is a stem that an earlier run made; it is left out.")
             else:
-                yield name
+                yield name, ""
         elif glob.has_magic(name):
             yield from self._globbed(name, warn=warn)
         else:
             raise UsageError(f"There is no file {name!r}.")
 
-    def _globbed(self, pattern: str, *, warn: Callable[[str], None]) -> Iterator[str]:
+    def _globbed(self, pattern: str, *, warn: Callable[[str], None]) -> Iterator[tuple[str, str]]:
         matched = False
         for match in glob.iglob(pattern, recursive=True):  # noqa: PTH207 - a pattern may be absolute
             matched = True
@@ -145,11 +147,11 @@ class Sources:
                 if "**" not in pattern:
                     yield from self._walked(path, warn=warn)
             elif is_audio(path) and not self.own.made(path):
-                yield match
+                yield match, ""
         if not matched:
             raise UsageError(f"Nothing matches {pattern!r}.")
 
-    def _walked(self, root: Path, *, warn: Callable[[str], None]) -> Iterator[str]:
+    def _walked(self, root: Path, *, warn: Callable[[str], None]) -> Iterator[tuple[str, str]]:
         def unreadable(error: OSError) -> None:
             warn(f"{error.filename} is left out: {error.strerror}.")
 
@@ -160,7 +162,7 @@ class Sources:
             for file in sorted(files):
                 path = Path(folder, file)
                 if is_audio(path) and not self.own.made(path):
-                    yield str(path)
+                    yield str(path), path.parent.relative_to(root).as_posix()
 
     def _listed(self, row: lists.Row, beside: Path, *, check: bool) -> Wanted:
         source = row.source if is_url(row.source) else str(beside / row.source)
@@ -247,11 +249,16 @@ def _check_readable(path: Path, where: str = "") -> None:
 
 
 def _pattern(layout: str) -> re.Pattern[str]:
-    """Return what names made by a layout look like."""
-    fields = {"track": "[^/]+", "stem": f"(?:{'|'.join(Stem)})", "ext": "(?:wav|mp3)"}
-    return re.compile(
-        "".join(
-            re.escape(text) + (fields[name] if name else "")
-            for text, name, _, _ in string.Formatter().parse(layout)
-        )
+    """Return the pattern of the names that a layout makes."""
+    fields = {
+        "folder": "(?:[^/]+(?:/[^/]+)*)?",
+        "track": "[^/]+",
+        "stem": f"(?:{'|'.join(Stem)})",
+        "ext": "(?:wav|mp3)",
+    }
+    pattern = "".join(
+        re.escape(text) + (fields[name] if name else "")
+        for text, name, _, _ in string.Formatter().parse(layout)
     )
+    # The slash beside an empty folder is left out.
+    return re.compile(pattern.replace(f"{fields['folder']}/", "(?:[^/]+/)*"))

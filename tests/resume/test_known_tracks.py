@@ -219,7 +219,7 @@ async def test_namesakes_keep_their_own_files_across_runs(vendor: Emulator, tmp_
         async with connected(vendor, tmp_path / "journal.db") as session:
             async for outcome in session.extract_many(batch, tmp_path / "stems", stems=["bass"]):
                 assert outcome.error is None
-    names = ["song - bass (2).wav", "song - bass.wav"]
+    names = ["song (2) - bass.wav", "song - bass.wav"]
     assert sorted(there(tmp_path / "stems")) == names
     assert len(set(there(tmp_path / "stems").values())) == 2
     assert asked(vendor, "/files") == 2
@@ -240,7 +240,7 @@ async def test_namesakes_of_two_processes_keep_their_own_files(tmp_path: Path) -
                 stack.push_async_callback(each.wait)
         vendor.faults.clear()
         found = there(tmp_path / "stems")
-        numbered = [f"song - {stem}{number}.wav" for stem in STEMS for number in (" (2)", "")]
+        numbered = [f"song{number} - {stem}.wav" for stem in STEMS for number in (" (2)", "")]
         assert sorted(found) == sorted(numbered)
         records = await read(tmp_path / "journal.db")
         assert {
