@@ -7,18 +7,20 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
-    Awaitable,
     Callable,
     Iterable,
 )
-from contextlib import AbstractContextManager, aclosing, suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.abc
 import attrs
 
+from musicgpt_async._engine.runtime import Runtime
+from musicgpt_async._engine.supervision import as_error, run_child
 from musicgpt_async._io.sources import AudioSource
 from musicgpt_async.errors import InvalidOptionError, MusicGPTError, SessionClosedError
 from musicgpt_async.job import ExtractionJob, Files
@@ -28,7 +30,7 @@ if TYPE_CHECKING:  # anyio loads it when the first batch asks for a stream
     from anyio.streams.memory import MemoryObjectSendStream
 
 # Tracks taken from the sources at once: enough to keep every slot and every download busy.
-MOST_AT_ONCE = 64
+MAX_IN_FLIGHT = 64
 
 
 @attrs.frozen(kw_only=True)
@@ -78,131 +80,143 @@ class Item:
 Sources = Iterable[AudioSource | Item] | AsyncIterable[AudioSource | Item]
 
 
-class Session(Protocol):
-    """What a batch needs of a session."""
-
-    @property
-    def submit(self) -> Callable[..., ExtractionJob]:
-        """Submits a track."""
-
-    @property
-    def announce(self) -> Callable[..., None]:
-        """Says where a job's stems are to be before it has ended."""
-
-    async def room_for_another(self) -> None:
-        """Wait until the line is short enough for one more track."""
-
-    def standing_idle(self) -> AbstractContextManager[None]:
-        """Do not hold up a session that drains."""
-
-    def run_errand(self, errand: Callable[[], Awaitable[None]]) -> None:
-        """Run something in the session's task group."""
-
-
 class Batch:
-    """Takes tracks as slots come free, and hands out their outcomes as they finish.
+    """Submits tracks as slots become free, and yields their outcomes as they finish.
 
     Args:
-        session: Does the work.
-        directory: Where the stems are to lie.
+        runtime: The session's.
+        submit: Submits a track.
+        directory: Where the stems go.
         format: Which files of each stem.
-        options: Arguments of ``submit`` for every track.
     """
 
     def __init__(
         self,
-        session: Session,
+        runtime: Runtime,
+        submit: Callable[..., ExtractionJob],
         directory: Path,
         *,
         format: AudioFormat,  # noqa: A002 - as in download()
-        options: dict[str, Any],
     ) -> None:
-        self._session = session
+        self._runtime = runtime
+        self._submit = submit
         self._directory = directory
         self._format = format
-        self._options = options
-        self._room = anyio.Semaphore(MOST_AT_ONCE)
+        self._capacity = anyio.Semaphore(MAX_IN_FLIGHT)
         self._jobs: set[ExtractionJob] = set()
-        self._left = False
-        self._broken: Exception | None = None
+        self._scope = anyio.CancelScope()
+        self._started = self._yielded = 0
+        self._source_error: Exception | None = None
 
     async def outcomes(self, sources: Sources) -> AsyncIterator[Outcome]:
         """Yield one outcome for each track, in order of finishing.
 
-        Leaving the loop early lets go of the tracks that are on their way. What the sources
-        themselves raise is raised here, after the outcomes of the tracks before it.
+        Leaving the loop early detaches the tracks that are on their way, and takes nothing more
+        from the sources. What the sources raise is raised here, after the outcomes of the tracks
+        before it.
         """
         send, receive = anyio.create_memory_object_stream[Outcome](math.inf)
-        self._session.run_errand(partial(self._feed, sources, send))
+        self._runtime.start_background_task(
+            partial(self._submit_all, sources, send), on_failure=self._on_failure
+        )
         try:
             with receive:
                 async for outcome in receive:
+                    self._yielded += 1
                     yield outcome
-                    self._room.release()
+                    self._capacity.release()
         finally:
-            self._left = True
-            self._room.release()
+            self._scope.cancel()
             for job in tuple(self._jobs):
                 job.cancel()
-        if self._broken is not None:
-            raise self._broken
-
-    async def _feed(self, sources: Sources, send: MemoryObjectSendStream[Outcome]) -> None:
-        with send:
-            async with anyio.create_task_group() as tracks:
-                try:
-                    async with aclosing(_each(sources)) as each:
-                        async for source in each:
-                            await self._take_room()
-                            await self._session.room_for_another()
-                            if self._left:
-                                return
-                            tracks.start_soon(self._track, source, send)
-                except anyio.get_cancelled_exc_class():
-                    self._broken = SessionClosedError(
-                        "The session was closed before the batch's end."
-                    )
-                    raise
-                except Exception as error:  # noqa: BLE001 - the caller's iterable's own, raised to him
-                    self._broken = error
-
-    async def _take_room(self) -> None:
-        try:
-            self._room.acquire_nowait()
-        except anyio.WouldBlock:
-            with self._session.standing_idle():
-                await self._room.acquire()
-
-    async def _track(
-        self, source: AudioSource | Item, send: MemoryObjectSendStream[Outcome]
-    ) -> None:
-        if self._left:
-            return
-        outcome = await self._outcome(source if isinstance(source, Item) else Item(source=source))
-        with suppress(anyio.BrokenResourceError):  # the loop was left
-            send.send_nowait(outcome)
-
-    async def _outcome(self, item: Item) -> Outcome:
-        outcome = Outcome(source=item.source)
-        try:
-            job = self._session.submit(item.source, **{**self._options, **item.options})
-        except MusicGPTError as error:
-            return attrs.evolve(outcome, error=error)
-        except Exception as error:  # noqa: BLE001 - one track's failure is never the batch's
-            refusal = InvalidOptionError(
-                f"{str(item.source)[:200]} cannot be submitted: {error!r}."
+        if self._source_error is not None:
+            raise self._source_error
+        if self._yielded != self._started:
+            raise SessionClosedError(
+                f"The session was closed before the batch's end: {self._yielded} of "
+                f"{self._started} tracks that were begun have an outcome."
             )
-            return attrs.evolve(outcome, error=refusal)
-        outcome = attrs.evolve(outcome, job=job)
-        self._jobs.add(job)
-        self._session.announce(job, self._directory, self._format, item.folder)
+
+    def _on_failure(self, error: Exception) -> None:
+        """Have an error raised to whoever reads the outcomes."""
+        self._source_error = self._source_error or error
+
+    async def _submit_all(self, sources: Sources, send: MemoryObjectSendStream[Outcome]) -> None:
+        with send:
+            try:
+                with self._scope:
+                    async with anyio.create_task_group() as tracks:
+                        await self._iterate(sources, tracks, send)
+            except anyio.get_cancelled_exc_class():
+                closed = SessionClosedError("The session was closed before the batch's end.")
+                self._on_failure(closed)
+                raise
+
+    async def _iterate(
+        self,
+        sources: Sources,
+        tracks: anyio.abc.TaskGroup,
+        send: MemoryObjectSendStream[Outcome],
+    ) -> None:
         try:
+            async with aclosing(_each(sources)) as each:
+                async for source in each:
+                    await self._acquire()
+                    await self._runtime.wait_for_space()
+                    self._started += 1
+                    item = source if isinstance(source, Item) else Item(source=source)
+                    on_failure = partial(self._on_track_failure, item, send)
+                    tracks.start_soon(run_child, self._process, (item, send), on_failure)
+        except BaseException as error:  # noqa: BLE001 - as_error raises again what is no failure
+            # The tracks that were begun go on, and their outcomes come first.
+            self._on_failure(as_error(error))
+
+    async def _acquire(self) -> None:
+        try:
+            self._capacity.acquire_nowait()
+        except anyio.WouldBlock:
+            with self._runtime.exclude_from_drain():
+                await self._capacity.acquire()
+
+    def _on_track_failure(
+        self, item: Item, send: MemoryObjectSendStream[Outcome], error: Exception
+    ) -> None:
+        """Make whatever went wrong with a track its outcome, never the batch's."""
+        if not isinstance(error, MusicGPTError):
+            words = f"{str(item.source)[:200]} was not extracted: {error!r}."
+            error = InvalidOptionError(words)
+        _send(send, Outcome(source=item.source, error=error))
+
+    async def _process(self, item: Item, send: MemoryObjectSendStream[Outcome]) -> None:
+        try:
+            job = self._submit(item.source, **item.options)
+        except MusicGPTError:
+            raise
+        except Exception as error:
+            words = f"{str(item.source)[:200]} cannot be submitted: {error!r}."
+            raise InvalidOptionError(words) from error
+        self._jobs.add(job)
+        outcome = Outcome(source=item.source, job=job)
+        try:
+            self._runtime.announce(job, self._directory, self._format, item.folder)
             files = await job.download(self._directory, format=self._format)
-        except MusicGPTError as error:
-            return attrs.evolve(outcome, error=error)
+            outcome = attrs.evolve(outcome, files=files)
+        except BaseException as error:  # noqa: BLE001 - as_error raises again what is no failure
+            outcome = attrs.evolve(outcome, error=_as_library_error(as_error(error), job))
         finally:
             self._jobs.discard(job)
-        return attrs.evolve(outcome, files=files)
+        _send(send, outcome)
+
+
+def _send(send: MemoryObjectSendStream[Outcome], outcome: Outcome) -> None:
+    with suppress(anyio.BrokenResourceError):  # the loop was left
+        send.send_nowait(outcome)
+
+
+def _as_library_error(error: Exception, job: ExtractionJob) -> MusicGPTError:
+    if isinstance(error, MusicGPTError):
+        return error
+    return MusicGPTError(f"{job.title} was not downloaded: {error!r}.", job=job)
 
 
 async def _each(sources: Sources) -> AsyncGenerator[AudioSource | Item, None]:

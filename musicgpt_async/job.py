@@ -1,7 +1,7 @@
-"""ExtractionJob: a handle on one job that moves by itself.
+"""ExtractionJob: a read-only handle on one job, which advances by itself.
 
-It knows no session: whoever moves it calls :meth:`ExtractionJob.advance`, and what users ask of it
-that needs the network goes to its :class:`Owner`.
+It shows what the session knows of the job. What its user asks for, other than to wait, goes to the
+session: see :class:`JobRuntime`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any, Literal, Protocol, TypeVar, overload
 import anyio
 import attrs
 
-from musicgpt_async._rules import lifecycle
 from musicgpt_async._rules.formats import DEFAULT_FORMAT, check_format
-from musicgpt_async._rules.lifecycle import Change
+from musicgpt_async._rules.lifecycle import TERMINAL
 from musicgpt_async.errors import (
     DeadlineError,
     MusicGPTError,
@@ -44,115 +43,140 @@ Files = dict[str, dict[str, Path]]
 _Event = TypeVar("_Event", bound=Event)
 
 
-class Owner(Protocol):
-    """What moves a job, as the job sees it."""
+class JobRuntime(Protocol):
+    """What a handle asks of its session."""
 
     def check_loop(self) -> None:
-        """Refuse to be used in another event loop than the owner's."""
+        """Refuse to be used in another event loop than the session's."""
 
-    def release(self, job: ExtractionJob) -> None:
-        """Let go of a job."""
+    def detach(self, job: Any) -> None:
+        """Stop following a job."""
 
-    def call_soon(self, callback: Callback, job: ExtractionJob) -> None:
+    def call_soon(self, callback: Callback, handle: Any) -> None:
         """Call a done callback in the loop, not inside the change that caused it."""
 
     def reader(self, job_id: str) -> Reader:
         """Return a stream of the job's events."""
 
+    def begin_download(self, job: Any) -> None:
+        """Remember that a download is asked for, with which `events` end."""
+
+    def end_download(self, job: Any) -> None:
+        """Forget a download that was asked for."""
+
     async def download(
         self,
-        job: ExtractionJob,
+        job: Any,
         directory: Path,
         *,
         stems: Collection[str] | None,
         format: AudioFormat,  # noqa: A002 - as in download()
     ) -> Files:
-        """Bring a finished job's files to a directory: stem → format → path."""
+        """Download a finished job's files to a directory: stem → format → path."""
+
+
+class FollowedJob(Protocol):
+    """What a handle shows: a job as the session follows it."""
+
+    id: str
+    record: JobRecord
+    title: str
+    source: Any
+    deadline: float | None
+    outcome: Extraction | MusicGPTError | None
+
+    def event(self, kind: type[_Event], **facts: Any) -> _Event:
+        """Return an event of the job."""
+
+    def downloads(self) -> Any:
+        """Return what is known of its downloads."""
+
+    def add_callback(self, callback: Callback) -> None:
+        """Have a callback called at its end."""
+
+    def remove_callback(self, callback: Callback) -> int:
+        """Remove a callback; return how many times it was there."""
+
+    async def wait_changed(self) -> None:
+        """Wait for the next change of its state."""
 
 
 @attrs.define(eq=False, repr=False)
 class ExtractionJob:
-    """A job on its way, or at its end.
+    """A job that runs in the background, or has ended.
 
     Many may await it; cancelling one of them never hurts the job or the others. It ends with nobody
     awaiting, and each raise is a fresh exception.
-
-    Attributes:
-        source: What was submitted, as it was given; ``None`` for an attached task.
-        title: The track's name in files and messages.
-        deadline: Seconds from acceptance in which it has to finish, ``None`` for no end.
-        id: The library's own name for the job, the same in journals and events.
     """
 
-    _record: JobRecord
-    source: Any
-    title: str
-    _owner: Owner
-    deadline: float | None
-    _outcome: Extraction | MusicGPTError | None = None
-    _changed: anyio.Event | None = None
-    _callbacks: list[Callback] | None = None
-    # What the parts that move the job keep with it.
-    place: int = 0
-    """Where it stands in the session's line; for whoever moves the job."""
-    holds_slot: bool = False
-    """Whether it counts against the account's limit; for whoever moves the job."""
-    id: str = attrs.field(init=False)
-    _fetch_end: Downloaded | Failed | None = None
-    _downloads: int = 0
-    _readers: list[Reader] | None = None
-
-    def __attrs_post_init__(self) -> None:
-        # The record of another job may be taken up: what the caller knows it by stays.
-        self.id = self._record.id
+    _job: FollowedJob
+    _runtime: JobRuntime
 
     def __repr__(self) -> str:
         task = f" task_id={self.task_id}" if self.task_id else ""
         return f"<ExtractionJob {self.title!r} {self.state}{task}>"
 
     @property
+    def id(self) -> str:
+        """The library's own name for the job, the same in journals and events."""
+        return self._job.id
+
+    @property
+    def source(self) -> Any:
+        """What was submitted, as it was given; ``None`` for an attached task."""
+        return self._job.source
+
+    @property
+    def title(self) -> str:
+        """The track's name in files and messages."""
+        return self._job.title
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds from acceptance in which it has to finish, ``None`` for no end."""
+        return self._job.deadline
+
+    @property
     def task_id(self) -> str | None:
-        """The vendor's name for the job, ``None`` until it is accepted."""
-        return self._record.task_id
+        """MusicGPT's name for the job, ``None`` until it is accepted."""
+        return self._job.record.task_id
 
     @property
     def conversion_id(self) -> str | None:
         """The vendor's name for the conversion, ``None`` until it is accepted."""
-        return self._record.conversion_id
+        return self._job.record.conversion_id
 
     @property
     def state(self) -> JobState:
-        """Where the job stands."""
-        return self._record.state
+        """What has become of the job so far."""
+        state = self._job.record.state
+        if self.done() and state not in TERMINAL:
+            return JobState.RELEASED  # its record stays as it is, for whoever resumes it
+        return state
 
     @property
     def eta(self) -> float | None:
         """Seconds from acceptance that the vendor expects to need, ``None`` while unknown."""
-        return self._record.eta
+        return self._job.record.eta
 
     @property
     def credit_estimate(self) -> float | None:
         """Credits that the vendor expects to charge, ``None`` while unknown."""
-        return self._record.credit_estimate
+        return self._job.record.credit_estimate
 
     @property
     def label(self) -> str | None:
         """The caller's name for the track."""
-        return self._record.label
+        return self._job.record.label
 
     @property
     def stems(self) -> tuple[str, ...]:
         """The stems that were asked for; empty means the vendor's own four."""
-        return self._record.stems
-
-    @property
-    def record(self) -> JobRecord:
-        """All that has to be remembered of the job."""
-        return self._record
+        return self._job.record.stems
 
     def done(self) -> bool:
         """Return whether the job has ended, well or not."""
-        return self._outcome is not None
+        return self._job.outcome is not None
 
     def result(self) -> Extraction:
         """Return the finished extraction.
@@ -161,13 +185,13 @@ class ExtractionJob:
             NotFinishedError: The job has not ended yet.
             MusicGPTError: The error that it ended in, a fresh one each time.
         """
-        if self._outcome is None:
+        if self._job.outcome is None:
             raise NotFinishedError(
                 f"{self.title} is still {self.state}; await the job first.", job=self
             )
-        if isinstance(self._outcome, MusicGPTError):
-            raise self._outcome.fresh()
-        return self._outcome
+        if isinstance(self._job.outcome, MusicGPTError):
+            raise self._job.outcome.fresh()
+        return self._job.outcome
 
     def exception(self) -> MusicGPTError | None:
         """Return a fresh copy of the error that the job ended in, ``None`` if it ended well.
@@ -194,9 +218,9 @@ class ExtractionJob:
             MusicGPTError: The error that the job ended in.
         """
         with anyio.move_on_after(timeout):
-            while self._outcome is None:
-                await self._change()
-        if self._outcome is None:
+            while self._job.outcome is None:
+                await self._wait_changed()
+        if self._job.outcome is None:
             raise DeadlineError(
                 f"{self.title} is still {self.state} after {timeout:g} s; it goes on, and may be "
                 "awaited again.",
@@ -213,12 +237,12 @@ class ExtractionJob:
         Raises:
             MusicGPTError: The job ended before that.
         """
-        while self._record.task_id is None:
+        while self._job.record.task_id is None:
             if self.done():
                 self.result()
-            await self._change()
+            await self._wait_changed()
         return Acceptance(
-            task_id=self._record.task_id,
+            task_id=self._job.record.task_id,
             conversion_id=self.conversion_id,
             eta=self.eta,
             credit_estimate=self.credit_estimate,
@@ -235,7 +259,7 @@ class ExtractionJob:
         """
         if self.done():
             return False
-        self._owner.release(self)
+        self._runtime.detach(self._job)
         return True
 
     def add_done_callback(self, callback: Callback) -> None:
@@ -244,15 +268,13 @@ class ExtractionJob:
         An error that it raises goes to the loop's exception handler, and hurts nothing else.
         """
         if self.done():
-            self._owner.call_soon(callback, self)
+            self._runtime.call_soon(callback, self)
         else:
-            self._callbacks = [*(self._callbacks or ()), callback]
+            self._job.add_callback(callback)
 
     def remove_done_callback(self, callback: Callback) -> int:
         """Take a callback back; return how many times it was there."""
-        before = self._callbacks or []
-        self._callbacks = [each for each in before if each != callback]
-        return len(before) - len(self._callbacks)
+        return self._job.remove_callback(callback)
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield what happens to the job, from where it stands now to its end.
@@ -260,17 +282,18 @@ class ExtractionJob:
         The end is ``Failed``; ``Completed`` where no download is asked for by then; else
         ``Downloaded``, unless that download is broken off.
         """
-        reader = self._owner.reader(self.id)
-        event: Event | None = self._present()
-        self._readers = [*(self._readers or ()), reader]
+        reader = self._runtime.reader(self.id)
+        readers: list[Reader] = self._job.downloads().readers
+        event: Event | None = self._current_event()
+        readers.append(reader)
         try:
             while event is not None:
                 yield event
-                if self._ends(event):
+                if self._is_final(event):
                     return
                 event = await anext(reader, None)
         finally:
-            self._readers = [each for each in self._readers or () if each is not reader] or None
+            readers.remove(reader)
             await reader.aclose()
 
     @overload
@@ -305,7 +328,7 @@ class ExtractionJob:
         Args:
             directory: Made where it does not exist.
             stems: Which of the stems; all that the vendor made by default.
-            format: ``"best"`` for the WAV if the vendor has it, else the MP3, as the ending of the
+            format: ``"best"`` for the WAV if MusicGPT has it, else the MP3, as the ending of the
                 path says; ``"both"`` for whatever there is; ``"wav"`` or ``"mp3"`` for that alone.
 
         Returns:
@@ -318,99 +341,38 @@ class ExtractionJob:
         """
         check_format(format)
         names = None if stems is None else [str(stem) for stem in stems]
-        self.begin_download()
+        self._runtime.begin_download(self._job)
         try:
             await self.wait()
-            files = await self._owner.download(self, Path(directory), stems=names, format=format)
+            files = await self._runtime.download(
+                self._job, Path(directory), stems=names, format=format
+            )
         finally:
-            self.end_download()
+            self._runtime.end_download(self._job)
         if format == "both":
             return files
         return {stem: path for stem, paths in files.items() for path in paths.values()}
 
-    def advance(
-        self, change: Change, *, outcome: Extraction | MusicGPTError | None = None, **facts: Any
-    ) -> None:
-        """Change the state; for whoever moves the job.
+    async def _wait_changed(self) -> None:
+        self._runtime.check_loop()
+        await self._job.wait_changed()
 
-        Args:
-            change: What happened; the table in ``lifecycle`` says what follows.
-            outcome: How the job ended, where the change ends it.
-            facts: What became known with it: attributes of the record.
-        """
-        state = lifecycle.after(self.state, change)
-        self._record = attrs.evolve(self._record, state=state, **facts)
-        if outcome is not None:
-            self._outcome = outcome
-        self._tell()
-
-    def take_up(self, record: JobRecord) -> None:
-        """Become the job that a record remembers, before it goes on; for whoever moves the job."""
-        self._record = attrs.evolve(record, state=JobState.QUEUED)
-
-    def note(self, **facts: Any) -> None:
-        """Remember what became known without a change of state; for whoever moves the job."""
-        self._record = attrs.evolve(self._record, **facts)
-
-    def note_fetch(self, end: Downloaded | Failed | None) -> None:
-        """Remember how the last download ended, ``None`` while one is under way; for its mover."""
-        self._fetch_end = end
-
-    def begin_download(self) -> None:
-        """Remember that a download is asked for, with which `events` end; for its mover."""
-        self._downloads += 1
-
-    def end_download(self) -> None:
-        """Forget a download that was asked for; one that was broken off has no event of its own."""
-        self._downloads -= 1
-        if self.done() and self._fetch_end is None and not self._downloads:
-            for reader in self._readers or ():
-                reader.end()
-
-    def event(self, kind: type[_Event], **facts: Any) -> _Event:
-        """Return an event of this job."""
-        return kind(job_id=self.id, track=self.title, task_id=self.task_id, **facts)
-
-    def _tell(self) -> None:
-        changed, self._changed = self._changed, None
-        if changed is not None:
-            changed.set()
-        if self.done():
-            callbacks, self._callbacks = self._callbacks, None
-            for callback in callbacks or ():
-                self._owner.call_soon(callback, self)
-
-    async def _change(self) -> None:
-        self._owner.check_loop()
-        # Made when somebody waits: of ten thousand handles most are never awaited one by one.
-        if self._changed is None:
-            self._changed = anyio.Event()
-        await self._changed.wait()
-
-    def _present(self) -> Event:
-        """Return the event that tells where the job stands."""
-        if self._fetch_end is not None:
-            return self._fetch_end
-        if isinstance(self._outcome, Extraction):
-            return self.event(Completed, extraction=self._outcome)
-        if self._outcome is not None:
-            return self.event(Failed, error=self._outcome.fresh())
+    def _current_event(self) -> Event:
+        """Return the event that says what has become of the job so far."""
+        job, end = self._job, self._job.downloads().end
+        if end is not None:
+            last: Event = end
+            return last
+        if isinstance(job.outcome, Extraction):
+            return job.event(Completed, extraction=job.outcome)
+        if job.outcome is not None:
+            return job.event(Failed, error=job.outcome.fresh())
         if self.task_id is not None:
-            return self.event(Accepted, eta=self.eta, credit_estimate=self.credit_estimate)
-        return self.event(Queued)
+            return job.event(Accepted, eta=self.eta, credit_estimate=self.credit_estimate)
+        return job.event(Queued)
 
-    def _ends(self, event: Event) -> bool:
+    def _is_final(self, event: Event) -> bool:
         if isinstance(event, Completed):
-            return self._fetch_end is None and not self._downloads
+            downloads = self._job.downloads()
+            return downloads.end is None and not downloads.requested
         return isinstance(event, (Failed, Downloaded))
-
-
-def extraction_of(record: JobRecord) -> Extraction:
-    """Return the finished job that a record remembers."""
-    return Extraction(
-        task_id=record.task_id or "",
-        conversion_id=record.conversion_id,
-        stems=record.links,
-        cost=record.cost,
-        duration=record.duration,
-    )

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
+import random
 import time
 from collections.abc import (
     AsyncIterator,
@@ -19,6 +21,7 @@ from collections.abc import (
     Iterable,
     Mapping,
 )
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
@@ -28,8 +31,8 @@ import anyio.to_thread
 import attrs
 
 from musicgpt_async._io import processes
-from musicgpt_async._io.database import PAGE, Statements, located
-from musicgpt_async._rules.formats import is_downloaded
+from musicgpt_async._io.database import PAGE, PATIENCE, Statements, is_busy, located
+from musicgpt_async._rules import records
 from musicgpt_async.errors import InvalidOptionError, JournalError
 from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
 
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-__all__ = ["Journal", "Lease"]
+__all__ = ["Claim", "ClaimLostError", "Journal", "Lease"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -69,41 +72,36 @@ class Lease:
     mine: bool
 
 
-def is_unfinished(record: JobRecord) -> bool:
-    """Tell whether there is work left: to submit, to wait for, to resolve or to download.
+class ClaimLostError(JournalError):
+    """The job is not this session's to write any more."""
 
-    A job let go of before it was handed over is finished: nobody wants it, nothing was paid.
+
+@attrs.define(eq=False)
+class Claim:
+    """The right to write the record of one job: made by the journal alone, moved, never copied.
+
+    Of all sessions on a journal, in this process and in others, one has the claim of a job. It
+    saves the job and receives its webhooks; the others follow.
+
+    Attributes:
+        id: The record's own name for the job.
     """
-    match record.state:
-        case JobState.FAILED:
-            return False
-        case JobState.RELEASED:
-            return was_delivered(record)
-        case JobState.COMPLETED:
-            return record.directory is not None and not is_downloaded(record)
-        case _:
-            return True
 
+    id: str
+    _journal: Journal = attrs.field(repr=False)
 
-def may_be_submitted_again(record: JobRecord) -> bool:
-    """Tell whether a new submission of the same track would pay for nothing twice."""
-    if record.state is JobState.RELEASED:
-        return not was_delivered(record)
-    return record.state is JobState.FAILED
+    async def save(self, record: JobRecord, *, release: bool = False) -> None:
+        """Save the job; `release` gives the claim back with it.
 
+        Raises:
+            ClaimLostError: The claim was given back, or another process has taken the job over.
+            JournalError: It could not be saved.
+        """
+        await self._journal.save_claimed(self, record, release=release)
 
-def was_delivered(record: JobRecord) -> bool:
-    """Tell whether the vendor has, or may have, the whole track."""
-    return record.task_id is not None or record.sent_at is not None
-
-
-def _unbindable(record: JobRecord) -> str | None:
-    """Return why no task that was found can be a job's."""
-    if record.task_id is not None:
-        return f"it has the task {record.task_id} already"
-    if record.sent_at is None or record.state is JobState.FAILED:
-        return f"it is {record.state} and was not accepted, so it has no task"
-    return None
+    def drop(self) -> None:
+        """Let another session of this process have the job."""
+        self._journal.drop_claim(self)
 
 
 class Journal:
@@ -135,6 +133,8 @@ class Journal:
         self._me = ""
         self._owned: set[str] = set()
         self._finished: dict[str, None] = {}
+        self._claims: dict[str, Claim] = {}
+        self._give_up_at = math.inf  # on the loop's clock; when no write waits any more
         self._openings = 0
         self._opening = anyio.Lock()
         self._waiting: list[Pending] = []
@@ -192,6 +192,8 @@ class Journal:
                     self._engine = None
                     self._owned.clear()
                     self._finished.clear()
+                    self._claims.clear()
+                    self._give_up_at = math.inf
                     await engine.dispose()
 
     async def enter(self, record: JobRecord, *, force: bool = False) -> tuple[JobRecord, bool]:
@@ -211,7 +213,7 @@ class Journal:
             rows = () if force else await connection.execute(self._sql.same, values)
             for row in rows:
                 found = _record(row)
-                if not may_be_submitted_again(found):
+                if not records.may_be_submitted_again(found):
                     mine = row.owner == self._me
                     if not mine and (row.free or await _dead([row.owner])):
                         await connection.execute(self._sql.take, self._about(found.id))
@@ -246,11 +248,89 @@ class Journal:
         if saved and not release:
             self._own(record)
         if not saved:
-            raise JournalError(
+            self._claims.pop(record.id, None)
+            raise ClaimLostError(
                 f"The job {record.id} is not this process's any more: its lease ran out and "
                 f"another process has taken it over, or it is not in the journal "
                 f"{self._database.name}. Nothing was written; leave the job to its owner."
             )
+
+    async def register(
+        self, record: JobRecord, *, force: bool = False
+    ) -> tuple[JobRecord, Claim | None, bool]:
+        """Save a new job, or return the one that is there: see `enter`.
+
+        Returns:
+            The record, its claim unless another session or process has it, and whether it is new.
+
+        Raises:
+            JournalError: It could not be written.
+        """
+        found, new = await self.enter(record, force=force)
+        return found, self._make_claim(found.id), new
+
+    async def claim_one(self, id: str) -> Claim | None:  # noqa: A002 - the record's own name
+        """Return the claim of a job, ``None`` while another session or process has it.
+
+        Raises:
+            JournalError: It could not be written.
+        """
+
+        async def work(connection: AsyncConnection) -> bool:
+            row = await self._row_of(connection, id)
+            if row is None or row.id != id:
+                return False
+            if row.owner != self._me and not (row.free or await _dead([row.owner])):
+                return False
+            await connection.execute(self._sql.take, self._about(id))
+            return True
+
+        if not await self._write(work):
+            return None
+        self._owned.add(id)
+        return self._make_claim(id)
+
+    async def claim_all(self) -> list[tuple[JobRecord, Claim]]:
+        """Take the unfinished jobs that no session works on, the oldest first: see `claim`."""
+        found = [(record, self._make_claim(record.id)) for record in await self.claim()]
+        return [(record, claim) for record, claim in found if claim is not None]
+
+    async def save_claimed(self, claim: Claim, record: JobRecord, *, release: bool) -> None:
+        """Save a job for the holder of its claim: see `Claim.save`."""
+        if self._claims.get(claim.id) is not claim or record.id != claim.id:
+            raise ClaimLostError(
+                f"The job {record.id} is not this session's any more; nothing was written."
+            )
+        await self.save(record, release=release)
+        if release:
+            self.drop_claim(claim)
+
+    def drop_claim(self, claim: Claim) -> None:
+        """Forget a claim, so that another session of this process may have the job."""
+        if self._claims.get(claim.id) is claim:
+            del self._claims[claim.id]
+
+    def _make_claim(self, id_: str) -> Claim | None:
+        if id_ in self._claims or not self.owns(id_):
+            return None
+        claim = self._claims[id_] = Claim(id_, self)
+        return claim
+
+    async def bind_claimed(self, id: str, task_id: str) -> tuple[JobRecord, Claim]:  # noqa: A002
+        """Give a job the task that was found for it, and take its claim: see `bind`.
+
+        Raises:
+            InvalidOptionError: As in `bind`; nothing was written.
+        """
+        if id in self._claims:
+            raise InvalidOptionError(
+                f"A session of this process still follows the job {id}; nothing was changed."
+            )
+        record = await self.bind(id, task_id)
+        claim = self._make_claim(id)
+        if claim is None:
+            raise InvalidOptionError(f"A session of this process follows the job {id} by now.")
+        return record, claim
 
     async def bind(self, id: str, task_id: str) -> JobRecord:  # noqa: A002 - the record's own name
         """Give a job whose answer was lost the task that was found for it, and take its lease.
@@ -274,7 +354,7 @@ class Journal:
             if found.task_id == task_id:  # bound before, by a command that was broken off
                 await connection.execute(self._sql.take, self._about(id))
                 return record
-            if refusal := _unbindable(record):
+            if refusal := records.why_not_bindable(record):
                 return refusal
             if other is not None and other.task_id == task_id:
                 return f"that task is the job {other.id}'s"
@@ -361,6 +441,11 @@ class Journal:
         await self._write(work)
         self._disown(id)
 
+    def give_up_after(self, seconds: float) -> None:
+        """Have writes wait so long at most from now on, if nobody else uses the journal."""
+        if self._openings <= 1:
+            self._give_up_at = min(self._give_up_at, anyio.current_time() + seconds)
+
     def owns(self, id: str) -> bool:  # noqa: A002 - the record's own name for it
         """Tell whether this journal holds the job's lease, as far as it knows."""
         return id in self._owned or id in self._finished
@@ -398,7 +483,7 @@ class Journal:
         self._finished.pop(id_, None)
 
     def _own(self, record: JobRecord) -> None:
-        if is_unfinished(record):
+        if records.is_unfinished(record):
             self._owned.add(record.id)
             return
         # It may be downloaded once more; but a session may live for months.
@@ -453,24 +538,43 @@ class Journal:
     async def _commit(self, batch: list[Pending]) -> None:
         """Commit works together; one that fails is put aside, and the others are tried again."""
         results: list[Any] = []
-        working = False
+        is_working = False
         try:
-            with self._database.explained():
-                async with self._opened().begin() as connection:
-                    await connection.execute(self._sql.lock)
-                    await self._stay(connection)
-                    working = True
-                    for work, _ in batch:
-                        results.append(await work(connection))
-                    working = False
+            async with self._transaction() as connection:
+                is_working = True
+                for work, _ in batch:
+                    results.append(await work(connection))
+                is_working = False
         except Exception as error:  # noqa: BLE001 - each is raised where the work was asked for
-            failed = [batch.pop(len(results))] if working else list(batch)
+            failed = [batch.pop(len(results))] if is_working else list(batch)
             for _, outcome in failed:
                 outcome.set_exception(error.fresh() if isinstance(error, JournalError) else error)
-            self._waiting[:0] = batch if working else ()
+            self._waiting[:0] = batch if is_working else ()
         else:
             for (_, outcome), result in zip(batch, results, strict=True):
                 outcome.set_result(result)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Hold the journal's lock; wait for another process's transaction within a bound."""
+        give_up_at = anyio.current_time() + PATIENCE
+        while True:
+            async with AsyncExitStack() as stack:
+                stack.enter_context(self._database.explained())
+                try:
+                    connection = await stack.enter_async_context(self._opened().begin())
+                    await connection.execute(self._sql.lock)
+                except Exception as error:
+                    if not is_busy(error) or self._has_waited_until(give_up_at):
+                        raise
+                else:
+                    await self._stay(connection)
+                    yield connection
+                    return
+            await anyio.sleep(random.uniform(0.01, 0.1))
+
+    def _has_waited_until(self, moment: float) -> bool:
+        return anyio.current_time() >= min(moment, self._give_up_at)
 
     async def _stay(self, connection: AsyncConnection) -> None:
         values = {"me": self._me, "until": self._clock() + self._lease}
@@ -480,11 +584,18 @@ class Journal:
     async def _read(
         self, statement: sa.Select[Any], values: Mapping[str, Any], decode: Callable[[Any], T]
     ) -> list[T]:
-        with self._database.explained():
-            engine = self._opened().execution_options(musicgpt_reading=True)
-            async with engine.connect() as connection:
-                rows = await connection.execute(statement, values)
-            return await _decoded(rows, decode)
+        engine = self._opened().execution_options(musicgpt_reading=True)
+        give_up_at = anyio.current_time() + PATIENCE
+        while True:
+            with self._database.explained():
+                try:
+                    async with engine.connect() as connection:
+                        rows = await connection.execute(statement, values)
+                    return await _decoded(rows, decode)
+                except Exception as error:
+                    if not is_busy(error) or self._has_waited_until(give_up_at):
+                        raise
+            await anyio.sleep(random.uniform(0.01, 0.1))
 
     @property
     def _sql(self) -> Statements:
@@ -527,7 +638,7 @@ def _row(record: JobRecord) -> dict[str, Any]:
         "stems": [str(stem) for stem in record.stems],
         "preprocessing": [str(option) for option in record.preprocessing],
         "links": {stem: attrs.asdict(links) for stem, links in record.links.items()},
-        "unfinished": is_unfinished(record),
+        "unfinished": records.is_unfinished(record),
     }
 
 

@@ -1,15 +1,10 @@
-"""MusicGPTSession: the one place where the parts meet; it owns the task group."""
+"""MusicGPTSession: the options of a session, its lifetime, and its public methods."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,50 +12,22 @@ from typing import Any, Literal, Self
 
 import aiohttp
 import anyio
-import anyio.to_thread
-import attrs
 
 from musicgpt_async import batch
-from musicgpt_async._io import receiving
-from musicgpt_async._io.download import Downloader
+from musicgpt_async._engine.runtime import Runtime, RuntimeSettings, start_runtime
 from musicgpt_async._io.http import Transport
 from musicgpt_async._io.sources import AudioSource, track_of
-from musicgpt_async._rules import hosts, lifecycle, names, plans, protocol
-from musicgpt_async._rules.credit import Credit
+from musicgpt_async._rules import hosts, names, plans, protocol
+from musicgpt_async._rules.credit import CreditBudget
 from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL
 from musicgpt_async._rules.formats import DEFAULT_FORMAT, check_format
-from musicgpt_async._rules.lifecycle import Change
-from musicgpt_async._rules.polling import Schedule
 from musicgpt_async._rules.slots import Slots
-from musicgpt_async._work.desk import Desk
-from musicgpt_async._work.fetching import Fetcher
-from musicgpt_async._work.ledger import Ledger
-from musicgpt_async._work.mailroom import Mailroom
-from musicgpt_async._work.resuming import Resumer
-from musicgpt_async._work.submitting import Submitter
-from musicgpt_async._work.waiting import Watcher
-from musicgpt_async.errors import (
-    ConfigurationError,
-    InvalidOptionError,
-    MusicGPTError,
-    ReleasedError,
-    SessionClosedError,
-)
-from musicgpt_async.events import Completed, Event, Failed, Feed, Reader
-from musicgpt_async.job import Callback, ExtractionJob, Files
+from musicgpt_async.errors import ConfigurationError, InvalidOptionError, SessionClosedError
+from musicgpt_async.events import Event, Feed
+from musicgpt_async.job import ExtractionJob
 from musicgpt_async.journal import Journal
-from musicgpt_async.models import (
-    AudioFormat,
-    Extraction,
-    JobRecord,
-    JobState,
-    Limits,
-    Preprocessing,
-    Stem,
-)
+from musicgpt_async.models import AudioFormat, Limits, Preprocessing, Stem
 from musicgpt_async.webhooks import WebhookReceiver
-
-_log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "MUSICGPT_API_KEY"
 BASE_URL_VARIABLE = "MUSICGPT_BASE_URL"
@@ -113,77 +80,51 @@ class MusicGPTSession:
         url = hosts.checked_base_url(
             base_url or os.environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
         )
+        _check_types(limits, webhooks, http)
         if limits is None:
             limits = plans.limits_of(plans.check_plan(os.environ.get(plans.PLAN_VARIABLE)))
         on_loopback = hosts.is_loopback(url)
-        self._deadline = deadline
-        self._layout = names.checked_template(layout)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._host: asyncio.Task[None] | None = None
-        self._closed = False
-        self._closing = anyio.Lock()
-        self._count = 0
-        self._jobs: set[ExtractionJob] = set()
-        self._errands = 0
+        _check_seconds("deadline", deadline, may_be_none=True)
+        _check_seconds("request_timeout", request_timeout)
+        _check_seconds("stall_timeout", stall_timeout)
         self._executor = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="musicgpt-files")
+        self._slots = Slots(parallel=None if limits is None else limits.parallel)
+        self._credit = CreditBudget(_checked_credits(max_credits))
         self._feed = Feed()
-        self._http = Transport(
-            _checked_key(api_key or os.environ.get(KEY_VARIABLE)),
-            http=http,
-            request_timeout=request_timeout,
-            downloads=_checked_downloads(downloads),
-            allows=lambda address: (
-                hosts.is_public(address) or (on_loopback and hosts.is_loopback_address(address))
-            ),
-        )
-        self._journal = Journal(journal) if isinstance(journal, (str, os.PathLike)) else journal
-        self._ledger = Ledger(self._journal, lost=self._lost)
-        self._mail = Mailroom(webhooks, wake=self._wake, keep=self._ledger.keep, feed=self._feed)
-        desk = Desk(
+        self._settings = RuntimeSettings(
             base_url=url,
-            http=self._http,
+            on_loopback=on_loopback,
+            http=Transport(
+                _checked_key(api_key or os.environ.get(KEY_VARIABLE)),
+                http=http,
+                request_timeout=request_timeout,
+                downloads=_checked_downloads(downloads),
+                allows=lambda address: (
+                    hosts.is_public(address) or (on_loopback and hosts.is_loopback_address(address))
+                ),
+            ),
             executor=self._executor,
             feed=self._feed,
-            ledger=self._ledger,
-            mail=self._mail,
-            end=self._end,
-        )
-        self._watcher = Watcher(
-            desk,
-            Schedule(
-                polls_per_minute=None if limits is None else limits.polls_per_minute,
-                reliability=None if webhooks is None else webhooks.inbox.reliability,
-            ),
-        )
-        self._slots = Slots(parallel=None if limits is None else limits.parallel)
-        self._credit = Credit(max_credits)
-        self._submitter = Submitter(
-            desk,
             slots=self._slots,
             credit=self._credit,
-            watcher=self._watcher,
-            known=self._known,
+            polls_per_minute=None if limits is None else limits.polls_per_minute,
+            journal=Journal(journal) if isinstance(journal, (str, os.PathLike)) else journal,
+            webhooks=webhooks,
+            deadline=deadline,
+            request_timeout=request_timeout,
             stall_timeout=stall_timeout,
+            layout=names.checked_template(layout),
         )
-        self._resumer = Resumer(
-            desk, submitter=self._submitter, watcher=self._watcher, handle=self._handle_of
-        )
-        self._fetcher = Fetcher(
-            desk,
-            watcher=self._watcher,
-            downloader=Downloader(
-                fetch=self._http.fetch,
-                executor=self._executor,
-                allow_loopback=on_loopback,
-                digests=self._journal is not None,
-                receive=partial(receiving.pieces, patience=request_timeout),
-            ),
-            template=self._layout,
-        )
+        self._runtime: Runtime | None = None
+        self._is_started = self._is_closed = False
+        self._lifetime = anyio.Lock()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open" if self._host else "not started"
-        return f"<MusicGPTSession {state}, {len(self._jobs)} jobs>"
+        runtime = self._runtime
+        if runtime is None:
+            return f"<MusicGPTSession {'closed' if self._is_closed else 'not started'}>"
+        state = "open" if runtime.is_open else "closed"
+        return f"<MusicGPTSession {state}, {len(runtime)} jobs>"
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -203,44 +144,37 @@ class MusicGPTSession:
             ConfigurationError: It was started before, or ``http`` is closed.
             JournalError: The journal cannot be used.
         """
-        if self._host is not None or self._closed:
+        if self._is_started or self._is_closed:
             raise ConfigurationError("A session is started once; make another one.")
-        self._loop = asyncio.get_running_loop()
-        self._leaving, self._ready, self._idle = anyio.Event(), anyio.Event(), anyio.Event()
-        self._http.open()
-        try:
-            if self._journal is not None:
-                await self._journal.open()
-        except BaseException:
-            await self._http.close()
-            raise
-        # A task of its own: a service may start a session in one task and close it in another.
-        self._host = asyncio.create_task(self._live(), name="musicgpt-async session")
-        try:
-            await self._ready.wait()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self.aclose(drain=False)
-            raise
+        self._is_started = True
+        async with self._lifetime:
+            self._runtime = await start_runtime(self._settings)
         return self
 
     async def aclose(self, *, drain: bool = True) -> None:
         """Close the session.
 
+        What is left to do takes ten seconds at most; cancelled once more it ends at once.
+
         Args:
-            drain: Whether to wait for the jobs that still run, or to let go of them.
+            drain: Whether to wait for the jobs that still run, or to detach them.
+
+        Raises:
+            MusicGPTError: A part of the session had stopped before.
         """
-        if self._host is None:
-            self._closed = True
+        self._is_closed = True
+        if not self._is_started:
+            return
+        with anyio.CancelScope(shield=True):
+            async with self._lifetime:  # a start under way is waited for
+                runtime = self._runtime
+        if runtime is None:
             return
         try:
             if drain:
-                await self._drained()
+                await runtime.wait_idle()
         finally:
-            with anyio.CancelScope(shield=True):
-                async with self._closing:
-                    if not self._closed:
-                        await self._shut_down()
+            await runtime.close()
 
     def submit(
         self,
@@ -269,21 +203,17 @@ class MusicGPTSession:
             InvalidOptionError: A stem, an option or the source is nothing that can be sent.
             SessionClosedError: The session is not open.
         """
-        self.check_loop()
-        track = track_of(source, label=label)
-        record = JobRecord(
-            id=uuid.uuid4().hex,
-            fingerprint="",
-            source=track.location,
+        runtime = self._open_runtime()
+        _check_label(label)
+        return runtime.submit(
+            source,
+            track_of(source, label=label),
             label=label,
+            force=force,
             stems=protocol.checked_names(stems, Stem, "stem"),
             preprocessing=protocol.checked_names(preprocessing, Preprocessing, "option"),
             eco_mode=protocol.check_flag(eco_mode, "eco_mode"),
-            created_at=time.time(),
         )
-        job = self._handle(record, source, label or track.title)
-        self._submitter.enqueue(job, track, force=force)
-        return job
 
     def attach(self, task_id: str) -> ExtractionJob:
         """Return a handle on a job that somebody submitted before.
@@ -291,16 +221,9 @@ class MusicGPTSession:
         Raises:
             SessionClosedError: The session is not open.
         """
-        self.check_loop()
+        runtime = self._open_runtime()
         _check_task_id(task_id)
-        record = JobRecord(
-            id=uuid.uuid4().hex, fingerprint="", source="", task_id=task_id, created_at=time.time()
-        )
-        job = self._handle(record, None, task_id)
-        job.advance(Change.ACCEPT)
-        self._submitter.occupy(job)
-        self._watcher.watch(job, age=None)
-        return job
+        return runtime.attach(task_id)
 
     async def bind(
         self,
@@ -326,15 +249,11 @@ class MusicGPTSession:
             NotFoundError: The vendor knows no such task; nothing was changed.
             MusicGPTError: The vendor or the journal could not be asked; nothing was changed.
         """
-        journal = self._resumable()
+        runtime = self._open_runtime()
         _check_task_id(task_id)
-        if self._handle_of(job_id) is not None:
-            raise InvalidOptionError(
-                f"This session still follows the job {job_id}; let go of its handle first."
-            )
-        await self._watcher.ask(task_id, ())
-        await self._ledger.flush()  # how it ended must not be written after this
-        return self._taken_up([await journal.bind(job_id, task_id)], format)[0]
+        if format is not None:
+            check_format(format)
+        return await runtime.bind(job_id, task_id, format)
 
     async def extract(
         self,
@@ -358,7 +277,7 @@ class MusicGPTSession:
             label=label,
             force=force,
         )
-        self.announce(job, Path(directory), format)
+        self._open_runtime().announce(job, _absolute(directory), format)
         try:
             return await job.download(directory, format=format)
         except BaseException:
@@ -394,15 +313,17 @@ class MusicGPTSession:
             InvalidOptionError: A stem, option or format name does not exist.
             SessionClosedError: The session is not open.
         """
-        self.check_loop()
+        runtime = self._open_runtime()
         check_format(format)
-        options = {
+        options: dict[str, Any] = {
             "stems": protocol.checked_names(stems, Stem, "stem"),
             "preprocessing": protocol.checked_names(preprocessing, Preprocessing, "option"),
             "eco_mode": protocol.check_flag(eco_mode, "eco_mode"),
             "force": force,
         }
-        return batch.Batch(self, Path(directory), format=format, options=options).outcomes(sources)
+        submit = partial(self.submit, **options)
+        many = batch.Batch(runtime, submit, _absolute(directory), format=format)
+        return many.outcomes(sources)
 
     async def resume(
         self,
@@ -427,31 +348,7 @@ class MusicGPTSession:
         """
         if format is not None:
             check_format(format)
-        claimed = await self._resumable().claim()
-        ours = {job.record.id for job in self._jobs}
-        return self._taken_up([each for each in claimed if each.id not in ours], format)
-
-    def _resumable(self) -> Journal:
-        self.check_loop()
-        if self._journal is None:
-            raise ConfigurationError("There is nothing to resume: give the session a journal=.")
-        return self._journal
-
-    def _taken_up(
-        self,
-        records: Iterable[JobRecord],
-        format: AudioFormat | None,  # noqa: A002 - as in download()
-    ) -> list[ExtractionJob]:
-        jobs = []
-        for each in records:
-            record = attrs.evolve(each, state=JobState.QUEUED, format=format or each.format)
-            jobs.append(self._handle(record, None, _title(record)))
-        self._resumer.take_up(jobs)
-        for job in jobs:
-            if job.record.directory is not None:
-                job.begin_download()
-                self.run_errand(partial(self._finish_download, job))
-        return jobs
+        return await self._open_runtime().resume(format)
 
     def events(self) -> AsyncIterator[Event]:
         """Return what happens to all jobs of the session from now on; it ends with the session."""
@@ -467,196 +364,55 @@ class MusicGPTSession:
         """Slots taken, and how many there are as far as is known."""
         return self._slots.taken, self._slots.limit
 
-    # What jobs and batches ask of their session.
-
-    def check_loop(self) -> None:
-        """Refuse to be used when not open, or in another event loop than the session's."""
-        if self._host is None or self._closed or self._host.done():
+    def _open_runtime(self) -> Runtime:
+        """Return the runtime; refuse to be used when not open, or in another event loop."""
+        if self._runtime is None:
             raise SessionClosedError(
                 "The session is not open; use `async with MusicGPTSession() as session:`."
             )
-        if asyncio.get_running_loop() is not self._loop:
-            raise ConfigurationError(
-                "The session belongs to another event loop; make one session for each loop."
-            )
+        self._runtime.check_loop()
+        return self._runtime
 
-    def release(self, job: ExtractionJob) -> None:
-        """Let go of a job."""
-        known = f": session.attach({job.task_id!r}) takes it up again" if job.task_id else ""
-        goes_on = job.state in lifecycle.SENT
-        words = f"It goes on at the vendor{known}." if goes_on else "It was not submitted."
-        self._end(job, Change.RELEASE, ReleasedError(f"{job.title} was let go of. {words}"))
 
-    def call_soon(self, callback: Callback, job: ExtractionJob) -> None:
-        """Call a done callback in the session's loop."""
-        if self._loop is not None:
-            self._loop.call_soon(callback, job)
+def _absolute(directory: str | Path) -> Path:
+    return Path(os.path.abspath(directory))  # noqa: PTH100 - Path.absolute() keeps the ".."
 
-    def reader(self, job_id: str) -> Reader:
-        """Return a stream of one job's events."""
-        return self._feed.reader(job_id)
 
-    async def download(
-        self,
-        job: ExtractionJob,
-        directory: Path,
-        *,
-        stems: Collection[str] | None,
-        format: AudioFormat,  # noqa: A002 - as in download()
-    ) -> Files:
-        """Bring a finished job's files to a directory: stem → format → path."""
-        self.check_loop()
-        return await self._fetcher.fetch(job, directory, stems=stems, format=format)
+def _check_seconds(name: str, seconds: Any, *, may_be_none: bool = False) -> None:
+    if seconds is None and may_be_none:
+        return
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not is_number or not seconds > 0:
+        raise ConfigurationError(f"{name}= is a number of seconds, more than 0; not {seconds!r}.")
 
-    def announce(
-        self,
-        job: ExtractionJob,
-        directory: Path,
-        format: AudioFormat,  # noqa: A002 - as in download()
-        folder: str = "",
-    ) -> None:
-        """Say where a job's stems are to be before it has ended."""
-        absolute = os.path.abspath(directory)  # noqa: PTH100 - no ".."
-        layout = names.with_folder(self._layout, folder)
-        job.note(directory=absolute, format=format, layout=layout)
-        self._fetcher.reserve(job, Path(absolute), layout=layout)
 
-    async def room_for_another(self) -> None:
-        """Wait until the line is short enough for one more track."""
-        await self._submitter.room_for_another()
+def _check_types(limits: object, webhooks: object, http: object) -> None:
+    for name, value, kind in (
+        ("limits", limits, Limits),
+        ("webhooks", webhooks, WebhookReceiver),
+        ("http", http, aiohttp.ClientSession),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise ConfigurationError(f"{name}= is a {kind.__name__}; not {value!r}.")
 
-    def run_errand(self, errand: Callable[[], Awaitable[None]]) -> None:
-        """Run something in the session's task group; a session that drains waits for it."""
-        self.check_loop()
-        self._errands += 1
-        self._rooms.start_soon(self._run_errand, errand)
 
-    @contextmanager
-    def standing_idle(self) -> Iterator[None]:
-        """Let a session that drains go while an errand waits for whoever reads its outcomes."""
-        self._errands -= 1
-        self._idle.set()
-        try:
-            yield
-        finally:
-            self._errands += 1
+def _checked_credits(max_credits: Any) -> float | None:
+    if max_credits is None:
+        return None
+    is_number = isinstance(max_credits, (int, float)) and not isinstance(max_credits, bool)
+    if not is_number or not max_credits > 0:
+        raise ConfigurationError(f"max_credits= is a number, more than 0; not {max_credits!r}.")
+    return float(max_credits)
 
-    async def _run_errand(self, errand: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await errand()
-        finally:
-            self._errands -= 1
-            self._idle.set()
 
-    async def _finish_download(self, job: ExtractionJob) -> None:
-        """Bring down what was asked for in an earlier process; its errors are the handle's."""
-        record = job.record
-        try:
-            await job.wait()
-            await self._fetcher.fetch(
-                job,
-                Path(record.directory or "."),
-                stems=record.wanted or None,
-                format=record.format or DEFAULT_FORMAT,
-                layout=record.layout,
-            )
-        except MusicGPTError as error:
-            _log.debug("%s was not downloaded: %s", job.title, error)
-        finally:
-            job.end_download()
-
-    def _handle_of(self, job_id: str) -> ExtractionJob | None:
-        return next((job for job in self._jobs if job.record.id == job_id), None)
-
-    def _handle(self, record: JobRecord, source: Any, title: str) -> ExtractionJob:
-        self._count += 1
-        job = ExtractionJob(record, source, title, self, self._deadline, place=self._count)
-        self._jobs.add(job)
-        return job
-
-    def _end(
-        self,
-        job: ExtractionJob,
-        change: Change,
-        outcome: Extraction | MusicGPTError,
-        **facts: Any,
-    ) -> None:
-        """End a job, once."""
-        if isinstance(outcome, MusicGPTError):
-            outcome = outcome.fresh(task_id=outcome.task_id or job.task_id, job=job)
-            facts = {**facts, "error": outcome.message}
-        self._jobs.discard(job)
-        job.advance(change, outcome=outcome, **facts)
-        self._submitter.drop(job)
-        self._submitter.give_back(job)
-        self._watcher.forget(job)
-        self._mail.close(job)
-        self._ledger.save_soon(job)
-        if self._feed:
-            self._feed.publish(
-                job.event(Failed, error=outcome)
-                if isinstance(outcome, MusicGPTError)
-                else job.event(Completed, extraction=outcome)
-            )
-        self._idle.set()
-
-    def _known(self, job: ExtractionJob, record: JobRecord) -> None:
-        self._resumer.known(job, record)
-
-    def _wake(self, job: ExtractionJob) -> None:
-        self._watcher.delivered(job)
-
-    def _lost(self, job: ExtractionJob) -> None:
-        words = f"Another process has taken {job.title} over; it goes on there."
-        self._end(job, Change.RELEASE, ReleasedError(words))
-
-    async def _live(self) -> None:
-        """Run the rooms until the session is left."""
-        try:
-            async with anyio.create_task_group() as self._rooms:
-                for room in (self._ledger, self._submitter, self._watcher, self._resumer):
-                    self._rooms.start_soon(room.run)
-                self._ready.set()
-                await self._leaving.wait()
-                self._rooms.cancel_scope.cancel()
-        finally:
-            self._ready.set()
-            self._let_go_of_all()
-
-    async def _drained(self) -> None:
-        """Wait until nothing runs any more; a host that has died says why."""
-        while (self._jobs or self._errands) and self._host is not None and not self._host.done():
-            if self._idle.is_set():  # never one that another aclose() waits on
-                self._idle = anyio.Event()
-            await self._idle.wait()
-
-    async def _shut_down(self) -> None:
-        self._closed = True
-        self._let_go_of_all()
-        await self._submitter.last_answers()
-        self._leaving.set()
-        try:
-            if self._host is not None:
-                await self._host
-        finally:
-            await self._ledger.flush()
-            self._feed.close()
-            await self._http.close()
-            if self._journal is not None:
-                await self._journal.aclose()
-            await anyio.to_thread.run_sync(self._executor.shutdown)
-
-    def _let_go_of_all(self) -> None:
-        for job in tuple(self._jobs):
-            self._ledger.leave(job)
-            self.release(job)
+def _check_label(label: object) -> None:
+    if label is not None and not isinstance(label, str):
+        raise InvalidOptionError(f"label= is a text; not {label!r}.")
 
 
 def _checked_downloads(downloads: int) -> int:
-    if downloads < 1:
-        raise ConfigurationError(
-            f"downloads= counts files that come down at once; not {downloads}."
-        )
+    if not isinstance(downloads, int) or downloads < 1:
+        raise ConfigurationError(f"downloads= must be at least 1, got {downloads!r}.")
     return downloads
 
 
@@ -676,9 +432,3 @@ def _checked_key(api_key: str | None) -> str:
 def _check_task_id(task_id: object) -> None:
     if not isinstance(task_id, str) or not task_id.strip():
         raise InvalidOptionError(f"{task_id!r} is no task_id; it is the text that submits get.")
-
-
-def _title(record: JobRecord) -> str:
-    if record.label or not record.source:
-        return record.label or record.task_id or record.id
-    return track_of(record.source).title

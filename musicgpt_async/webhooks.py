@@ -28,8 +28,8 @@ import anyio
 import attrs
 from yarl import URL
 
-from musicgpt_async._io.inbox import Inbox
-from musicgpt_async.errors import ConfigurationError, MusicGPTError
+from musicgpt_async._io.delivery_queue import DeliveryQueue, Receipt
+from musicgpt_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -63,7 +63,7 @@ class WebhookReceiver:
 
     Attributes:
         public_url: The same, without a slash at its end.
-        inbox: Where sessions open the letterboxes of their jobs.
+        queue: Takes deliveries to the sessions that wait for them.
         instance: Random name of this receiver, which its health line shows.
 
     Raises:
@@ -78,8 +78,8 @@ class WebhookReceiver:
                 "The webhook secret is empty; leave it out, or make one with secrets.token_hex()."
             )
         self.instance: str = secrets.token_hex(8)
-        self.inbox: Inbox = Inbox(self._derived)
-        self._core = _Core(_segments(URL(self.public_url).path), self.instance, self.inbox)
+        self.queue: DeliveryQueue = DeliveryQueue(self._derived)
+        self._core = _Core(_segments(URL(self.public_url).path), self.instance, self.queue)
 
     def __repr__(self) -> str:
         return f"WebhookReceiver({self.public_url!r})"
@@ -186,7 +186,7 @@ class _Core:
 
     base: tuple[str, ...]
     instance: str
-    inbox: Inbox
+    queue: DeliveryQueue
 
     async def answer(
         self,
@@ -223,7 +223,7 @@ class _Core:
     def _refusal(self, method: str, token: str, headers: Mapping[str, str]) -> _Answer | None:
         if method != "POST":
             return _ONLY_POST
-        if not self.inbox.knows(token):
+        if not self.queue.accepts(token):
             return _NO_SUCH_JOB
         if headers.get("content-encoding", "").lower() not in {"", "identity"}:
             return _COMPRESSED  # some servers would unpack it, past any bound
@@ -236,14 +236,13 @@ class _Core:
             return _NOT_JSON
         if not isinstance(payload, dict):
             return _NOT_JSON
-        if not self.inbox.deliver(token, payload, size=len(body)):
-            return _NO_SUCH_JOB
-        try:
-            await self.inbox.kept(token)
-        except MusicGPTError as error:
-            _log.error("A delivery was not written to the journal: %s", error)
-            return _NOT_KEPT
-        return _TAKEN
+        match await self.queue.put(token, payload, size=len(body)):
+            case Receipt.UNKNOWN_TOKEN:
+                return _NO_SUCH_JOB
+            case Receipt.REPEAT:
+                return _NOT_KEPT
+            case Receipt.ACKNOWLEDGED:
+                return _TAKEN
 
 
 async def _answer_aiohttp(core: _Core, request: web.Request) -> web.Response:

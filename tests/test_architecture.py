@@ -18,7 +18,7 @@ LAYERS = (
     ("__init__",),
     ("session",),
     ("batch",),
-    ("_work",),
+    ("_engine",),
     ("webhooks", "journal"),
     ("job",),
     ("events",),
@@ -28,7 +28,7 @@ LAYERS = (
     ("errors", "_version"),
 )
 # Rooms of one layer that know each other; their circles are looked for all the same.
-TOGETHER = {"_work", "_rules", "cli"}
+TOGETHER = {"_engine", "_rules", "cli"}
 # One kind of IO in two files: the first knows the second.
 PAIRS = {
     ("_io.upload", "_io.content"),

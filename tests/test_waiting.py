@@ -141,9 +141,9 @@ async def test_every_misbehaviour_at_once_changes_nothing(
     async with vendor, alone() as receiver:
         async with connected(vendor, webhooks=receiver, limits=limits) as session:
             jobs = [session.submit((f"{n}.mp3", TRACK[1]), stems=["bass"]) for n in range(200)]
-            tokens = [job.record.token for job in jobs]
-        tokens += [job.record.token for job in jobs]
-        assert len(receiver.inbox) == 0
+            tokens = [job._job.record.token for job in jobs]
+        tokens += [job._job.record.token for job in jobs]
+        assert len(receiver.queue) == 0
     assert {job.state for job in jobs} == {JobState.COMPLETED}
     by_task = {each.task_id: each for each in vendor.submissions}
     assert len(by_task) == len({job.task_id for job in jobs}) == 200
@@ -249,12 +249,12 @@ async def bare_vendor() -> AsyncIterator[tuple[str, Any]]:
             assert answer.status == 200
 
     app = web.Application()
-    app.add_routes([web.post("/Extraction", submit), web.get("/byId", look)])
+    app.add_routes([web.post("/v1/Extraction", submit), web.get("/v1/byId", look)])
     runner = web.AppRunner(app)
     await runner.setup()
     port = free_port()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    yield f"http://127.0.0.1:{port}", deliver
+    yield f"http://127.0.0.1:{port}/v1", deliver
     await runner.cleanup()
 
 

@@ -33,6 +33,8 @@ SCHEMA_VERSION = 2
 APPLICATION_ID = 0x6D475054
 # Seconds that a writer waits for another process's transaction.
 PATIENCE = 30.0
+# Seconds that SQLite itself waits, off the loop: whoever waits longer can be told to stop.
+BUSY_TIMEOUT = 1.0
 # Rows read at a time, so that a slow reader keeps no transaction open.
 PAGE = 100
 ADVICE = {
@@ -281,8 +283,7 @@ class Database:
         """
         engine = await anyio.to_thread.run_sync(_engine, self)
         try:
-            async with engine.begin() as connection:
-                await connection.run_sync(self._prepare, sql)
+            await self._create_tables(engine, sql)
             if self.file is not None:
                 await _use_wal(engine)
         except BaseException:
@@ -290,6 +291,19 @@ class Database:
                 await engine.dispose()
             raise
         return engine
+
+    async def _create_tables(self, engine: AsyncEngine, sql: Statements) -> None:
+        give_up_at = anyio.current_time() + PATIENCE
+        while True:
+            try:
+                async with engine.begin() as connection:
+                    await connection.run_sync(self._prepare, sql)
+            except Exception as error:
+                if not is_busy(error) or anyio.current_time() >= give_up_at:
+                    raise
+            else:
+                return
+            await anyio.sleep(random.uniform(0.01, 0.05))
 
     def _prepare(self, connection: sa.Connection, sql: Statements) -> None:
         if self.file is None:  # SQLite's transaction keeps others out already
@@ -348,7 +362,7 @@ def _engine(database: Database) -> AsyncEngine:
         )
     _inspect(database.file)
     engine = create_async_engine(
-        database.url, connect_args={"isolation_level": None, "timeout": PATIENCE}, **options
+        database.url, connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT}, **options
     )
     event.listen(engine.sync_engine, "connect", _sync_fully)
     event.listen(engine.sync_engine, "begin", _begin)
@@ -377,7 +391,7 @@ async def _use_wal(engine: AsyncEngine) -> None:
                     return
             except sqlite3.OperationalError as error:
                 # Of two that switch at once SQLite lets neither wait for the other.
-                if _code(error) != sqlite3.SQLITE_BUSY or anyio.current_time() > deadline:
+                if not is_busy(error) or anyio.current_time() > deadline:
                     raise
                 await anyio.sleep(random.uniform(0.01, 0.05))
 
@@ -385,6 +399,11 @@ async def _use_wal(engine: AsyncEngine) -> None:
 def _advice(error: BaseException) -> str:
     code = _code(error)
     return f"{ADVICE[code]} ({error})" if code in ADVICE else f"{error or type(error).__name__}"
+
+
+def is_busy(error: BaseException) -> bool:
+    """Return whether another process's transaction is in the way."""
+    return _code(getattr(error, "orig", None) or error) == sqlite3.SQLITE_BUSY
 
 
 def _code(error: BaseException) -> int:

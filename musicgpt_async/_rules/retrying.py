@@ -34,8 +34,10 @@ _SLOWEST_FORWARDING = 2 << 20
 
 
 class Verdict(Enum):
-    """What became of a submit that brought no task_id."""
+    """What became of a submit."""
 
+    ACCEPTED = "accepted"
+    """MusicGPT named its task."""
     NOT_DELIVERED = "not delivered"
     """No server can have the whole track: it may be sent again."""
     NOT_ACCEPTED = "not accepted"
@@ -94,9 +96,30 @@ def gives_up(refusals: int, *, lasted: float, attached: bool) -> bool:
     return refusals >= REFUSED_LOOKS and lasted >= REFUSED_FOR
 
 
+def backoff(attempt: int, *, first: float, most: float) -> float:
+    """Return the seconds to wait after so many attempts: doubled each time, up to a limit.
+
+    Args:
+        attempt: Attempts so far, at least 1.
+        first: Seconds after the first one.
+        most: Seconds, at most.
+    """
+    return min(first * 2.0 ** min(max(attempt, 1) - 1, 30), most)
+
+
 def pause_after(refusals: int) -> float:
     """Return the seconds to wait after a refused look: 0.5, 1, 2, … 30."""
-    return min(0.5 * 2.0 ** (refusals - 1), 30.0)
+    return backoff(refusals, first=0.5, most=30.0)
+
+
+def pause_after_delivery(attempt: int) -> float:
+    """Return the seconds to wait before an undelivered track is sent again: 0.2, 0.4, … 20."""
+    return backoff(attempt, first=0.2, most=20.0)
+
+
+def pause_after_listing(attempt: int) -> float:
+    """Return the seconds to wait before the account is listed again: 1, 2, … 30."""
+    return backoff(attempt, first=1.0, most=30.0)
 
 
 def _may_have_been_accepted(error: MusicGPTError) -> bool:

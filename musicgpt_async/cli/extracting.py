@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -24,13 +25,13 @@ from musicgpt_async import (
 from musicgpt_async._io import sources as audio
 from musicgpt_async._rules import identity
 from musicgpt_async._rules.formats import DEFAULT_FORMAT
+from musicgpt_async._rules.records import may_be_submitted_again
 from musicgpt_async.cli import output
 from musicgpt_async.cli.running import Run, Settings
 from musicgpt_async.cli.sources import Sources, Wanted, taken_by_need
 from musicgpt_async.cli.text import count, plain, size
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.events import Downloaded, Failed
-from musicgpt_async.journal import may_be_submitted_again
 
 
 async def extract(settings: Settings, sources: Sources, *, force: bool) -> int:
@@ -81,19 +82,22 @@ async def _resumed(
         run.say(f"{count(others, 'track')} left to another process, which is at work.")
     elif not jobs:
         run.say("There is nothing to take up.")
+    downloads = set[asyncio.Task[None]]()
     for job in jobs.values():
-        if job.record.directory is None:  # what has one is downloaded by the session itself
-            session.run_errand(partial(_download, job, settings))
+        if (
+            output.record_of(job).directory is None
+        ):  # what has one is downloaded by the session itself
+            downloads.add(asyncio.create_task(_download(job, settings)))
     while jobs and (event := await anext(events, None)) is not None:
         if event.job_id not in jobs:
             continue
         if isinstance(event, Downloaded):
             files = {stem: dict(paths) for stem, paths in event.files.items()}
             job = jobs.pop(event.job_id)
-            yield Outcome(source=job.record.source, job=job, files=files)
+            yield Outcome(source=job.source, job=job, files=files)
         elif isinstance(event, Failed):
             job = jobs.pop(event.job_id)
-            yield Outcome(source=job.record.source, job=job, error=event.error)
+            yield Outcome(source=job.source, job=job, error=event.error)
 
 
 async def _wait_for_leases(run: Run) -> None:

@@ -10,11 +10,12 @@ from pathlib import PurePath
 import anyio.to_thread
 
 from musicgpt_async import Journal
+from musicgpt_async._rules.records import is_unfinished, was_delivered
 from musicgpt_async.cli import output
 from musicgpt_async.cli.extracting import require_journal
 from musicgpt_async.cli.running import Settings
 from musicgpt_async.cli.text import count, plain
-from musicgpt_async.journal import Lease, is_unfinished, was_delivered
+from musicgpt_async.journal import Lease
 from musicgpt_async.models import JobRecord, JobState
 
 # Widths of the columns; the last one is as long as it needs to be.

@@ -22,6 +22,7 @@ from musicgpt_async import (
 from musicgpt_async._rules.formats import describe_formats
 from musicgpt_async.cli.progress import Track
 from musicgpt_async.cli.text import count, credit, plain, span
+from musicgpt_async.models import JobRecord
 
 # Groups of reasons that a summary keeps apart, and tracks that it names for each.
 MOST_GROUPS = 12
@@ -137,7 +138,7 @@ class Tally:
     def add(self, outcome: Outcome) -> None:
         """Count one track."""
         cost = (outcome.extraction.cost if outcome.extraction else None) or 0.0
-        accepted = outcome.job.record.accepted_at if outcome.job else None
+        accepted = record_of(outcome.job).accepted_at if outcome.job else None
         is_earlier = accepted is not None and accepted < self.began
         if is_earlier:
             self.charged_earlier += cost
@@ -197,7 +198,7 @@ def left_behind(
     found = []
     if jobs:
         found.append(f"{count(len(jobs), 'track')} still running at the vendor:")
-        in_order = sorted(jobs, key=lambda job: job.place)
+        in_order = sorted(jobs, key=lambda job: record_of(job).created_at)
         found += [f"  {_task(job.task_id)}  {plain(job.title)}" for job in in_order]
     if finished:
         found.append(f"{count(len(finished), 'track')} finished there, with stems not yet here:")
@@ -207,6 +208,11 @@ def left_behind(
     elif found:
         found.append("There is no journal: in Python, session.attach(task_id) takes them up.")
     return found
+
+
+def record_of(job: ExtractionJob) -> JobRecord:
+    """Return all that is remembered of a job."""
+    return job._job.record  # noqa: SLF001 - the command shows what the engine knows
 
 
 def _task(task_id: str | None) -> str:

@@ -31,6 +31,7 @@ from musicgpt_async import (
     WebhookReceiver,
 )
 from musicgpt_async._rules import names, plans
+from musicgpt_async._rules.records import was_delivered
 from musicgpt_async.cli import output
 from musicgpt_async.cli.display import screen_for
 from musicgpt_async.cli.interrupts import Interrupts
@@ -39,7 +40,7 @@ from musicgpt_async.cli.screen import Totals
 from musicgpt_async.cli.text import count, credit, plain, span
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.events import Accepted, Event
-from musicgpt_async.journal import Lease, was_delivered
+from musicgpt_async.journal import Lease
 from musicgpt_async.session import KEY_VARIABLE
 
 JOURNAL = ".musicgpt-async.sqlite"
@@ -287,7 +288,7 @@ class Run:
                 self._screen.say("To go on with all: the same command again.")
 
     def _left_behind(self) -> list[str]:
-        jobs = [job for job in self._board.released if was_delivered(job.record)]
+        jobs = [job for job in self._board.released if was_delivered(output.record_of(job))]
         finished = [track for track in self._board.active.values() if track.is_finished]
         return output.left_behind(
             jobs,

@@ -17,6 +17,7 @@ from aiohttp import web
 from fastapi import FastAPI
 from yarl import URL
 
+from musicgpt_async._io.delivery_queue import Delivery, DeliveryQueue
 from musicgpt_async.webhooks import WebhookReceiver
 
 PUBLIC_URL = "https://bot.example.com/hooks"
@@ -99,6 +100,25 @@ DOORS: dict[str, Door] = {
     "aiohttp": routed_in_aiohttp,
     "serve": served_by_itself,
 }
+
+
+class Listener:
+    """A consumer that takes each delivery as it comes and acknowledges it."""
+
+    def __init__(self, queue: DeliveryQueue, got: list[Mapping[str, Any]]) -> None:
+        self._queue = queue
+        self._got = got
+
+    def push(self, delivery: Delivery) -> None:
+        """Take a delivery."""
+        self._queue.on_taken(delivery)
+        self._got.append(delivery.payload)
+        delivery.acknowledge()
+
+
+def listen(queue: DeliveryQueue, token: str, got: list[Mapping[str, Any]]) -> None:
+    """Take the deliveries for a token."""
+    queue.subscribe(token, Listener(queue, got))
 
 
 @attrs.frozen

@@ -4,29 +4,40 @@ import re
 
 import pytest
 
-from musicgpt_async._rules.lifecycle import SENT, TERMINAL, TRANSITIONS, Change, after, diagram
+from musicgpt_async._rules.lifecycle import (
+    MAY_BE_PAID,
+    TERMINAL,
+    TRANSITIONS,
+    TRIGGER_OF_END,
+    Effect,
+    Trigger,
+    diagram,
+    next_step,
+)
 from musicgpt_async.models import JobState
+
+ROWS = [
+    (state, trigger, step) for state, row in TRANSITIONS.items() for trigger, step in row.items()
+]
 
 
 def reachable(start: JobState) -> set[JobState]:
     """Every state that a job can come to."""
     seen, new = {start}, {start}
     while new:
-        new = {target for state in new for target in TRANSITIONS[state].values()} - seen
+        new = {step.state for state in new for step in TRANSITIONS[state].values()} - seen
         seen |= new
     return seen
 
 
 def test_the_table_is_closed() -> None:
-    """Every state has a row, every row leads to states, and every change is used."""
+    """Every state has a row, and every trigger is used."""
     assert set(TRANSITIONS) == set(JobState)
-    targets = {target for row in TRANSITIONS.values() for target in row.values()}
-    assert targets <= set(JobState)
-    assert {change for row in TRANSITIONS.values() for change in row} == set(Change)
+    assert {trigger for _, trigger, _ in ROWS} == set(Trigger)
 
 
 def test_every_state_can_be_reached() -> None:
-    """From the line, where every job begins."""
+    """From the queue, where every job begins."""
     assert reachable(JobState.QUEUED) == set(JobState)
 
 
@@ -39,64 +50,101 @@ def test_terminal_states_have_no_way_out_and_the_others_have_one_to_an_end() -> 
         JobState.EXPIRED,
         JobState.RELEASED,
     } == TERMINAL
-    for state in JobState:
-        assert bool(TRANSITIONS[state]) != (state in TERMINAL)
+    for state in set(JobState) - TERMINAL:
         assert reachable(state) & TERMINAL
 
 
 def test_what_was_accepted_is_never_sent_again() -> None:
-    """No way leads from acceptance back into the line, and none to "nobody knows"."""
+    """No way leads from acceptance back into the queue, and none to "unknown"."""
     after_acceptance = reachable(JobState.WAITING)
     assert not after_acceptance & {JobState.QUEUED, JobState.UPLOADING, JobState.UNKNOWN}
 
 
-def test_only_a_clear_answer_leads_back_into_the_line() -> None:
-    """The one way from a delivered track to a second submission is "not accepted"."""
+def test_only_a_clear_answer_leads_back_to_another_delivery() -> None:
+    """A delivered track is sent again only if it was not accepted, or not delivered after all."""
     back = {
-        (state, change)
-        for state, row in TRANSITIONS.items()
-        for change, target in row.items()
-        if target is JobState.QUEUED
+        (state, trigger)
+        for state, trigger, step in ROWS
+        if state is not step.state and step.state in (JobState.QUEUED, JobState.UPLOADING)
     }
     assert back == {
-        (JobState.UPLOADING, Change.SEND_AGAIN),
-        (JobState.DELIVERED, Change.SEND_AGAIN),
+        (JobState.QUEUED, Trigger.SLOT_ACQUIRED),
+        (JobState.UPLOADING, Trigger.REQUEUED),
+        (JobState.DELIVERED, Trigger.REQUEUED),
+        (JobState.DELIVERED, Trigger.NOT_DELIVERED),
     }
 
 
-def test_every_living_job_can_be_let_go_of_and_can_fail() -> None:
-    """There is no state in which cancelling or an error has no meaning."""
+def test_an_accepted_job_fails_by_the_verdict_of_musicgpt_alone() -> None:
+    """An exception of ours after acceptance has no row: the job stays accepted."""
+    ways = {
+        trigger
+        for trigger, step in TRANSITIONS[JobState.WAITING].items()
+        if step.state is JobState.FAILED
+    }
+    assert ways == {Trigger.EXTRACTION_FAILED}
+
+
+def test_what_may_cost_money_is_durable_first() -> None:
+    """The record says "delivered" before the boundary goes out, and "not" before another try."""
+    first = {(state, trigger) for state, trigger, step in ROWS if Effect.SAVE_FIRST in step.effects}
+    assert first == {
+        (JobState.UPLOADING, Trigger.DELIVERED),
+        (JobState.DELIVERED, Trigger.NOT_DELIVERED),
+        (JobState.DELIVERED, Trigger.REQUEUED),
+    }
+
+
+def test_every_end_frees_the_slot_and_is_saved() -> None:
+    """What ends a job stops everything about it."""
+    for state, _, step in ROWS:
+        if step.state in TERMINAL and state is not step.state:
+            assert step.effects == Effect.SAVE | Effect.FREE_SLOT | Effect.END
+
+
+def test_every_living_job_can_be_detached_and_left() -> None:
+    """There is no state in which cancelling, or closing the session, has no meaning."""
     for state in set(JobState) - TERMINAL:
-        assert after(state, Change.RELEASE) is JobState.RELEASED
-        assert after(state, Change.FAIL) is JobState.FAILED
+        assert next_step(state, Trigger.DETACHED).state is JobState.RELEASED
+        left = next_step(state, Trigger.SESSION_LEFT)
+        assert left.state is state
+        assert Effect.END in left.effects
 
 
-def test_sent_is_what_the_vendor_may_have() -> None:
-    """From the handing over on, and not before: these may be paid for."""
-    assert not SENT & {JobState.QUEUED, JobState.UPLOADING}
-    assert {JobState.DELIVERED, JobState.WAITING, JobState.COMPLETED, JobState.UNKNOWN} <= SENT
+def test_a_handle_that_follows_can_end_as_any_other() -> None:
+    """Each end that a job can come to is one that a queued follower can copy."""
+    for state in TERMINAL:
+        assert next_step(JobState.QUEUED, TRIGGER_OF_END[state]).state is state
+
+
+def test_may_be_paid_is_what_musicgpt_may_have() -> None:
+    """From the delivery on, and not before."""
+    assert not MAY_BE_PAID & {JobState.QUEUED, JobState.UPLOADING}
+    assert {JobState.DELIVERED, JobState.WAITING, JobState.COMPLETED, JobState.UNKNOWN} <= (
+        MAY_BE_PAID
+    )
 
 
 @pytest.mark.parametrize("state", JobState)
-@pytest.mark.parametrize("change", Change)
-def test_a_change_follows_the_table_or_is_a_mistake(state: JobState, change: Change) -> None:
+@pytest.mark.parametrize("trigger", Trigger)
+def test_a_trigger_follows_the_table_or_is_a_mistake(state: JobState, trigger: Trigger) -> None:
     """What the table does not have is an error that names both."""
-    if change in TRANSITIONS[state]:
-        assert after(state, change) is TRANSITIONS[state][change]
+    if trigger in TRANSITIONS[state]:
+        assert next_step(state, trigger) is TRANSITIONS[state][trigger]
     else:
-        with pytest.raises(RuntimeError, match=f"{state}.*{re.escape(change.value)}"):
-            after(state, change)
+        with pytest.raises(RuntimeError, match=f"{state}.*{re.escape(trigger.value)}"):
+            next_step(state, trigger)
 
 
 def test_the_picture_is_the_table() -> None:
-    """Every transition is an arrow, every end an end, and there are no others."""
+    """Every row that changes a state is an arrow, every end an end, and there are no others."""
     lines = diagram().splitlines()
     assert lines[0] == "stateDiagram-v2"
     arrows = set(lines[1:])
     expected = {
-        f"    {state} --> {target}: {change}"
-        for state, row in TRANSITIONS.items()
-        for change, target in row.items()
+        f"    {state} --> {step.state}: {trigger}"
+        for state, trigger, step in ROWS
+        if state is not step.state
     }
     expected |= {f"    {state} --> [*]" for state in TERMINAL} | {"    [*] --> queued"}
     assert arrows == expected

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import anyio
 import pytest
-from factories.doors import DEEP, DOORS, GARBAGE_TOKEN, PUBLIC_URL, Open
+from factories.doors import DEEP, DOORS, GARBAGE_TOKEN, PUBLIC_URL, Open, listen
 
-from musicgpt_async.errors import JournalError
+from musicgpt_async._io.delivery_queue import Consumer
 from musicgpt_async.webhooks import MAX_BODY, SERVICE, WebhookReceiver
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +24,7 @@ async def door(request: pytest.FixtureRequest) -> AsyncIterator[Open]:
     """Each of the four doors in turn."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
     token = receiver.token_for("job")
-    receiver.inbox.open(token, got.append)
+    listen(receiver.queue, token, got)
     async with (
         DOORS[request.param](receiver) as root,
         aiohttp.ClientSession(auto_decompress=False) as client,
@@ -150,48 +150,24 @@ async def test_a_compressed_body_is_refused(door: Open) -> None:
     assert status == 200
 
 
-async def test_a_job_that_raises_does_not_break_the_door(
-    door: Open, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The delivery is acknowledged all the same, and the log shows no token."""
-
-    def wake(payload: Mapping[str, Any]) -> None:
-        raise LookupError(payload)
-
-    token = door.receiver.token_for("another")
-    door.receiver.inbox.open(token, wake)
-    status, _, _ = await door.send("POST", f"/hooks/{token}", b'{"task_id": "private"}')
-    assert status == 200
-    assert "LookupError" in caplog.text
-    assert token not in caplog.text
-    assert "private" not in caplog.text
-
-
-async def test_a_delivery_is_acknowledged_once_it_is_written_down(door: Open) -> None:
-    """The door waits for whoever keeps what it brought, and asks for it again where that fails."""
-    kept, began, written = [JournalError("the disk is full")], anyio.Event(), anyio.Event()
-
-    async def keep() -> None:
-        if kept:
-            raise kept.pop()
-        began.set()
-        await written.wait()
-
-    token = door.receiver.token_for("another")
-    door.receiver.inbox.open(token, door.got.append, keep)
-    status, headers, _ = await door.send("POST", f"/hooks/{token}", b"{}")
+async def test_a_delivery_is_acknowledged_once_its_consumer_has_dealt_with_it(door: Open) -> None:
+    """The endpoint waits for the consumer, and asks for the delivery again if that fails."""
+    token, consumer = door.receiver.token_for("another"), Consumer(door.receiver.queue)
+    consumer.subscribe(token)
+    delivery = asyncio.create_task(door.send("POST", f"/hooks/{token}", b"{}"))
+    (await consumer.get()).reject()
+    status, headers, _ = await delivery
     assert (status, headers["Retry-After"]) == (503, "30")
     delivery = asyncio.create_task(door.send("POST", f"/hooks/{token}", b"{}"))
-    await began.wait()
+    taken = await consumer.get()
     assert not delivery.done()
-    written.set()
+    taken.acknowledge()
     assert (await delivery)[0] == 200
-    assert door.got == [{}, {}]
 
 
 async def test_late_and_doubled_deliveries_are_acknowledged(door: Open) -> None:
     """After the job is over its URL still answers 200, so that the vendor does not go on trying."""
-    door.receiver.inbox.close(door.token)
+    door.receiver.queue.unsubscribe(door.token)
     for _ in range(2):
         assert (await door.send("POST", "/hooks/TOKEN", b"{}"))[0] == 200
     assert door.got == []
@@ -222,7 +198,7 @@ async def test_many_sessions_share_a_door(door: Open) -> None:
     got: dict[int, list[Any]] = {number: [] for number in range(50)}
     tokens = {number: door.receiver.token_for(f"job{number}") for number in got}
     for number, token in tokens.items():
-        door.receiver.inbox.open(token, got[number].append)
+        listen(door.receiver.queue, token, got[number])
     async with anyio.create_task_group() as tasks:
         for number, token in tokens.items():
             body = json.dumps({"number": number}).encode()

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import anyio
 import pytest
-from factories.doors import DEEP, DOORS, PUBLIC_URL, Open
+from factories.doors import DEEP, DOORS, PUBLIC_URL, Open, listen
 from hypothesis import example, given
 from hypothesis import strategies as st
 from yarl import URL
@@ -57,7 +57,7 @@ def test_garbage_gets_an_answer_and_wakes_nobody(
 ) -> None:
     """Whatever is asked without a token, the core answers it with a refusal or the health line."""
     receiver, got = WebhookReceiver(PUBLIC_URL, secret="s3cret"), []
-    receiver.inbox.open(receiver.token_for("job"), got.append)
+    listen(receiver.queue, receiver.token_for("job"), got)
     answer = outcome(receiver._core.answer(method, path, headers, reading(*blocks)))
     if answer.status == 200:
         assert method in {"GET", "HEAD"}
@@ -82,7 +82,7 @@ def test_any_body_with_a_token_is_taken_or_refused(body: bytes) -> None:
     """With the right token a JSON object wakes the job, and every other body is a 400."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
     token = receiver.token_for("job")
-    receiver.inbox.open(token, got.append)
+    listen(receiver.queue, token, got)
     half = len(body) // 2
     answer = outcome(
         receiver._core.answer(
@@ -100,7 +100,7 @@ async def test_a_flood_of_garbage_disturbs_no_delivery(name: str) -> None:
     """10,000 pieces of garbage get right statuses, memory stays flat, and jobs are woken."""
     receiver, got = WebhookReceiver(PUBLIC_URL, secret="s3cret"), []
     token = receiver.token_for("job")
-    receiver.inbox.open(token, got.append)
+    listen(receiver.queue, token, got)
     sent = 0
     async with DOORS[name](receiver) as root, aiohttp.ClientSession() as client:
         opened = Open(receiver, root, token, got, client)

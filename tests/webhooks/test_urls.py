@@ -6,7 +6,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from factories.doors import PUBLIC_URL, Open
+from factories.doors import PUBLIC_URL, Open, listen
 
 from musicgpt_async.errors import ConfigurationError
 from musicgpt_async.webhooks import WebhookReceiver
@@ -33,7 +33,7 @@ async def test_a_delivery_between_restart_and_resume_is_kept() -> None:
         opened = Open(receiver, root, token, got, client)
         assert (await opened.send("POST", "/TOKEN", b'{"task_id": "t"}'))[0] == 200
         assert (await opened.send("POST", f"/{other}", b"{}"))[0] == 404
-        receiver.inbox.open(token, got.append)
+        listen(receiver.queue, token, got)
     assert got == [{"task_id": "t"}]
 
 

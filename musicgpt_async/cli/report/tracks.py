@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 import attrs
 
 from musicgpt_async import JobState, Stem
+from musicgpt_async._rules.records import is_unfinished
 from musicgpt_async.cli.sources import is_audio, is_url
-from musicgpt_async.journal import is_unfinished
 from musicgpt_async.models import JobRecord
 
 Stems = Mapping[str, tuple[Path, ...]]

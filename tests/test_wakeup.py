@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from musicgpt_async._work.bell import Bell
+from musicgpt_async._engine.wakeup import Wakeup
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def rings() -> AsyncIterator[tuple[Bell, list[float]]]:
+async def rings() -> AsyncIterator[tuple[Wakeup, list[float]]]:
     """A bell, and the moments at which a sleeper heard it."""
-    bell = Bell()
+    bell = Wakeup()
     heard: list[float] = []
 
     async def listen() -> None:
@@ -37,45 +37,45 @@ async def settle() -> None:
 
 
 async def test_two_rings_before_the_first_is_heard_are_one(
-    rings: tuple[Bell, list[float]],
+    rings: tuple[Wakeup, list[float]],
 ) -> None:
     """A sleeper that is rung for twice wakes once, and sleeps on."""
     bell, heard = rings
-    bell.ring()
-    bell.ring()
+    bell.set()
+    bell.set()
     await settle()
     assert len(heard) == 1
 
 
 async def test_a_ring_while_nobody_sleeps_is_kept() -> None:
     """Who lies down after the ring gets up at once."""
-    bell = Bell()
-    bell.ring()
+    bell = Wakeup()
+    bell.set()
     with anyio.fail_after(5):
         await bell.wait()
 
 
-async def test_the_earliest_alarm_counts(rings: tuple[Bell, list[float]]) -> None:
+async def test_the_earliest_alarm_counts(rings: tuple[Wakeup, list[float]]) -> None:
     """An alarm for a moment that has passed rings at once, whatever was set before or after."""
     bell, heard = rings
     now = asyncio.get_running_loop().time()
-    bell.set(now + 3600)
-    bell.set(now - 1)
-    bell.set(None)
-    bell.set(now - 0.5)
+    bell.set_at(now + 3600)
+    bell.set_at(now - 1)
+    bell.set_at(None)
+    bell.set_at(now - 0.5)
     await settle()
     assert len(heard) == 1
 
 
 async def test_a_later_alarm_does_not_put_an_earlier_one_off(
-    rings: tuple[Bell, list[float]],
+    rings: tuple[Wakeup, list[float]],
 ) -> None:
     """The sleeper wakes at the first of two moments."""
     bell, heard = rings
     loop = asyncio.get_running_loop()
     early = loop.time() + 0.02
-    bell.set(early)
-    bell.set(loop.time() + 3600)
+    bell.set_at(early)
+    bell.set_at(loop.time() + 3600)
     with anyio.fail_after(10):
         while not heard:
             await anyio.sleep(0.005)
@@ -84,9 +84,9 @@ async def test_a_later_alarm_does_not_put_an_earlier_one_off(
 
 async def test_an_alarm_ends_with_the_sleep_it_was_set_for() -> None:
     """Who was woken by a ring is not woken again by the alarm of that sleep."""
-    bell = Bell()
+    bell = Wakeup()
     soon = asyncio.get_running_loop().time() + 0.02
-    bell.ring()
+    bell.set()
     await bell.wait(until=soon)
     with anyio.move_on_after(0.1) as sleep:
         await bell.wait()

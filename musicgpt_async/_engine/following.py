@@ -1,0 +1,198 @@
+"""Following: another handle, session or process has this track already.
+
+Who holds a job's claim moves it; every other handle on the same track follows. A handle of the same
+session ends when the first one does; for any other the journal is asked now and then, until the job
+is over or its claim is free. A completed job needs no claim: its record says all that a handle
+needs.
+
+A handle that follows keeps its own id, by which its user knows it, while its record becomes the one
+that it follows.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import anyio
+import attrs
+
+from musicgpt_async._engine.context import Context
+from musicgpt_async._engine.deliveries import Deliveries
+from musicgpt_async._engine.job_state import Job
+from musicgpt_async._engine.queue import SubmitQueue, Turn
+from musicgpt_async._engine.recovery import Recovery
+from musicgpt_async._io import sources
+from musicgpt_async._rules import lifecycle, records
+from musicgpt_async._rules.lifecycle import Effect, Trigger
+from musicgpt_async.errors import (
+    DeadlineError,
+    ExtractionFailedError,
+    MusicGPTError,
+    ReleasedError,
+    SourceError,
+)
+from musicgpt_async.journal import Claim
+from musicgpt_async.models import JobRecord, JobState
+
+OWNER_POLL_INTERVAL = 1.0  # seconds between looks at a job that another process works on
+
+
+class Following:
+    """Resumes jobs whose records exist, or follows those who work on them.
+
+    Args:
+        context: What the parts share.
+        queue: Takes what was never delivered.
+        recovery: Takes what was delivered and has no task.
+        deliveries: Receives the webhooks of what is resumed.
+    """
+
+    def __init__(
+        self, context: Context, *, queue: SubmitQueue, recovery: Recovery, deliveries: Deliveries
+    ) -> None:
+        self._context = context
+        self._jobs = context.jobs
+        self._queue = queue
+        self._recovery = recovery
+        self._deliveries = deliveries
+        self._scopes: dict[str, anyio.CancelScope] = {}
+
+    def on_change(self, job: Job, effects: Effect) -> None:
+        """Stop following for a handle that has ended."""
+        if Effect.END in effects and (scope := self._scopes.get(job.id)) is not None:
+            scope.cancel()
+
+    def follow(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
+        """Go on with the job that the journal has of this track, instead of a new submit."""
+        self._jobs.apply(job, Trigger.REQUEUED)
+        if job.has_ended:  # it was detached while the journal was asked
+            if claim is not None:
+                self._context.supervisor.spawn(
+                    self._give_back, claim, on_failure=lambda _: claim.drop()
+                )
+            return
+        self._context.supervisor.spawn(
+            self._follow, job, record, claim, on_failure=partial(self._on_failure, job)
+        )
+
+    def resume(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
+        """Go on from where a record stands."""
+        self._jobs.adopt(job, record, claim)
+        try:
+            self._resume(job, record)
+        except MusicGPTError as error:  # one handle's trouble is not the others'
+            self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=error)
+
+    def _resume(self, job: Job, record: JobRecord) -> None:
+        if record.links and record.task_id:
+            self._jobs.apply(job, Trigger.COMPLETED, outcome=records.extraction_of(record))
+        elif record.task_id:
+            self._deliveries.subscribe(job)
+            self._queue.force_acquire(job)
+            self._jobs.apply(job, Trigger.ACCEPTED)
+            if self._deliveries.is_subscribed(job):  # it may have come while no process listened
+                self._jobs.apply(job, Trigger.WEBHOOK_RECEIVED)
+        elif records.was_delivered(record):
+            self._jobs.apply(job, Trigger.RESPONSE_MISSING)
+            self._recovery.search(job)
+        else:
+            self._enqueue(job)
+
+    def _enqueue(self, job: Job) -> None:
+        source = job.record.source if job.source is None else job.source
+        if source:
+            track = sources.track_of(source, label=job.record.label)
+            self._queue.push(Turn(job, track, is_registered=True))
+            return
+        error = SourceError(
+            f"{job.title} was bytes or a stream, which cannot be read again; submit it anew."
+        )
+        self._jobs.apply(job, Trigger.REFUSED, outcome=error)
+
+    async def _follow(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
+        scope = self._scopes[job.id] = anyio.CancelScope()
+        try:
+            with scope, anyio.move_on_after(job.deadline):
+                await self._follow_owner(job, record, claim)
+                return
+            self._jobs.apply(job, Trigger.DETACHED, outcome=_overdue(job))
+        finally:
+            del self._scopes[job.id]
+
+    async def _follow_owner(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
+        """Wait until the job is over, or its claim is free."""
+        store = self._context.store
+        while claim is None and record.state is not JobState.COMPLETED:
+            primary = self._jobs.find(record.id)
+            if primary is None:
+                await anyio.sleep(OWNER_POLL_INTERVAL)
+            elif await self._copy_outcome(job, primary):
+                return
+            for lost in await store.flush():  # how the other handle ended has to be there
+                self._jobs.apply(lost, Trigger.SESSION_LEFT, outcome=taken_over(lost))
+            if await self._copy_failure(job, record.id):
+                return
+            found = await store.add_or_get(job, force=False)
+            if found is None:  # it failed before it was sent, and is this handle's to submit now
+                self._enqueue(job)
+                return
+            record, claim = found
+        self.resume(job, record, claim)
+
+    async def _copy_outcome(self, job: Job, primary: Job) -> bool:
+        """End as another handle of this session does; return False if that was detached."""
+        while not primary.has_ended:
+            await primary.wait_changed()
+        outcome = primary.outcome
+        if outcome is None or isinstance(outcome, ReleasedError):
+            return False
+        mine = job.record
+        job.primary = primary.primary or primary
+        self._jobs.restore(
+            job,
+            attrs.evolve(
+                primary.record,
+                id=mine.id,
+                label=mine.label,
+                directory=mine.directory,
+                format=mine.format,
+                wanted=mine.wanted,
+            ),
+        )
+        trigger = lifecycle.TRIGGER_OF_END.get(primary.record.state, Trigger.REFUSED)
+        self._jobs.apply(job, trigger, outcome=outcome)
+        return True
+
+    async def _copy_failure(self, job: Job, record_id: str) -> bool:
+        """End as the owner's job did, if MusicGPT could not process it."""
+        journal = self._context.store.journal
+        found = None if journal is None else await journal.find(record_id)
+        if found is None or found.state is not JobState.FAILED or found.task_id is None:
+            return False
+        error = ExtractionFailedError(found.error or "It failed.", task_id=found.task_id)
+        self._jobs.apply(job, Trigger.EXTRACTION_FAILED, outcome=error)
+        return True
+
+    async def _give_back(self, claim: Claim) -> None:
+        journal = self._context.store.journal
+        if journal is not None:
+            await journal.release(claim.id)
+        claim.drop()
+
+    def _on_failure(self, job: Job, error: Exception) -> None:
+        if not isinstance(error, MusicGPTError):
+            error = MusicGPTError(f"Following {job.title} failed unexpectedly: {error!r}.")
+        if not job.has_ended:
+            self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=error)
+
+
+def taken_over(job: Job) -> ReleasedError:
+    """Return the error of a job whose claim another process has taken."""
+    return ReleasedError(f"Another process has taken {job.title} over; it goes on there.")
+
+
+def _overdue(job: Job) -> DeadlineError:
+    return DeadlineError(
+        f"Another process has not finished {job.title} after {job.deadline:g} s; it goes on there. "
+        "Nothing was paid twice: submit it again to follow it."
+    )

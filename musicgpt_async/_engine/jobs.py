@@ -1,0 +1,188 @@
+"""Jobs: the only writer of records.
+
+Every change of a job goes through :meth:`Jobs.apply`. It looks the trigger up in the table of
+``lifecycle``, changes the record, and calls the observers in the order in which the runtime listed
+them, with the effects that the table names. The parts of the engine only say what happened; none of
+them calls another. ``commit`` is ``apply`` and a record that is durable when it returns.
+
+Once a job has ended, a late trigger records what became known and has no other effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import attrs
+
+from musicgpt_async._engine.job_state import Job
+from musicgpt_async._engine.store import JobStore
+from musicgpt_async._rules import lifecycle
+from musicgpt_async._rules.lifecycle import Effect, Trigger
+from musicgpt_async.errors import MusicGPTError
+from musicgpt_async.events import Accepted, Completed, Failed, Feed
+from musicgpt_async.job import Callback
+from musicgpt_async.journal import Claim
+from musicgpt_async.models import Extraction, JobRecord, JobState
+
+_SAVES = Effect.SAVE | Effect.SAVE_FIRST
+# After these nothing is on its way that could still tell what became of a submit.
+_RESPONSES = frozenset(
+    {
+        Trigger.NOT_DELIVERED,
+        Trigger.REQUEUED,
+        Trigger.ACCEPTED,
+        Trigger.REFUSED,
+        Trigger.RESPONSE_MISSING,
+        Trigger.RESPONSE_LOST,
+    }
+)
+
+
+class Observer(Protocol):
+    """A part of the engine that carries effects out."""
+
+    def on_change(self, job: Job, effects: Effect) -> None:
+        """Do what the effects of a change ask of this part; return at once."""
+
+
+class Jobs:
+    """All jobs of a session that have not ended, and the only way to change one.
+
+    Args:
+        store: Makes records durable.
+        feed: Where events go.
+        call_soon: Calls a done callback in the loop, not inside the change that caused it.
+    """
+
+    def __init__(
+        self, store: JobStore, feed: Feed, *, call_soon: Callable[[Callback, Any], object]
+    ) -> None:
+        self._store = store
+        self._feed = feed
+        self._call_soon = call_soon
+        self._observers: tuple[Observer, ...] = ()
+        self._live: dict[str, Job] = {}
+        self._last_position = 0
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(tuple(self._live.values()))
+
+    def observe(self, *observers: Observer) -> None:
+        """Call these at every change, in this order."""
+        self._observers = observers
+
+    def create(self, record: JobRecord, source: Any, title: str, deadline: float | None) -> Job:
+        """Return a new job, which is queued."""
+        self._last_position += 1
+        job = Job(record.id, record, title, source, deadline, self._last_position)
+        self._live[job.id] = job
+        return job
+
+    def find(self, record_id: str) -> Job | None:
+        """Return the job of this session that writes a record."""
+        job = self._live.get(record_id)
+        if job is not None and job.record.id == record_id:
+            return job
+        return next(
+            (
+                job
+                for job in self._live.values()
+                if job.record.id == record_id and job.claim is not None
+            ),
+            None,
+        )
+
+    def apply(
+        self,
+        job: Job,
+        trigger: Trigger,
+        *,
+        outcome: Extraction | MusicGPTError | None = None,
+        **facts: Any,
+    ) -> None:
+        """Change a job by the table.
+
+        Args:
+            job: The job.
+            trigger: What happened.
+            outcome: How it ended, if the trigger ends it.
+            facts: What became known with it: attributes of the record.
+        """
+        step = lifecycle.next_step(job.record.state, trigger)
+        effects = step.effects
+        if job.has_ended:
+            effects &= _SAVES
+        elif Effect.END in effects:
+            facts = {**self._end(job, trigger, outcome), **facts}
+        job.record = attrs.evolve(job.record, state=step.state, **facts)
+        if trigger is Trigger.DELIVERED:
+            job.is_response_due = True
+        elif trigger in _RESPONSES:
+            job.is_response_due = False
+        for observer in self._observers:
+            observer.on_change(job, effects)
+        for callback in job.notify():
+            self._call_soon(callback, job.handle)
+        self._publish(job, trigger, effects)
+
+    async def commit(
+        self,
+        job: Job,
+        trigger: Trigger,
+        *,
+        outcome: Extraction | MusicGPTError | None = None,
+        **facts: Any,
+    ) -> None:
+        """Change a job by the table; its record is durable when this returns.
+
+        Raises:
+            JournalError: It could not be saved.
+        """
+        self.apply(job, trigger, outcome=outcome, **facts)
+        await self._store.save(job)
+
+    def update(self, job: Job, *, save: bool = True, **facts: Any) -> None:
+        """Record what became known without a change of state."""
+        job.record = attrs.evolve(job.record, **facts)
+        if save:
+            self._store.save_later(job)
+
+    def adopt(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
+        """Make a queued job the one that a record describes, and let it write if it has a claim."""
+        self.restore(job, record)
+        self._store.give_claim(job, claim)
+
+    def restore(self, job: Job, record: JobRecord) -> None:
+        """Have a queued job begin where a record says; it is queued until the next trigger."""
+        if not job.has_ended:
+            job.record = attrs.evolve(record, state=JobState.QUEUED)
+
+    def _end(
+        self, job: Job, trigger: Trigger, outcome: Extraction | MusicGPTError | None
+    ) -> dict[str, Any]:
+        """Record how a job ended; return what its record says of that."""
+        if isinstance(outcome, MusicGPTError):
+            task_id = outcome.task_id or job.record.task_id
+            outcome = outcome.fresh(task_id=task_id, job=job.handle)
+        job.outcome = outcome
+        del self._live[job.id]
+        is_error = isinstance(outcome, MusicGPTError) and trigger is not Trigger.SESSION_LEFT
+        return {"error": str(outcome)} if is_error else {}
+
+    def _publish(self, job: Job, trigger: Trigger, effects: Effect) -> None:
+        if not self._feed:
+            return
+        if Effect.END in effects:
+            if isinstance(job.outcome, Extraction):
+                self._feed.publish(job.event(Completed, extraction=job.outcome))
+            else:
+                self._feed.publish(job.event(Failed, error=job.outcome))
+        elif trigger is Trigger.ACCEPTED and Effect.START_POLLING in effects:
+            record = job.record
+            self._feed.publish(
+                job.event(Accepted, eta=record.eta, credit_estimate=record.credit_estimate)
+            )

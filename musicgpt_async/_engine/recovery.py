@@ -1,0 +1,347 @@
+"""Recovery: submits whose track went out and whose response never came.
+
+Such a submit may be running and paid for, so it is never sent again by itself. Three things can
+still name its task: its own webhook, which is confirmed by a poll before it is believed; the
+account's listing, compared with all that the journal knows; and the user. What none of them names
+by the job's deadline ends as unknown. It holds no slot meanwhile: nobody knows whether it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+
+import anyio
+import attrs
+
+from musicgpt_async._engine.context import Context
+from musicgpt_async._engine.deliveries import Deliveries
+from musicgpt_async._engine.job_state import Job
+from musicgpt_async._engine.poller import Poller
+from musicgpt_async._engine.wakeup import Wakeup
+from musicgpt_async._rules import matching, protocol, records, retrying
+from musicgpt_async._rules.lifecycle import Effect, Trigger
+from musicgpt_async._rules.payloads import Conversion
+from musicgpt_async.errors import (
+    JournalError,
+    MusicGPTError,
+    NotFoundError,
+    SubmissionUnknownError,
+)
+from musicgpt_async.models import JobRecord, JobState
+
+_log = logging.getLogger(__name__)
+
+MAX_PAGES = 50  # pages of the listing that are read
+SETTLE_DELAY = 30.0  # seconds after delivery in which MusicGPT may still be taking the track in
+WEBHOOK_TIMEOUT = 3600.0  # seconds that a webhook is waited for if jobs have no deadline
+RESPONSE_GRACE = 1.0  # seconds that a response may come after its job's webhook
+# Seconds before each of the polls that confirm a task which a delivery named.
+CONFIRM_DELAYS = (0.0, 1.0, 2.0, 4.0, 8.0)
+
+
+@attrs.define(eq=False)
+class _Unacknowledged:
+    """A job without a task, and what may still name it.
+
+    Attributes:
+        job: The job.
+        error: How it ends if nothing does.
+        since: When the search began, on the loop's clock.
+        until: When the wait for its webhook ends, on the loop's clock; 0 if none can come.
+        in_listing: Whether the account's listing is searched for it.
+        confirming: The task that is being confirmed.
+        rejected: Tasks that were found not to be its own.
+    """
+
+    job: Job
+    error: MusicGPTError | None
+    since: float
+    until: float
+    in_listing: bool
+    confirming: str | None = None
+    rejected: set[str] = attrs.field(factory=set)
+
+    @property
+    def is_open(self) -> bool:
+        return self.job.record.state is JobState.DELIVERED and not self.job.has_ended
+
+    @property
+    def waits_for_webhook(self) -> bool:
+        return self.is_open and self.until > 0.0 and not self.job.is_response_due
+
+    @property
+    def is_searchable(self) -> bool:
+        return self.is_open and self.confirming is None
+
+    @property
+    def sent_at(self) -> float:
+        return self.job.record.sent_at or 0.0
+
+
+class Recovery:
+    """Finds the tasks of submits whose responses were lost.
+
+    Args:
+        context: What the parts share.
+        poller: Confirms tasks.
+        deliveries: Receives webhooks.
+    """
+
+    def __init__(self, context: Context, *, poller: Poller, deliveries: Deliveries) -> None:
+        self._context = context
+        self._jobs = context.jobs
+        self._poller = poller
+        self._deliveries = deliveries
+        self._open: list[_Unacknowledged] = []
+        self._wakeup = Wakeup()
+
+    def await_webhook(self, job: Job, error: MusicGPTError) -> None:
+        """Wait for the webhook of a submit whose response was lost just now, if one can come."""
+        unknown = SubmissionUnknownError(
+            f"{job.title} was sent whole and its response was lost: {error} {self._advice(job)}",
+            status=error.status,
+            vendor_message=error.vendor_message,
+        )
+        unknown.__cause__ = error
+        if self._deliveries.is_subscribed(job):
+            self._jobs.apply(job, Trigger.RESPONSE_MISSING)
+            self._add(job, unknown, in_listing=False)
+        else:
+            self._jobs.apply(job, Trigger.RESPONSE_LOST, outcome=unknown)
+
+    def search(self, job: Job) -> None:
+        """Search for the task of a submit that an earlier process made."""
+        if job.record.token is not None:
+            self._deliveries.subscribe(job)
+        self._add(job, None, in_listing=True)
+
+    def on_change(self, job: Job, effects: Effect) -> None:
+        """Confirm what a delivery named; forget what has ended or was found."""
+        if Effect.CHECK_NOW in effects and job.is_response_due:
+            self._add(job, None, in_listing=False)  # its webhook is faster than its response
+        elif self._open and effects & (Effect.CHECK_NOW | Effect.END | Effect.START_POLLING):
+            self._wakeup.set()
+
+    async def run(self) -> None:
+        """Search until the session ends."""
+        listings, next_listing = 0, 0.0
+        while True:
+            self._open = [each for each in self._open if each.is_open]
+            now = anyio.current_time()
+            for each in self._open:
+                self._confirm_hint(each)
+                if each.waits_for_webhook and each.until <= now:
+                    each.until = 0.0
+                    self._give_up_unless_searched(each)
+            if not self._searched():
+                listings, next_listing = 0, 0.0
+            elif next_listing <= now:
+                listings += 1
+                await self._search_listing(self._searched())
+                next_listing = anyio.current_time() + retrying.pause_after_listing(listings)
+            moments = [each.until for each in self._open if each.waits_for_webhook]
+            if self._searched():
+                moments.append(next_listing)
+            await self._wakeup.wait(until=min(moments, default=None))
+
+    def _searched(self) -> list[_Unacknowledged]:
+        return [each for each in self._open if each.in_listing and each.is_searchable]
+
+    def _add(self, job: Job, error: MusicGPTError | None, *, in_listing: bool) -> None:
+        now = anyio.current_time()
+        seconds = WEBHOOK_TIMEOUT if job.deadline is None else job.deadline
+        until = now + seconds if self._deliveries.is_subscribed(job) else 0.0
+        each = next((each for each in self._open if each.job is job), None)
+        if each is None:
+            self._open.append(_Unacknowledged(job, error, now, until, in_listing))
+        else:
+            each.error, each.until, each.in_listing = error or each.error, until, in_listing
+        self._wakeup.set()
+
+    def _confirm_hint(self, each: _Unacknowledged) -> None:
+        task_id = each.job.record.hinted_task
+        if task_id is None or task_id in each.rejected or each.confirming is not None:
+            return
+        each.confirming = task_id
+        self._context.supervisor.spawn(
+            self._confirm, each, task_id, on_failure=partial(self._on_confirm_failure, each)
+        )
+
+    async def _confirm(self, each: _Unacknowledged, task_id: str) -> None:
+        """Go on with the task that a delivery named, if it is the job's."""
+        if each.job.is_response_due:
+            await anyio.sleep(RESPONSE_GRACE)
+        is_its_own = each.is_open and await self._is_task_of(task_id, each.job)
+        each.confirming = None
+        if is_its_own:
+            self._found(each, task_id, self._deliveries.conversion_id(each.job, task_id), "webhook")
+        else:
+            each.rejected.add(task_id)
+            self._give_up_unless_searched(each)
+        self._wakeup.set()
+
+    def _on_confirm_failure(self, each: _Unacknowledged, error: Exception) -> None:
+        _log.error("The task of %s could not be confirmed: %s", each.job.title, error)
+        each.rejected.add(each.confirming or "")
+        each.confirming = None
+        self._wakeup.set()
+
+    async def _is_task_of(self, task_id: str, job: Job) -> bool:
+        """Return whether MusicGPT knows a task that a delivery named, and it is no other job's."""
+        if self._poller.is_polled(task_id) or await self._belongs_to_other_job(task_id, job):
+            return False
+        for delay in CONFIRM_DELAYS:
+            await anyio.sleep(delay)
+            try:
+                conversion = await self._poller.poll_once(task_id, job.record.stems)
+            except NotFoundError:
+                continue
+            except MusicGPTError:
+                return True  # the poll failed, not the task
+            return matching.is_of_job(job.record, conversion) is not False
+        return False
+
+    async def _belongs_to_other_job(self, task_id: str, job: Job) -> bool:
+        journal = self._context.store.journal
+        if journal is None:
+            return False
+        try:
+            found = await journal.find(task_id)
+        except JournalError as error:  # rather unknown than another job's stems
+            _log.error("Could not look up the owner of task %s: %s", task_id, error)
+            return True
+        return found is not None and found.id != job.record.id
+
+    def _found(
+        self, each: _Unacknowledged, task_id: str, conversion_id: str | None, where: str
+    ) -> None:
+        job = each.job
+        if not each.is_open:
+            return
+        _log.info("%s was found again by its %s: task %s", job.title, where, task_id)
+        self._jobs.apply(
+            job,
+            Trigger.ACCEPTED,
+            task_id=task_id,
+            conversion_id=conversion_id,
+            accepted_at=time.time(),
+        )
+        if self._deliveries.is_subscribed(job):  # it may have come while no process listened
+            self._jobs.apply(job, Trigger.WEBHOOK_RECEIVED)
+
+    async def _search_listing(self, searched: Sequence[_Unacknowledged]) -> None:
+        """Search the listing for all lost tasks together."""
+        try:
+            listing = await self._listing(min(each.sent_at for each in searched))
+            await self._match(searched, listing, read_at=time.time())
+        except MusicGPTError as error:
+            _log.info("The account's conversions could not be listed: %s", error)
+            for each in searched:
+                lasted = anyio.current_time() - each.since
+                if retrying.look_is_refused(error, waited=None) or lasted > SETTLE_DELAY:
+                    self._end_search(each, None)
+
+    async def _match(
+        self,
+        searched: Sequence[_Unacknowledged],
+        listing: Sequence[Conversion],
+        *,
+        read_at: float,
+    ) -> None:
+        """Take what the listing tells for certain, and give up what it will not tell any more."""
+        rivals, known = await self._other_submissions(searched, listing, until=read_at)
+        claimed = {record.task_id or "" for record in known} | self._poller.recent_task_ids()
+        lost = [*(each.job.record for each in searched), *rivals]
+        found = matching.matches(lost, listing, claimed=claimed, known=known)
+        is_settled = not any(each.confirming for each in self._open)
+        for each in searched:
+            task = found.get(each.job.record.id)
+            if task is not None:
+                self._found(each, task.task_id, task.conversion_id, "entry in the listing")
+            elif is_settled and read_at - each.sent_at > SETTLE_DELAY:
+                fitting = matching.candidates(each.job.record, listing, claimed=claimed)
+                self._end_search(each, [task.task_id for task in fitting])
+
+    def _end_search(self, each: _Unacknowledged, candidates: Sequence[str] | None) -> None:
+        each.in_listing = False
+        each.error = self._unknown(each.job, candidates)
+        self._give_up_unless_searched(each)
+
+    def _give_up_unless_searched(self, each: _Unacknowledged) -> None:
+        if each.job.is_response_due or each.until or each.confirming is not None:
+            return
+        if each.is_open and not each.in_listing:
+            outcome = each.error or self._unknown(each.job, None)
+            self._jobs.apply(each.job, Trigger.RESPONSE_LOST, outcome=outcome)
+
+    def _unknown(self, job: Job, candidates: Sequence[str] | None) -> SubmissionUnknownError:
+        """Return the error of a lost response; `candidates` are listed tasks that it could be."""
+        sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.record.sent_at))
+        seen = ""
+        if candidates is not None:
+            tasks = ", ".join(candidates) or "none"
+            seen = f"The account's listing shows what it could be: {tasks}. "
+        return SubmissionUnknownError(
+            f"{job.title} was sent whole at {sent} and no response was recorded. "
+            f"{self._advice(job, seen)}"
+        )
+
+    def _advice(self, job: Job, seen: str = "") -> str:
+        """Return what the user of such a job can do, and what was seen of it."""
+        follow = "session.attach(task_id)"
+        if self._context.store.journal is not None:
+            follow = f"await session.bind({job.record.id!r}, task_id)"
+        return (
+            "It may be running and paid for, so it is not sent again by itself. "
+            f"{seen}Look for it in the MusicGPT dashboard and follow it with {follow}, or submit "
+            "it again with force=True if it is not there."
+        )
+
+    async def _listing(self, since: float) -> list[Conversion]:
+        """Return the account's conversions from then on.
+
+        Raises:
+            MusicGPTError: MusicGPT has no listing, or did not give it.
+        """
+        url, found = self._context.endpoints.listing, list[Conversion]()
+        after: str | None = None
+        for _ in range(MAX_PAGES):
+            query = protocol.listing_query(
+                since + matching.EARLIEST, time.time() + matching.LATEST, after=after
+            )
+            answer = await self._context.http.ask(url, query)
+            page, after = protocol.read_listing(answer, now=time.time(), what="The listing")
+            found += page
+            if after is None:
+                break
+        return found
+
+    async def _other_submissions(
+        self, searched: Sequence[_Unacknowledged], listing: Sequence[Conversion], *, until: float
+    ) -> tuple[list[JobRecord], list[JobRecord]]:
+        """Return the other submits with an entry: those that may have one, and those that have.
+
+        A listing shows the tasks of submits whose responses are still on their way as well. Those
+        are in the journal since before they were delivered: it is read after the listing.
+        """
+        ours, listed = {each.job.record.id for each in searched}, {each.task_id for each in listing}
+        rivals, known = list[JobRecord](), list[JobRecord]()
+        async for record in self._records():
+            if record.task_id is not None:
+                if record.task_id in listed:
+                    known.append(record)
+            elif (
+                record.id not in ours
+                and records.is_unacknowledged(record)
+                and (record.sent_at or 0.0) <= until
+            ):
+                rivals.append(record)
+        return rivals, known
+
+    async def _records(self) -> AsyncIterator[JobRecord]:
+        if self._context.store.journal is not None:
+            async for record in self._context.store.journal.records():
+                yield record

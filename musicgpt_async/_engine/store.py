@@ -1,0 +1,175 @@
+"""JobStore: the jobs' way into the journal, which saves what is to be saved and keeps the leases.
+
+Without a journal it does nothing. Only the holder of a job's claim can save it: a handle that
+follows another one's job has none, so it cannot write over that job.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import anyio
+
+from musicgpt_async._engine.job_state import Job
+from musicgpt_async._engine.wakeup import Wakeup
+from musicgpt_async._rules.lifecycle import Effect
+from musicgpt_async.errors import JournalError
+from musicgpt_async.journal import Claim, ClaimLostError, Journal
+from musicgpt_async.models import JobRecord
+
+_log = logging.getLogger(__name__)
+
+RETRY_INTERVAL = 1.0  # seconds between tries to save what the journal would not take
+
+
+class JobStore:
+    """Saves jobs: at once, or when there is time.
+
+    Args:
+        journal: The durable record, if there is one.
+    """
+
+    def __init__(self, journal: Journal | None) -> None:
+        self.journal = journal
+        self._dirty: dict[str, Job] = {}
+        self._failed: dict[str, Job] = {}
+        self._is_failing = False  # logged once, not for each job and second
+        self._flushing = anyio.Lock()
+        self._wakeup = Wakeup()
+
+    def on_change(self, job: Job, effects: Effect) -> None:
+        """Save a job later, if a change asks for it."""
+        if Effect.SAVE in effects:
+            self.save_later(job)
+
+    def may_write(self, job: Job) -> bool:
+        """Return whether a job is this session's to save, and to receive webhooks for."""
+        return self.journal is None or job.claim is not None
+
+    async def add_or_get(self, job: Job, *, force: bool) -> tuple[JobRecord, Claim | None] | None:
+        """Save a job before anything is sent.
+
+        Returns:
+            The record that the journal already has of the same track with the same options, and
+            its claim if nobody else had it; ``None`` if the job was new and is saved now.
+        """
+        if self.journal is None:
+            return None
+        record, claim, is_new = await self.journal.register(job.record, force=force)
+        if not is_new:
+            return record, claim
+        self.give_claim(job, claim)
+        return None
+
+    def give_claim(self, job: Job, claim: Claim | None) -> None:
+        """Let a job write its record; one that has ended meanwhile is saved as it ended."""
+        job.claim = claim
+        if claim is not None and job.has_ended:
+            self.save_later(job)
+
+    async def reclaim(self, job: Job) -> None:
+        """Let a finished job write once more, unless another handle or process does."""
+        if self.journal is not None and job.claim is None:
+            job.claim = await self.journal.claim_one(job.record.id)
+
+    async def save(self, job: Job) -> None:
+        """Save a job before going on.
+
+        Raises:
+            ClaimLostError: Another process has taken it over.
+            JournalError: It could not be saved.
+        """
+        if self.journal is None or job.claim is None:
+            return
+        claim, record = job.claim, job.record
+        self._dirty.pop(record.id, None)
+        self._failed.pop(record.id, None)
+        release = job.is_free
+        await claim.save(record, release=release)
+        if release:
+            job.claim = None
+            if not job.is_free:  # a download began meanwhile
+                await self.reclaim(job)
+
+    async def save_now_or_later(self, job: Job) -> None:
+        """Save a job before going on; if that fails it is tried again.
+
+        Raises:
+            JournalError: It could not be saved yet.
+        """
+        try:
+            await self.save(job)
+        except JournalError:
+            self._retry(job)
+            raise
+
+    def save_later(self, job: Job) -> None:
+        """Save a job when there is time: what MusicGPT would tell again."""
+        if self.journal is not None and job.claim is not None:
+            self._dirty[job.record.id] = job
+            self._wakeup.set()
+
+    @property
+    def renewal_interval(self) -> float:
+        """Seconds after which the leases are to be renewed."""
+        return math.inf if self.journal is None else self.journal.lease / 3
+
+    async def wait_due(self, until: float) -> None:
+        """Wait until something is to be saved, or until a moment of the loop's clock."""
+        if self._failed:
+            until = min(until, anyio.current_time() + RETRY_INTERVAL)
+        await self._wakeup.wait(until=until)
+
+    async def renew(self) -> None:
+        """Extend the leases of all jobs of this process."""
+        if self.journal is None:
+            return
+        try:
+            await self.journal.renew()
+        except JournalError as error:
+            _log.warning("The journal's leases could not be renewed: %s", error)
+
+    async def flush(self) -> list[Job]:
+        """Save all that is to be saved, together: a commit waits for the disk.
+
+        Returns:
+            Jobs that another process has taken over.
+        """
+        lost: list[Job] = []
+        async with self._flushing:  # what another flush is saving is saved when this returns
+            self._dirty, self._failed = {**self._failed, **self._dirty}, {}
+            while self._dirty:
+                async with anyio.create_task_group() as saves:
+                    for job in tuple(self._dirty.values()):
+                        saves.start_soon(self._save, job, lost)
+        return [job for job in lost if not job.has_ended]
+
+    async def _save(self, job: Job, lost: list[Job]) -> None:
+        try:
+            await self.save(job)
+        except ClaimLostError as error:
+            self._log_failure(job, error)
+            job.claim = None
+            lost.append(job)
+        except JournalError as error:
+            self._log_failure(job, error)
+            self._retry(job)
+        else:
+            self._is_failing = False
+
+    def _log_failure(self, job: Job, error: JournalError) -> None:
+        # No traceback: its frames hold webhook tokens.
+        level = logging.DEBUG if self._is_failing else logging.ERROR
+        _log.log(level, "%s was not written to the journal: %s", job.title, error)
+        self._is_failing = True
+
+    def _retry(self, job: Job) -> None:
+        self._failed[job.record.id] = job
+        self._wakeup.set_at(anyio.current_time() + RETRY_INTERVAL)
+
+    def drop_claims(self) -> None:
+        """Let other sessions of this process have the jobs that could not be saved."""
+        for job in (*self._dirty.values(), *self._failed.values()):
+            if job.claim is not None:
+                job.claim.drop()

@@ -1,0 +1,199 @@
+"""Submission: one delivery of a track, and what became of it as a value.
+
+The body goes out up to its closing boundary, which is the commit point: from there on MusicGPT may
+have the track, so the record says so before it goes out, and nothing may cancel the wait for the
+response. The runner gives the scope in which that wait happens; its shield is set right before the
+boundary, in the same step of the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import anyio
+import attrs
+
+from musicgpt_async._engine.context import Context
+from musicgpt_async._engine.deliveries import Deliveries
+from musicgpt_async._engine.job_state import Job
+from musicgpt_async._engine.queue import Turn
+from musicgpt_async._engine.supervision import StrayCancellationError, as_error
+from musicgpt_async._io.content import Content, Digest
+from musicgpt_async._io.upload import Body
+from musicgpt_async._rules import payloads, protocol, retrying
+from musicgpt_async._rules.lifecycle import Trigger
+from musicgpt_async._rules.retrying import Verdict
+from musicgpt_async.errors import MusicGPTError, ReleasedError, StalledError
+from musicgpt_async.events import Uploading
+from musicgpt_async.models import Acceptance
+
+_log = logging.getLogger(__name__)
+
+# Seconds that a submit waits for the response to the one before it: of two that a killed process
+# left without a response, the account's listing could not tell which is which.
+SUBMIT_LOCK_TIMEOUT = 2.0
+
+
+@attrs.frozen
+class Result:
+    """What became of one delivery.
+
+    Attributes:
+        verdict: In a word.
+        acceptance: MusicGPT's response, if it accepted the track.
+        error: Why it did not, or why that is not known.
+    """
+
+    verdict: Verdict
+    acceptance: Acceptance | None = None
+    error: MusicGPTError | None = None
+
+
+class Submission:
+    """Delivers tracks.
+
+    Args:
+        context: What the parts share.
+        deliveries: Gives each submit the URL for its webhook.
+    """
+
+    def __init__(self, context: Context, deliveries: Deliveries) -> None:
+        self._context = context
+        self._jobs = context.jobs
+        self._deliveries = deliveries
+        self._url = context.endpoints.submit
+        self._submit_lock = anyio.Semaphore(1)
+
+    async def deliver(self, turn: Turn, content: Content | None) -> Result:
+        """Deliver a track once; nothing is raised but a cancellation before the commit point.
+
+        Args:
+            turn: The job and its track; its ``in_flight`` is shielded from the commit point on.
+            content: The track, open; ``None`` for a URL.
+
+        Returns:
+            What became of it.
+        """
+        response, lock = anyio.CancelScope(), _HeldLock(self._submit_lock)
+        size = None if content is None else content.size
+        digest = None
+        if self._context.store.journal is not None:
+            digest = Digest(self._context.executor)
+
+        async def before_commit() -> None:
+            await self._before_commit(turn, size, digest, lock)
+            # Nothing is awaited from here until the closing boundary is handed to the transport.
+            turn.in_flight.shield = True
+            bound = retrying.answer_timeout(self._context.http.request_timeout, size)
+            response.deadline = anyio.current_time() + bound
+
+        try:
+            body = self._make_body(turn.job, turn.track.location, content, before_commit, digest)
+        except MusicGPTError as refusal:  # no webhook can be received for it
+            return Result(Verdict.REFUSED, error=refusal)
+        try:
+            return Result(Verdict.ACCEPTED, await self._post(turn.job, body, response))
+        except BaseException as raised:  # noqa: BLE001 - as_error raises again what is no failure
+            try:
+                error = as_error(raised)
+            except BaseException:
+                await self._retract(turn.job, body)
+                raise
+            return _judge(turn.job, body, body.failure or error)
+        finally:
+            lock.release()
+
+    async def _post(self, job: Job, body: Body, response: anyio.CancelScope) -> Acceptance:
+        with response:
+            answer = await self._context.http.send(self._url, body)
+            what = f"The submit of {job.title}"
+            return protocol.read_acceptance(answer, now=time.time(), what=what)
+        raise StalledError("The whole upload went out, and its response did not come in time.")
+
+    async def _before_commit(
+        self, turn: Turn, size: int | None, digest: Digest | None, lock: _HeldLock
+    ) -> None:
+        """Record that MusicGPT may have the track, before it can."""
+        if self._context.store.journal is not None:
+            await lock.acquire(min(SUBMIT_LOCK_TIMEOUT, self._context.stall_timeout / 2))
+        _stop_if_detached(turn)
+        await self._jobs.commit(
+            turn.job,
+            Trigger.DELIVERED,
+            sent_at=time.time(),
+            size=size,
+            sha256=None if digest is None or size is None else digest.hexdigest,
+        )
+        _stop_if_detached(turn)
+
+    async def _retract(self, job: Job, body: Body) -> None:
+        """Record that a delivery was broken off after its record and before its boundary."""
+        if not body.delivered and job.record.sent_at is not None:
+            with anyio.CancelScope(shield=True):
+                await self._jobs.commit(job, Trigger.NOT_DELIVERED, sent_at=None)
+
+    def _make_body(
+        self,
+        job: Job,
+        location: str,
+        content: Content | None,
+        before_commit: Callable[[], Awaitable[None]],
+        digest: Digest | None,
+    ) -> Body:
+        fields = payloads.submit_fields(
+            stems=job.record.stems,
+            preprocessing=job.record.preprocessing,
+            eco_mode=job.record.eco_mode,
+            audio_url=location if content is None else "",
+            webhook_url=self._deliveries.subscribe(job),
+        )
+        return Body(
+            fields,
+            content,
+            stall_timeout=self._context.stall_timeout,
+            hand_over=before_commit,
+            progress=partial(self._progress, job, None if content is None else content.size),
+            digest=digest,
+        )
+
+    def _progress(self, job: Job, total: int | None, sent: int) -> None:
+        if self._context.feed:
+            self._context.feed.publish(job.event(Uploading, sent=sent, total=total))
+
+
+class _HeldLock:
+    """The lock that keeps submits apart, as one of them holds it."""
+
+    def __init__(self, lock: anyio.Semaphore) -> None:
+        self._lock = lock
+        self._is_held = False
+
+    async def acquire(self, timeout: float) -> None:  # noqa: ASYNC109 - it goes on without it
+        """Wait until no other submit waits for its response, for so many seconds at most."""
+        with anyio.move_on_after(timeout):
+            await self._lock.acquire()
+            self._is_held = True
+
+    def release(self) -> None:
+        """Let the next submit go on; harmless if it is not held."""
+        if self._is_held:
+            self._is_held = False
+            self._lock.release()
+
+
+def _stop_if_detached(turn: Turn) -> None:
+    # aiohttp writes the body in a task of its own, which a cancellation reaches a step later.
+    if turn.scope.cancel_called:
+        raise ReleasedError(f"{turn.job.title} was detached before it was sent.")
+
+
+def _judge(job: Job, body: Body, error: BaseException) -> Result:
+    """Return what a failed delivery means: by MusicGPT's response, or by how far the body came."""
+    if isinstance(error, MusicGPTError) and not isinstance(error, StrayCancellationError):
+        return Result(retrying.submit_verdict(error, delivered=body.delivered), error=error)
+    _log.error("Submitting %s failed unexpectedly", job.title, exc_info=error)
+    failure = MusicGPTError(f"Submitting {job.title} failed unexpectedly: {error!r}.")
+    return Result(Verdict.UNKNOWN if body.delivered else Verdict.REFUSED, error=failure)

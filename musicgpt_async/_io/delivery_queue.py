@@ -1,0 +1,252 @@
+"""The shared queue between the endpoints that receive webhooks and the sessions that wait for them.
+
+Endpoints put deliveries on it, from whatever thread or event loop they run in. Each session has a
+consumer, which subscribes to the tokens of its jobs and takes its own deliveries, in its own loop.
+An endpoint acknowledges a delivery when its consumer has dealt with it. The queue is bounded: an
+endpoint that finds it full says so, and the delivery is repeated later.
+
+A delivery for a token of ours that nobody is subscribed to (its job is over, or is resumed after a
+restart) is kept for whoever subscribes next, the newest ones up to a bound, and acknowledged.
+
+A token is ``<public part>.<secret part>``. A subscription is found by the public part; then the
+whole token is compared in constant time, so that nothing can be learnt by measuring refusals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from enum import Enum
+from typing import Any
+
+import attrs
+
+from musicgpt_async._rules.receiver_reliability import ReceiverReliability
+from musicgpt_async.errors import ConfigurationError
+
+MAX_BUFFERED_DELIVERIES = 256
+MAX_BUFFERED_BYTES = 2 * 1024 * 1024
+MAX_CLOSED_TOKENS = 4096
+MAX_QUEUED_BYTES = 16 * 1024 * 1024  # of deliveries that consumers have yet to take
+ACKNOWLEDGE_TIMEOUT = 30.0  # seconds that an endpoint waits for a consumer
+
+Payload = Mapping[str, Any]
+
+
+class Receipt(Enum):
+    """What an endpoint answers to a delivery."""
+
+    ACKNOWLEDGED = "acknowledged"
+    """It was dealt with, or is kept for whoever subscribes next."""
+    UNKNOWN_TOKEN = "unknown token"  # noqa: S105 - a description
+    """No job has this token."""
+    REPEAT = "repeat"
+    """It could not be dealt with now: send it again."""
+
+
+@attrs.define(eq=False)
+class Delivery:
+    """One webhook on its way to a session.
+
+    Attributes:
+        token: The token in its URL.
+        payload: Its JSON object.
+        size: Bytes of it on the wire.
+    """
+
+    token: str = attrs.field(repr=False)
+    payload: Payload = attrs.field(repr=False)
+    size: int
+    _outcome: Future[bool] = attrs.field(factory=Future, repr=False)
+
+    def acknowledge(self) -> None:
+        """Have the endpoint acknowledge it; harmless once that is decided."""
+        self._decide(is_done=True)
+
+    def reject(self) -> None:
+        """Have the endpoint ask for it again."""
+        self._decide(is_done=False)
+
+    async def wait_decided(self) -> bool:
+        """Wait, in any loop, until its consumer has dealt with it; return whether it could."""
+        if self._outcome.done():
+            return self._outcome.result()
+        try:
+            async with asyncio.timeout(ACKNOWLEDGE_TIMEOUT):
+                return await asyncio.wrap_future(self._outcome)
+        except TimeoutError:
+            return False
+
+    def _decide(self, *, is_done: bool) -> None:
+        with suppress(InvalidStateError):  # the endpoint has given up waiting
+            self._outcome.set_result(is_done)
+
+
+class DeliveryQueue:
+    """Deliveries on their way from endpoints to sessions; safe to use from any thread.
+
+    Args:
+        is_own_token: Tells whether a token that was never subscribed to here is one of ours.
+
+    Attributes:
+        reliability: How far deliveries can be relied on; the sessions' schedules teach it.
+    """
+
+    def __init__(self, is_own_token: Callable[[str], bool] = lambda _token: False) -> None:
+        self.reliability: ReceiverReliability = ReceiverReliability()
+        self._is_own_token = is_own_token
+        self._lock = threading.RLock()
+        self._subscriptions: dict[str, tuple[str, Consumer]] = {}  # by the public part
+        self._closed: dict[str, str] = {}
+        self._buffer: deque[Delivery] = deque()
+        self._buffered_bytes = 0
+        self._queued_bytes = 0
+
+    def __len__(self) -> int:
+        """Return how many tokens are subscribed to."""
+        return len(self._subscriptions)
+
+    def accepts(self, token: str) -> bool:
+        """Return whether a delivery for this token is taken: it is, or was, a job's own."""
+        public = _public_part(token)
+        with self._lock:
+            subscription, closed = self._subscriptions.get(public), self._closed.get(public)
+        if subscription is not None:
+            return _is_same(subscription[0], token)
+        if closed is not None:
+            return _is_same(closed, token)
+        return self._is_own_token(token)
+
+    async def put(self, token: str, payload: Payload, *, size: int = 0) -> Receipt:
+        """Hand a delivery to the session that waits for it, and wait until it is dealt with.
+
+        Args:
+            token: The token in its URL.
+            payload: Its JSON object.
+            size: Bytes of it on the wire; bounds what is queued and kept.
+        """
+        if not self.accepts(token):
+            return Receipt.UNKNOWN_TOKEN
+        delivery = Delivery(token, payload, size)
+        with self._lock:
+            subscription = self._subscriptions.get(_public_part(token))
+            if subscription is None:
+                self.reliability.arrived_late(token, now=time.monotonic())
+                self._keep(delivery)
+                return Receipt.ACKNOWLEDGED
+            if self._queued_bytes + size > MAX_QUEUED_BYTES:
+                return Receipt.REPEAT
+            self._queued_bytes += size
+            subscription[1].push(delivery)
+        return Receipt.ACKNOWLEDGED if await delivery.wait_decided() else Receipt.REPEAT
+
+    def subscribe(self, token: str, consumer: Consumer) -> None:
+        """Hand the deliveries for a token to a consumer, those that were kept included.
+
+        Raises:
+            ConfigurationError: Another consumer has them.
+        """
+        public = _public_part(token)
+        with self._lock:
+            if public in self._subscriptions:
+                raise ConfigurationError(
+                    "This job is followed in this process already; "
+                    "close the session that follows it before another resumes it."
+                )
+            self._closed.pop(public, None)
+            self._subscriptions[public] = token, consumer
+            for delivery in [each for each in self._buffer if _is_same(each.token, token)]:
+                self._buffer.remove(delivery)
+                self._buffered_bytes -= delivery.size
+                self._queued_bytes += delivery.size
+                consumer.push(delivery)
+
+    def unsubscribe(self, token: str) -> None:
+        """Keep what comes for a token from now on; harmless if it is not subscribed to."""
+        public = _public_part(token)
+        with self._lock:
+            if self._subscriptions.pop(public, None) is None:
+                return
+            self._closed[public] = token
+            if len(self._closed) > MAX_CLOSED_TOKENS:
+                del self._closed[next(iter(self._closed))]
+
+    def on_taken(self, delivery: Delivery) -> None:
+        """Count a delivery out that a consumer has taken."""
+        with self._lock:
+            self._queued_bytes -= delivery.size
+
+    def put_back(self, delivery: Delivery) -> None:
+        """Keep a delivery that a closed consumer has not dealt with."""
+        with self._lock:
+            self._queued_bytes -= delivery.size
+            self._keep(delivery)
+        delivery.acknowledge()
+
+    def _keep(self, delivery: Delivery) -> None:
+        self._buffer.append(delivery)
+        self._buffered_bytes += delivery.size
+        while (
+            len(self._buffer) > MAX_BUFFERED_DELIVERIES or self._buffered_bytes > MAX_BUFFERED_BYTES
+        ):
+            self._buffered_bytes -= self._buffer.popleft().size
+
+
+class Consumer:
+    """One session's end of the queue, used in the session's loop alone.
+
+    Args:
+        queue: The shared queue.
+    """
+
+    def __init__(self, queue: DeliveryQueue) -> None:
+        self._queue = queue
+        self._loop = asyncio.get_running_loop()
+        self._deliveries: deque[Delivery] = deque()
+        self._arrived = asyncio.Event()
+
+    def subscribe(self, token: str) -> None:
+        """Take the deliveries for a token.
+
+        Raises:
+            ConfigurationError: Another consumer takes them.
+        """
+        self._queue.subscribe(token, self)
+
+    def unsubscribe(self, token: str) -> None:
+        """Take no more deliveries for a token."""
+        self._queue.unsubscribe(token)
+
+    def push(self, delivery: Delivery) -> None:
+        """Add a delivery, in any thread; for the queue, which holds its lock."""
+        self._deliveries.append(delivery)
+        with suppress(RuntimeError):  # the loop is closed, and nobody takes it any more
+            self._loop.call_soon_threadsafe(self._arrived.set)
+
+    async def get(self) -> Delivery:
+        """Wait for the next delivery."""
+        while not self._deliveries:
+            self._arrived.clear()
+            await self._arrived.wait()
+        delivery = self._deliveries.popleft()
+        self._queue.on_taken(delivery)
+        return delivery
+
+    def close(self) -> None:
+        """Give back what was not taken."""
+        while self._deliveries:
+            self._queue.put_back(self._deliveries.popleft())
+
+
+def _public_part(token: str) -> str:
+    return token.partition(".")[0]
+
+
+def _is_same(ours: str, theirs: str) -> bool:
+    return hmac.compare_digest(ours.encode(), theirs.encode(errors="replace"))

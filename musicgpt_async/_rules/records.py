@@ -1,0 +1,75 @@
+"""Every question about a job's record, in one place: what was paid for, what is left to do.
+
+What may be submitted again follows from evidence, never from an exception: a track that was never
+delivered, a submit that MusicGPT refused, or an extraction that MusicGPT itself could not process.
+"""
+
+from __future__ import annotations
+
+from musicgpt_async._rules.formats import is_downloaded
+from musicgpt_async.models import Extraction, JobRecord, JobState
+
+MAX_TASK_ID_LENGTH = 512  # characters; MusicGPT's are UUIDs
+
+
+def was_delivered(record: JobRecord) -> bool:
+    """Return whether MusicGPT has, or may have, the track, so that it may be paid for."""
+    return record.task_id is not None or record.sent_at is not None
+
+
+def is_unacknowledged(record: JobRecord) -> bool:
+    """Return whether a task may exist at MusicGPT that this record does not name."""
+    refused = record.state is JobState.FAILED
+    return record.sent_at is not None and record.task_id is None and not refused
+
+
+def may_be_submitted_again(record: JobRecord) -> bool:
+    """Return whether a new submission of the same track would pay for nothing twice.
+
+    An accepted job fails by MusicGPT's own verdict only (see ``lifecycle``); one without a task
+    fails by a refusal, or before anything was sent.
+    """
+    if record.state is JobState.RELEASED:
+        return not was_delivered(record)
+    return record.state is JobState.FAILED
+
+
+def is_unfinished(record: JobRecord) -> bool:
+    """Return whether work is left: to submit, to poll, to reconcile or to download.
+
+    A job that was detached before its track was delivered is finished: nothing was paid.
+    """
+    match record.state:
+        case JobState.FAILED:
+            return False
+        case JobState.RELEASED:
+            return was_delivered(record)
+        case JobState.COMPLETED:
+            return record.directory is not None and not is_downloaded(record)
+        case _:
+            return True
+
+
+def why_not_bindable(record: JobRecord) -> str | None:
+    """Return why a task that the user found cannot be this job's, or None if it can."""
+    if record.task_id is not None:
+        return f"it has the task {record.task_id} already"
+    if not is_unacknowledged(record):
+        return f"it is {record.state} and was not accepted, so it has no task"
+    return None
+
+
+def is_task_id(text: str) -> bool:
+    """Return whether a text can be a task_id: one that any journal can store and any URL carry."""
+    return 0 < len(text) <= MAX_TASK_ID_LENGTH and text.isprintable()
+
+
+def extraction_of(record: JobRecord) -> Extraction:
+    """Return the finished job that a record describes."""
+    return Extraction(
+        task_id=record.task_id or "",
+        conversion_id=record.conversion_id,
+        stems=record.links,
+        cost=record.cost,
+        duration=record.duration,
+    )
