@@ -10,11 +10,14 @@ from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from functools import partial
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import attrs
 
 from musicgpt_async import (
+    ConfigurationError,
     ExtractionJob,
     JobState,
     Journal,
@@ -23,13 +26,14 @@ from musicgpt_async import (
     Outcome,
 )
 from musicgpt_async._io import sources as audio
-from musicgpt_async._rules import identity
+from musicgpt_async._rules import identity, pricing
 from musicgpt_async._rules.formats import DEFAULT_FORMAT
 from musicgpt_async._rules.records import may_be_submitted_again
 from musicgpt_async.cli import output
+from musicgpt_async.cli.durations import read_duration
 from musicgpt_async.cli.running import Run, Settings
 from musicgpt_async.cli.sources import Sources, Wanted, taken_by_need
-from musicgpt_async.cli.text import count, plain, size
+from musicgpt_async.cli.text import count, dollars, plain, size, span
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.events import Downloaded, Failed
 
@@ -126,24 +130,98 @@ def require_journal(settings: Settings) -> None:
 
 
 async def dry_run(settings: Settings, sources: Sources, *, force: bool) -> int:
-    """List what would be sent, sending nothing; return the exit code.
+    """List what would be sent and what it is expected to cost; return the exit code.
 
     Raises:
         UsageError: It would not begin either.
     """
+    try:
+        plan = settings.known_plan
+    except ConfigurationError as error:
+        raise UsageError(error.message) from error
     await anyio.to_thread.run_sync(sources.checked)
     known = {} if force else await _known(settings)
-    sent = 0
+    sent, price, unpriced = 0, 0.0, 0
     with ThreadPoolExecutor(1) as executor:
         for wanted in sources.tracks():
-            sent += await _list_one(wanted, known, settings, executor)
-    print(f"{count(sent, 'track')} would be submitted; nothing was sent.", file=sys.stderr)
+            track = await _look_at(wanted, known, plan, executor)
+            output.data(track.as_json() if settings.json else str(track))
+            if track.state is None:
+                sent += 1
+                price += track.price or 0.0
+                unpriced += track.price is None
+    print(
+        f"{count(sent, 'track')} would be submitted, {_expected(price, sent, unpriced, plan)}; "
+        "nothing was sent.",
+        file=sys.stderr,
+    )
     return 0
 
 
-async def _list_one(
-    wanted: Wanted, known: dict[str, JobState], settings: Settings, executor: ThreadPoolExecutor
-) -> bool:
+def _expected(price: float, sent: int, unpriced: int, plan: str | None) -> str:
+    """Say what tracks are expected to cost in all."""
+    rates = f"{plan or 'pay as you go'}, prices of {pricing.PRICES_AS_OF}"
+    if not sent:
+        return "for nothing"
+    if unpriced == sent:
+        return "at an unknown price, since their durations are unknown"
+    unknown = f"; {unpriced:,} more of unknown duration" if unpriced else ""
+    return f"for about {dollars(price)} ({rates}{unknown})"
+
+
+@attrs.frozen
+class _DryTrack:
+    """One track that would be submitted.
+
+    Attributes:
+        wanted: What was asked for.
+        length: Bytes; ``None`` for a URL.
+        duration: Seconds; ``None`` if unknown.
+        price: Dollars; ``None`` if unknown.
+        state: Where the journal's job of it stands already.
+    """
+
+    wanted: Wanted
+    length: int | None
+    duration: float | None
+    price: float | None
+    state: JobState | None
+
+    def __str__(self) -> str:
+        wanted = self.wanted
+        options = [*(wanted.stems or ("default stems",)), *wanted.preprocessing]
+        options += ["eco mode"] if wanted.eco_mode else []
+        parts = [
+            plain(wanted.source),
+            "URL" if self.length is None else size(self.length),
+            "unknown duration" if self.duration is None else span(self.duration),
+            "unknown price" if self.price is None else f"about {dollars(self.price)}",
+            ", ".join(options),
+        ]
+        there = f"  [{self.state} already]" if self.state else ""
+        return "  ".join(parts) + there
+
+    def as_json(self) -> str:
+        """Return the same as one line of JSON."""
+        return json.dumps(
+            {
+                "source": self.wanted.source,
+                "label": self.wanted.label,
+                "stems": self.wanted.stems,
+                "preprocessing": self.wanted.preprocessing,
+                "eco_mode": self.wanted.eco_mode,
+                "size": self.length,
+                "duration": self.duration,
+                "price": None if self.price is None else round(self.price, 4),
+                "would_submit": self.state is None,
+                "state": self.state,
+            }
+        )
+
+
+async def _look_at(
+    wanted: Wanted, known: dict[str, JobState], plan: str | None, executor: ThreadPoolExecutor
+) -> _DryTrack:
     track = audio.track_of(wanted.source, label=wanted.label)
     async with audio.opened(track, executor) as content:
         mark = identity.fingerprint(
@@ -153,32 +231,15 @@ async def _list_one(
             preprocessing=wanted.preprocessing,
             eco_mode=wanted.eco_mode,
         )
-        length = content.size if content else None
-    state = known.get(mark)
-    output.data(
-        _as_json(wanted, length, state) if settings.json else _as_line(wanted, length, state)
-    )
-    return state is None
-
-
-def _as_line(wanted: Wanted, length: int | None, state: JobState | None) -> str:
-    options = ", ".join((*(wanted.stems or ("default stems",)), *wanted.preprocessing))
-    there = f"  [{state} already]" if state else ""
-    return f"{plain(wanted.source)}  {'URL' if length is None else size(length)}  {options}{there}"
-
-
-def _as_json(wanted: Wanted, length: int | None, state: JobState | None) -> str:
-    return json.dumps(
-        {
-            "source": wanted.source,
-            "label": wanted.label,
-            "stems": wanted.stems,
-            "preprocessing": wanted.preprocessing,
-            "eco_mode": wanted.eco_mode,
-            "size": length,
-            "would_submit": state is None,
-            "state": state,
-        }
+    duration = None
+    if isinstance(track.content, Path):
+        duration = await anyio.to_thread.run_sync(read_duration, track.content)
+    return _DryTrack(
+        wanted,
+        length=content.size if content else None,
+        duration=duration,
+        price=pricing.estimate_price(wanted.stems, duration, plan),
+        state=known.get(mark),
     )
 
 

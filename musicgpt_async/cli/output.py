@@ -119,6 +119,7 @@ class Tally:
         failed: Tracks that failed.
         charged: Credits for tracks that this run submitted.
         charged_earlier: Credits for those that an earlier run had submitted.
+        compared: Estimate and charge of the tracks of this run that have both.
     """
 
     total: int
@@ -128,6 +129,7 @@ class Tally:
     failed: int = 0
     charged: float = 0.0
     charged_earlier: float = 0.0
+    compared: tuple[float, float] = (0.0, 0.0)
     _groups: dict[Any, _Group] = attrs.field(factory=dict)
 
     @property
@@ -144,12 +146,20 @@ class Tally:
             self.charged_earlier += cost
         else:
             self.charged += cost
+            self._compare(outcome)
         if outcome.error is not None:
             self.failed += 1
             self._group(outcome.error, title(outcome))
         else:
             self.done += 1
             self.earlier += is_earlier
+
+    def _compare(self, outcome: Outcome) -> None:
+        """Keep the charges apart whose estimate is known: only they can be compared."""
+        estimate = outcome.job.credit_estimate if outcome.job else None
+        cost = outcome.extraction.cost if outcome.extraction else None
+        if estimate is not None and cost is not None:
+            self.compared = (self.compared[0] + estimate, self.compared[1] + cost)
 
     def _group(self, error: MusicGPTError, track: str) -> None:
         key = (type(error), error.status, error.vendor_message)
@@ -175,8 +185,20 @@ class Tally:
             found += [line for group in groups for line in _told(group)]
         if left := self.total - self.ended:
             found.append(f"{count(left, 'track')} not done")
-        found.append(f"{credit(self.charged)} charged, {credit(estimated)} estimated")
+        found.append(
+            f"{credit(self.charged)} charged, {credit(estimated)} estimated{self._difference()}"
+        )
         return found
+
+    def _difference(self) -> str:
+        """Say how the charges differ from their estimates."""
+        estimate, charge = self.compared
+        if not estimate or not charge:
+            return ""
+        percent = round(100 * (charge / estimate - 1))
+        if not percent:
+            return " (charged as estimated)"
+        return f" (charged {abs(percent)} % {'more' if percent > 0 else 'less'} than estimated)"
 
     def _of_earlier(self) -> str:
         if not self.earlier:

@@ -39,6 +39,11 @@ def credit(amount: float) -> str:
     return f"{round(amount, 2):g} credit{'' if amount == 1 else 's'}"
 
 
+def dollars(amount: float) -> str:
+    """Return a price for people: ``"$0.0135"``, ``"$12.40"``."""
+    return f"${amount:,.2f}" if amount >= 1 else f"${amount:.4f}"
+
+
 def count(number: int, noun: str) -> str:
     """Return a number and its noun: ``"1 track"``, ``"2 tracks"``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
