@@ -7,13 +7,13 @@ import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
 
 import attrs
 
 from musicgpt_async._io.content import Content, InFile, InMemory, InReader, spool
+from musicgpt_async._rules.names import name_in_url
 from musicgpt_async.errors import InvalidOptionError
 
 
@@ -113,7 +113,7 @@ def _own_name(content: object) -> str | None:
 
 def _name_in(url: str) -> str:
     try:
-        return PurePosixPath(unquote(urlsplit(url).path)).name or UNNAMED
+        return name_in_url(url) or UNNAMED
     except ValueError as error:
         raise InvalidOptionError(f"{url[:200]!r} is not a URL ({error}).") from error
 

@@ -7,7 +7,8 @@ import re
 import string
 import unicodedata
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from musicgpt_async.errors import InvalidOptionError
 
@@ -23,6 +24,42 @@ _File = tuple[str, str]
 _DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 )
+
+
+# YouTube's paths with a video's id at their end; its pages are called "watch" otherwise.
+_YOUTUBE_HOSTS = frozenset({"youtube.com", "youtu.be", "youtube-nocookie.com"})
+_YOUTUBE_ID = re.compile(r"[\w-]{6,64}")
+
+
+def name_in_url(url: str) -> str:
+    """Return what a URL calls its file; ``YouTube <id>`` for a video, empty if it has no name.
+
+    Raises:
+        ValueError: It is not a URL.
+    """
+    parts = urlsplit(url)
+    last = PurePosixPath(unquote(parts.path)).name
+    host = (parts.hostname or "").rpartition(".")
+    site = f"{host[0].rpartition('.')[2]}.{host[2]}"
+    if site not in _YOUTUBE_HOSTS:
+        return last
+    query = parse_qs(parts.query)
+    found = [*query.get("v", ()), *query.get("list", ()), last]
+    return next((f"YouTube {each}" for each in found if _YOUTUBE_ID.fullmatch(each)), last)
+
+
+def name_of(source: str) -> str:
+    """Return the name of the file that a path or a URL leads to; empty if it has none."""
+    try:
+        is_url = source.lower().startswith(("http://", "https://"))
+        return name_in_url(source) if is_url else PurePath(source).name
+    except ValueError:
+        return ""
+
+
+def title_of(source: str) -> str:
+    """Return a path's or a URL's name for people, without its ending."""
+    return PurePath(name_of(source)).stem
 
 
 def checked_template(template: str) -> str:

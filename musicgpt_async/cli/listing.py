@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import PurePath
 
 import anyio.to_thread
 
 from musicgpt_async import Journal
+from musicgpt_async._rules import names
 from musicgpt_async._rules.records import is_unfinished, was_delivered
 from musicgpt_async.cli import output
 from musicgpt_async.cli.extracting import require_journal
@@ -51,7 +51,7 @@ def as_line(record: JobRecord, lease: Lease | None) -> str:
     """Return a job as a line of the table."""
     cost = record.credit_estimate if record.cost is None else record.cost
     credits_ = "" if cost is None else f"{'~' if record.cost is None else ''}{cost:g}"
-    track = record.label or PurePath(record.source).name or record.id
+    track = record.label or names.name_of(record.source) or record.id
     told = f": {record.error}" if record.error and record.state in TELLING else ""
     busy = "  (in work)" if lease and lease.live else ""
     return plain(

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -19,6 +19,7 @@ from musicgpt_async import (
     Outcome,
     SubmissionUnknownError,
 )
+from musicgpt_async._rules import names
 from musicgpt_async._rules.formats import describe_formats
 from musicgpt_async.cli.progress import Track
 from musicgpt_async.cli.text import count, credit, plain, span
@@ -39,7 +40,7 @@ ADVICE: Mapping[type[MusicGPTError], str] = {
 
 def title(outcome: Outcome) -> str:
     """Return a track's name for people."""
-    return plain(outcome.job.title if outcome.job else PurePath(str(outcome.source)).stem)
+    return plain(_title(outcome))
 
 
 def files(outcome: Outcome) -> dict[str, dict[str, str]]:
@@ -55,7 +56,7 @@ def as_json(outcome: Outcome) -> str:
     job, done = outcome.job, outcome.extraction
     return json.dumps(
         {
-            "track": outcome.job.title if outcome.job else PurePath(str(outcome.source)).stem,
+            "track": _title(outcome),
             "source": str(outcome.source),
             "ok": outcome.ok,
             "state": str(job.state) if job else None,
@@ -248,6 +249,10 @@ def _told(group: _Group) -> list[str]:
         more = ", …" if group.number > len(group.tracks) else ""
         found.append(f"      also: {', '.join(names)}{more}")
     return [*found, f"      {group.advice}"] if group.advice else found
+
+
+def _title(outcome: Outcome) -> str:
+    return outcome.job.title if outcome.job else names.title_of(str(outcome.source))
 
 
 def _by_format(paths: Path | Mapping[str, Path]) -> Mapping[str, Path]:

@@ -6,11 +6,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import attrs
 
 from musicgpt_async import JobState, Stem
+from musicgpt_async._rules import names
 from musicgpt_async._rules.records import is_unfinished
 from musicgpt_async.cli.sources import is_audio, is_url
 from musicgpt_async.models import JobRecord
@@ -128,7 +129,7 @@ def _of_record(record: JobRecord, earlier: tuple[JobRecord, ...], directory: Pat
 
 def title_of(record: JobRecord) -> str:
     """Return a job's name for people: the caller's, or the file's without its ending."""
-    return record.label or PurePath(record.source).stem or record.id
+    return record.label or names.title_of(record.source) or record.id
 
 
 def _outcome(record: JobRecord) -> Outcome:
