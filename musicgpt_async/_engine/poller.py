@@ -337,9 +337,11 @@ def _now() -> float:
 def _failure(job: Job, conversion: Conversion) -> ExtractionFailedError:
     words = conversion.message
     said = f': "{words}"' if words else ""
+    # MusicGPT's own words say better what is wrong with a track.
+    advice = "" if words else "Check that the track is playable audio. "
     return ExtractionFailedError(
         f"MusicGPT could not process {job.title} ({conversion.status}{said}). "
-        "Check that the track is playable audio; submitting it again costs credits again.",
+        f"{advice}Submitting it again costs credits again.",
         task_id=job.record.task_id,
         vendor_message=words,
     )

@@ -216,6 +216,8 @@ def doctor(*, webhook: str | None = None, listen: str = "127.0.0.1:8080") -> int
 @app.command(sort_key=5)
 def emulate(
     *,
+    generation: Literal[1, 2] = 1,
+    wav: Annotated[bool | None, Parameter(show_default=False)] = None,
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 0,
     seconds: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 2.0,
     parallel: Annotated[int, Positive] = 10,
@@ -231,6 +233,8 @@ def emulate(
     `export MUSICGPT_API_KEY=…`. It ends when it is interrupted.
 
     Args:
+        generation: 1 for the API whose base URL ends in /v1, 2 for that of August 2026.
+        wav: Whether results have WAV files; by default those of generation 1 have.
         port: The API's port; 0 for any free one.
         seconds: Time that a track takes at least.
         parallel: Unfinished tracks that are allowed at once.
@@ -243,6 +247,8 @@ def emulate(
     from musicgpt_async.cli import emulating  # noqa: PLC0415 - other commands go without
 
     vendor = emulating.Vendor(
+        generation=generation,
+        wav=wav,
         port=port,
         seconds=seconds,
         parallel=parallel,

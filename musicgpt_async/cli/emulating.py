@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from typing import Literal
 
 import attrs
 
@@ -17,6 +18,8 @@ from musicgpt_async.cli.usage import UsageError
 class Vendor:
     """How the emulated vendor behaves; see ``Emulator``."""
 
+    generation: Literal[1, 2] = 1
+    wav: bool | None = None
     port: int
     seconds: float
     parallel: int
@@ -39,6 +42,8 @@ async def emulate(vendor: Vendor) -> int:
     with interrupts.listening():
         try:
             emulator = Emulator(
+                generation=vendor.generation,
+                wav=vendor.wav,
                 api_key=vendor.key,
                 port=vendor.port,
                 seconds=vendor.seconds,

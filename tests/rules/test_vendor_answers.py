@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 
-from musicgpt_async._rules import protocol, retrying
+from musicgpt_async._rules import hosts, payloads, protocol, retrying
 from musicgpt_async._rules.payloads import Progress
 from musicgpt_async._rules.protocol import Answer
 from musicgpt_async._rules.retrying import Verdict
 from musicgpt_async.errors import (
     APIError,
+    BadRequestError,
     EndpointNotFoundError,
     ForbiddenError,
+    InsufficientCreditsError,
     MusicGPTError,
     NotFoundError,
     ProtocolError,
+    ValidationError,
 )
 
 NOW = 0.0
@@ -132,3 +135,92 @@ def test_the_key_is_redacted_in_the_words_of_a_failure() -> None:
     body = {"conversion": {"task_id": "t", "status": "ERROR", "status_msg": "bad k3y-9"}}
     read = protocol.read_conversion(answer(200, body, secret="k3y-9"), now=NOW, what="It")
     assert read.message == "bad ***"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "lalals.s3.amazonaws.com",
+        "musicgpt.s3.amazonaws.com",
+        "cdn1.wav.com",
+        "cdn1.musicgpt.com",
+    ],
+)
+def test_links_to_the_documented_file_hosts_are_followed(host: str) -> None:
+    """Both generations' hosts are public and https, as are the buckets."""
+    hosts.check_link(f"https://{host}/a/vocals.mp3?X-Amz-Signature=1", allow_loopback=False)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        (400, {"success": False, "message": "Invalid request parameters"}, BadRequestError,
+         "Invalid request parameters"),
+        (402, {"success": False, "message": "Insufficient credit balance"},
+         InsufficientCreditsError, "Insufficient credit balance"),
+        (422, {"success": False, "message": "Either audio_url or audio_file must be provided."},
+         ValidationError, "Either audio_url or audio_file must be provided."),
+        (422, {"detail": [{"loc": ["body", "eco_mode"], "msg": "no boolean", "type": "bool"}]},
+         ValidationError, "body.eco_mode: no boolean"),
+    ],
+)  # fmt: skip
+def test_the_documented_refusals_are_told_in_the_vendors_words(
+    status: int, body: Any, kind: type[APIError], words: str
+) -> None:
+    """Each of August 2026 has its class, and nothing was accepted."""
+    error = refusal(answer(status, body))
+    assert type(error) is kind
+    assert error.vendor_message == words
+    assert retrying.submit_verdict(error, delivered=True) is Verdict.REFUSED
+
+
+def test_the_samples_of_an_acceptance_are_read() -> None:
+    """Estimates in credits and in dollars, and an eta that is unknown."""
+    for told, estimate, eta in (
+        ({"eta": 11, "credit_estimate": 2.5}, 2.5, 11.0),
+        ({"eta": 147, "credit_estimate": 5.55}, 5.55, 147.0),
+        ({"eta": -1, "credit_estimate": 0.09}, 0.09, None),
+    ):
+        body = {"success": True, "task_id": "t", "conversion_id": "c", **told}
+        accepted = protocol.read_acceptance(answer(200, body), now=NOW, what="It")
+        assert (accepted.credit_estimate, accepted.eta) == (estimate, eta)
+
+
+def test_the_duration_of_a_conversion_is_the_audios_length() -> None:
+    """`conversion_duration` is not the time that the conversion took; the cost may be a string."""
+    told = {"task_id": "t", "status": "COMPLETED", "conversion_duration": 215.3,
+            "conversion_cost": "5.55", "createdAt": "2026-08-17T09:12:44.557077+00:00"}  # fmt: skip
+    read = protocol.read_conversion(answer(200, {"conversion": told}), now=NOW, what="It")
+    extraction = read.extraction("t")
+    assert (extraction.duration, extraction.cost) == (215.3, 5.55)
+
+
+def test_the_webhook_sample_of_the_second_generation_is_read() -> None:
+    """MP3 alone, as a string of JSON with line breaks, a cost that is a string, and no status."""
+    text = '{\n    "vocals": "https://cdn1.wav.com/v.mp3",\n    "bass": "https://cdn1.wav.com/b.mp3"\n}'
+    read = payloads.read_delivery(
+        {"success": True, "conversion_type": "Extraction", "task_id": "t", "conversion_id": "c",
+         "audio_url": text, "conversion_cost": "5.55", "conversion_duration": 215.3}
+    )  # fmt: skip
+    assert read.progress is Progress.COMPLETED
+    assert [links.mp3 for links in read.links.values()] == [
+        "https://cdn1.wav.com/v.mp3",
+        "https://cdn1.wav.com/b.mp3",
+    ]
+    assert all(links.wav is None for links in read.links.values())
+    assert read.cost == 5.55
+
+
+def test_the_form_of_a_submit_is_the_documented_one() -> None:
+    """`audio_url` is empty beside a file; lists are JSON; `eco_mode` is sent where it is true."""
+    fields = payloads.submit_fields(stems=["vocals"], preprocessing=["Denoise"])
+    assert fields == {
+        "audio_url": "",
+        "stems": '["vocals"]',
+        "preprocessing_options": '["Denoise"]',
+    }
+    more = payloads.submit_fields(
+        stems=(), preprocessing=(), eco_mode=True, audio_url="https://h/a", webhook_url="https://w"
+    )
+    assert (more["stems"], more["eco_mode"]) == ("[]", "true")
+    assert (more["audio_url"], more["webhook_url"]) == ("https://h/a", "https://w")
