@@ -7,6 +7,7 @@ What every door answers, with a tiny JSON object as body; nothing is ever redire
 400    the body is not a JSON object
 404    no job has this token
 405    not a POST on a job's URL, or not a GET or HEAD on the base
+408    the body did not arrive within 30 s
 413    the body is over 1 MiB
 415    the body is compressed
 503    the journal did not take the task that a delivery brought in: send it again
@@ -18,6 +19,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import math
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
@@ -34,7 +36,8 @@ from musicgpt_async.errors import ConfigurationError
 if TYPE_CHECKING:
     from aiohttp import web
 
-MAX_BODY = 1024 * 1024
+MAX_BODY = 1024 * 1024  # bytes
+BODY_TIMEOUT = 30.0  # seconds
 SERVICE = "musicgpt-async webhook receiver"
 
 Scope = MutableMapping[str, Any]
@@ -43,7 +46,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _DERIVED = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{32}")
-_SHUTDOWN_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -118,10 +120,11 @@ class WebhookReceiver:
 
     @asynccontextmanager
     async def serve(self, host: str = "127.0.0.1", port: int = 8080) -> AsyncIterator[str]:
-        """Run the door as a server of its own, for as long as the block lasts.
+        """Run the endpoint as a server of its own, for the duration of the block.
 
         It answers below the path of the public URL and below ``/`` alike, so that a proxy in front
-        of it may take the path away or leave it.
+        of it may strip the path or keep it. It takes at most 256 connections at a time, and waits
+        10 s for the head of a request and 30 s for its body.
 
         Args:
             host: Address to listen on.
@@ -136,21 +139,12 @@ class WebhookReceiver:
         """
         from aiohttp import web  # noqa: PLC0415  # a client that only polls needs no server
 
+        from musicgpt_async._io import http_server  # noqa: PLC0415  # the same
+
         app = web.Application()
         app.add_routes(self.routes("/"))
-        runner = web.AppRunner(
-            app,
-            access_log=None,  # it would show the URLs of jobs
-            logger=_Discreet(_log),
-            auto_decompress=False,  # compressed bodies are refused, not unpacked
-            shutdown_timeout=_SHUTDOWN_SECONDS,
-        )
-        try:
-            await runner.setup()
-            yield await _listen(runner, host, port)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await runner.cleanup()
+        async with http_server.serve(app, host, port) as root:
+            yield root
 
     def _derived(self, token: str) -> bool:
         if self._secret is None or _DERIVED.fullmatch(token) is None:
@@ -171,6 +165,7 @@ _NOT_JSON = _Answer(400, b'{"error": "the body is not a JSON object"}')
 _NO_SUCH_JOB = _Answer(404, b'{"error": "no job has this URL"}')
 _ONLY_GET = _Answer(405, b'{"error": "wrong method"}', {"Allow": "GET, HEAD"})
 _ONLY_POST = _Answer(405, b'{"error": "wrong method"}', {"Allow": "POST"})
+_TOO_SLOW = _Answer(408, b'{"error": "the body did not arrive in time"}')
 _TOO_LARGE = _Answer(413, b'{"error": "the body is over 1 MiB"}')
 _NOT_KEPT = _Answer(503, b'{"error": "not written down; send it again"}', {"Retry-After": "30"})
 _COMPRESSED = _Answer(415, b'{"error": "the body is compressed"}')
@@ -201,7 +196,8 @@ class _Core:
             method: In capitals.
             path: Decoded, without a query, with or without the base in front.
             headers: By lower-case names, or without regard to case.
-            read: Returns the next bytes of the body, ``b""`` at its end.
+            read: Returns the next bytes of the body, ``b""`` at its end; raises TimeoutError if
+                they do not arrive in time.
         """
         below = _without(self.base, _segments(path))
         if not below:
@@ -210,10 +206,13 @@ class _Core:
         if (refusal := self._refusal(method, token, headers)) is not None:
             return refusal
         body = bytearray()
-        while block := await read():
-            body += block
-            if len(body) > MAX_BODY:
-                return _TOO_LARGE
+        try:
+            while block := await read():
+                body += block
+                if len(body) > MAX_BODY:
+                    return _TOO_LARGE
+        except TimeoutError:
+            return _TOO_SLOW
         return await self._take(token, body)
 
     def _health(self) -> _Answer:
@@ -245,12 +244,28 @@ class _Core:
                 return _TAKEN
 
 
+def _in_time(read: Callable[[], Awaitable[bytes]]) -> Callable[[], Awaitable[bytes]]:
+    """Return a reader of a body that raises TimeoutError ``BODY_TIMEOUT`` after its first call."""
+    deadline = math.inf
+
+    async def read_in_time() -> bytes:
+        nonlocal deadline
+        deadline = min(deadline, anyio.current_time() + BODY_TIMEOUT)
+        with anyio.fail_after(deadline - anyio.current_time()):
+            return await read()
+
+    return read_in_time
+
+
 async def _answer_aiohttp(core: _Core, request: web.Request) -> web.Response:
     from aiohttp import web  # noqa: PLC0415  # a client that only polls needs no server
 
     try:
         answer = await core.answer(
-            request.method, request.match_info["tail"], request.headers, request.content.readany
+            request.method,
+            request.match_info["tail"],
+            request.headers,
+            _in_time(request.content.readany),
         )
     except (ConnectionError, web.RequestPayloadError):
         answer = _NOT_JSON  # the body broke off: seldom is anybody left to read this
@@ -269,30 +284,6 @@ def _pattern(base: tuple[str, ...]) -> str:
     """
     prefix = "".join(f"/{{slashes{i}:/*}}{segment}" for i, segment in enumerate(base))
     return prefix + "{tail:(/.*)?}" if base else "/{tail:.*}"
-
-
-class _Discreet(logging.LoggerAdapter[logging.Logger]):
-    """What aiohttp's server logs, without the tracebacks, which quote malformed requests."""
-
-    def process(
-        self, msg: Any, kwargs: MutableMapping[str, Any]
-    ) -> tuple[Any, MutableMapping[str, Any]]:
-        error = kwargs.pop("exc_info", None)
-        return (f"{msg} ({type(error).__name__})" if error else msg), kwargs
-
-
-async def _listen(runner: web.AppRunner, host: str, port: int) -> str:
-    from aiohttp import web  # noqa: PLC0415  # a client that only polls needs no server
-
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        raise ConfigurationError(
-            f"The webhook receiver cannot listen on {host} port {port} ({error}); "
-            "choose another host or port."
-        ) from error
-    address, port = runner.addresses[0][:2]
-    return str(URL.build(scheme="http", host=address, port=port)).rstrip("/")
 
 
 @attrs.frozen
@@ -316,7 +307,9 @@ class _ASGIDoor:
             name.decode("latin-1"): text.decode("latin-1") for name, text in scope["headers"]
         }
         with suppress(OSError):  # the other side is gone, and nobody is left to answer
-            answer = await self.core.answer(scope["method"], path, headers, _reader(receive))
+            answer = await self.core.answer(
+                scope["method"], path, headers, _in_time(_reader(receive))
+            )
             await send(_start(answer))
             content = b"" if scope["method"] == "HEAD" else answer.content
             await send({"type": "http.response.body", "body": content})
