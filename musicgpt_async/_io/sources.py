@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import unicodedata
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -69,6 +70,8 @@ def track_of(source: AudioSource, *, label: str | None = None) -> Track:
         InvalidOptionError: The source cannot be sent.
     """
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
+        if not _is_printable(source):
+            raise InvalidOptionError(f"{source[:200]!r} is not a URL (it has a control character).")
         return Track(_name_in(source), source, None)
     if isinstance(source, (str, os.PathLike)):
         plain = os.fsdecode(source)
@@ -109,6 +112,11 @@ def _own_name(content: object) -> str | None:
     """Return the name that a file object or an upload has of its own."""
     names = (getattr(content, attribute, None) for attribute in ("filename", "name"))
     return next((name for name in names if isinstance(name, str) and name), None)
+
+
+def _is_printable(url: str) -> bool:
+    """Return whether a URL has none of the characters that cut a form field or a log line."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in url)
 
 
 def _name_in(url: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from cyclopts.exceptions import CycloptsError, MissingArgumentError
 from musicgpt_async import AudioFormat, InvalidOptionError, MusicGPTError, Preprocessing, Stem
 from musicgpt_async._rules import names
 from musicgpt_async._version import __version__
+from musicgpt_async.cli import streams
 from musicgpt_async.cli.running import Plan, Settings
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
@@ -282,9 +282,11 @@ def demo(
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code."""
-    # Names of files may hold what the terminal's encoding lacks.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    streams.open_missing()
+    return streams.finish(_run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         return (
             app(
@@ -299,13 +301,17 @@ def run(arguments: Sequence[str]) -> int:
         return _refused(_explained(error))
     except UsageError as error:
         return _refused(str(error))
-    except BrokenPipeError:  # nobody reads any more
-        return 1
-    except KeyboardInterrupt:  # before there was anything to let go of
+    except KeyboardInterrupt:  # before anything was sent
         return 128 + signal.SIGINT
-    except MusicGPTError as error:
-        print(f"musicgpt-async: {plain(error.message)}", file=sys.stderr)
-        return 1
+    except (streams.OutputError, MusicGPTError, OSError) as error:  # cyclopts prints help itself
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    if not isinstance(error, BrokenPipeError) and not getattr(error, "is_closed", False):
+        words = getattr(error, "message", None) or getattr(error, "strerror", None) or str(error)
+        streams.say(f"musicgpt-async: {plain(words)}")
+    return 1
 
 
 def _with_stdin(arguments: Sequence[str]) -> list[str]:
@@ -329,7 +335,7 @@ def _explained(error: CycloptsError) -> str:
 
 
 def _refused(why: str) -> int:
-    print(f"musicgpt-async: {plain(why)}", file=sys.stderr)
+    streams.say(f"musicgpt-async: {plain(why)}")
     return 2
 
 
@@ -379,6 +385,6 @@ def say_to(*, quiet: bool) -> Callable[[str], None]:
 
     def say(text: str) -> None:
         if not quiet:
-            print(plain(text), file=sys.stderr)
+            streams.say(plain(text))
 
     return say

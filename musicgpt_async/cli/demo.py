@@ -11,7 +11,7 @@ import anyio.to_thread
 import attrs
 
 from musicgpt_async import Item, MusicGPTSession, Outcome
-from musicgpt_async.cli import output
+from musicgpt_async.cli import output, streams
 from musicgpt_async.cli.running import Run, Settings, make_directory
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
@@ -60,7 +60,7 @@ async def demonstrate(settings: Settings) -> int:
         code = await Run(here, total=1).execute(outcomes)
     if code == 0:
         for line in await anyio.to_thread.run_sync(_report, song, found):
-            output.data(line)
+            streams.write_result(line)
     return code
 
 

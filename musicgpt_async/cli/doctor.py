@@ -28,7 +28,7 @@ from musicgpt_async import (
 from musicgpt_async._io.http import Transport, translated
 from musicgpt_async._rules import hosts, payloads, protocol
 from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL, Endpoints
-from musicgpt_async.cli import output
+from musicgpt_async.cli import streams
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.session import BASE_URL_VARIABLE, KEY_VARIABLE
@@ -61,7 +61,7 @@ async def examine(webhook: str | None, listen: tuple[str, int]) -> int:
     """
     findings = []
     async for finding in _all(webhook, listen):
-        output.data(str(finding))
+        streams.write_result(str(finding))
         findings.append(finding)
     return 0 if all(finding.ok for finding in findings) else 1
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from typing import Literal
 
 import attrs
 
-from musicgpt_async.cli import output
+from musicgpt_async.cli import streams
 from musicgpt_async.cli.interrupts import Interrupts
 from musicgpt_async.cli.text import count
 from musicgpt_async.cli.usage import UsageError
@@ -57,15 +56,14 @@ async def emulate(vendor: Vendor) -> int:
         except (ImportError, OSError) as error:
             raise UsageError(f"The emulator cannot run: {error}") from error
         try:
-            output.data(f"export MUSICGPT_BASE_URL={shlex.quote(emulator.base_url)}")
-            output.data(f"export MUSICGPT_API_KEY={shlex.quote(emulator.api_key)}")
-            print("The emulator runs until it is interrupted (Ctrl-C).", file=sys.stderr)
+            streams.write_result(f"export MUSICGPT_BASE_URL={shlex.quote(emulator.base_url)}")
+            streams.write_result(f"export MUSICGPT_API_KEY={shlex.quote(emulator.api_key)}")
+            streams.say("The emulator runs until it is interrupted (Ctrl-C).")
             await interrupts.wait()
         finally:
             await emulator.__aexit__(None, None, None)
-    print(
+    streams.say(
         f"{count(len(emulator.submissions), 'submit')} accepted, "
         f"{count(emulator.looks, 'byId call')}, at most {emulator.most_unfinished} unfinished.",
-        file=sys.stderr,
     )
     return 0

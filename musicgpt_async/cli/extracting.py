@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from musicgpt_async._io import sources as audio
 from musicgpt_async._rules import identity, pricing
 from musicgpt_async._rules.formats import DEFAULT_FORMAT
 from musicgpt_async._rules.records import may_be_submitted_again
-from musicgpt_async.cli import output
+from musicgpt_async.cli import output, streams
 from musicgpt_async.cli.durations import read_duration
 from musicgpt_async.cli.running import Run, Settings
 from musicgpt_async.cli.sources import Sources, Wanted, taken_by_need
@@ -145,15 +144,14 @@ async def dry_run(settings: Settings, sources: Sources, *, force: bool) -> int:
     with ThreadPoolExecutor(1) as executor:
         for wanted in sources.tracks():
             track = await _look_at(wanted, known, plan, executor)
-            output.data(track.as_json() if settings.json else str(track))
+            streams.write_result(track.as_json() if settings.json else str(track))
             if track.state is None:
                 sent += 1
                 price += track.price or 0.0
                 unpriced += track.price is None
-    print(
+    streams.say(
         f"{count(sent, 'track')} would be submitted, {_expected(price, sent, unpriced, plan)}; "
-        "nothing was sent.",
-        file=sys.stderr,
+        "nothing was sent."
     )
     return 0
 

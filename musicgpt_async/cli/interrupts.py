@@ -1,4 +1,4 @@
-"""Ctrl-C and its kin: the first one asks for a clean end, the second one ends at once."""
+"""Ctrl-C, termination and a lost terminal: the first asks for a clean end, the second ends it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import anyio
 import attrs
 from anyio.lowlevel import current_token
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from musicgpt_async.cli import streams
+
+# A terminal that is closed sends SIGHUP, more than once.
+HANGUP = getattr(signal, "SIGHUP", None)
+SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, HANGUP)))
 SHOW_CURSOR = b"\x1b[?25h\n"
 
 
@@ -45,11 +49,15 @@ class Interrupts:
 
         def handle(number: int, _: FrameType | None) -> None:
             if self.first is not None:
-                _leave(128 + number)
+                if number != HANGUP:
+                    _leave(128 + number)
+                return
             self.first = number
             call_soon(self._asked.set)
 
-        before = {number: signal.signal(number, handle) for number in SIGNALS}
+        # What the parent process ignores for us (nohup, a job in the background) stays ignored.
+        heeded = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, handle) for number in heeded}
         try:
             yield
         finally:
@@ -58,7 +66,9 @@ class Interrupts:
 
 
 def _leave(code: int) -> None:
-    """End the process in the middle of whatever it does; a journal is made for that."""
-    if sys.stderr.isatty():
-        os.write(sys.stderr.fileno(), SHOW_CURSOR)
+    """End the process in the middle of whatever it does; the journal is made for that."""
+    with suppress(*streams.FAILURES):
+        if sys.stderr.isatty():
+            os.set_blocking(sys.stderr.fileno(), False)  # the terminal may be stopped
+            os.write(sys.stderr.fileno(), SHOW_CURSOR)
     os._exit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 
 import anyio.to_thread
@@ -11,7 +10,7 @@ import anyio.to_thread
 from musicgpt_async import Journal
 from musicgpt_async._rules import names
 from musicgpt_async._rules.records import is_unfinished, was_delivered
-from musicgpt_async.cli import output
+from musicgpt_async.cli import streams
 from musicgpt_async.cli.extracting import require_journal
 from musicgpt_async.cli.running import Settings
 from musicgpt_async.cli.text import count, plain
@@ -35,15 +34,17 @@ async def show(settings: Settings) -> int:
     async with Journal(settings.journal_path) as journal:
         owners = await journal.owners()
         if not settings.json:
-            output.data(_columns("STATE", "TASK", "CREDITS", "FILES", "TRACK"))
+            streams.write_result(_columns("STATE", "TASK", "CREDITS", "FILES", "TRACK"))
         left = 0
         async for record in journal.records():
             lease = owners.get(record.id)
-            output.data(as_json(record, lease) if settings.json else as_line(record, lease))
+            streams.write_result(
+                as_json(record, lease) if settings.json else as_line(record, lease)
+            )
             left += is_unfinished(record) and not (lease and lease.live)
     if left and not settings.json:
         command = plain(settings.resume_command)
-        print(f"{count(left, 'track')} not finished; to take up: {command}", file=sys.stderr)
+        streams.say(f"{count(left, 'track')} not finished; to resume them: {command}")
     return 0
 
 

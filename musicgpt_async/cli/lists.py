@@ -125,9 +125,11 @@ def _json_lines(name: str, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any
         try:
             values = json.loads(line)
         except ValueError as error:
-            raise UsageError(f"{name}, line {number}: this is no JSON ({error}).") from error
+            raise UsageError(f"{name}, line {number}: this is not JSON ({error}).") from error
+        except RecursionError as error:
+            raise UsageError(f"{name}, line {number}: this is nested too deeply.") from error
         if not isinstance(values, dict):
-            raise UsageError(f"{name}, line {number}: this is no JSON object.")
+            raise UsageError(f"{name}, line {number}: this is not a JSON object.")
         yield number, {column: value for column, value in values.items() if value is not None}
 
 

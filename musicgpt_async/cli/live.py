@@ -26,6 +26,14 @@ OTHER_LINES = 3
 ECHO = 4
 
 
+class _Console(Console):
+    """A console that raises BrokenPipeError; rich ends the process instead."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what is being handled."""
+        raise  # noqa: PLE0704 - rich calls this while it handles the error
+
+
 class LiveScreen(Screen):
     """Bars that move in place, with lines above them.
 
@@ -40,7 +48,7 @@ class LiveScreen(Screen):
         super().__init__()
         self._board = board
         self._totals = totals
-        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._console = _Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._live = Live(
             console=self._console,
             auto_refresh=False,
@@ -50,23 +58,22 @@ class LiveScreen(Screen):
             vertical_overflow="crop",
         )
 
-    def open(self) -> None:
-        """Begin to draw."""
-        self._live.start()
-
     def look(self) -> None:
-        """Take a picture of how things stand; called in the event loop."""
+        """Take a snapshot of the state; called in the event loop."""
         self._live.update(self._picture(), refresh=False)
 
-    def paint(self) -> None:
-        """Show lines and bars in one write, so that nothing flickers; called in a thread."""
-        with self._painting, self._console:
+    def _open(self) -> None:
+        self._live.start()
+
+    def _paint(self) -> None:
+        """Show lines and bars in one write, so that nothing flickers."""
+        with self._console:
             self._print_lines()
             self._live.refresh()
 
-    def close(self) -> None:
-        """Take the bars away and leave the lines."""
-        with self._painting, self._console:
+    def _close(self) -> None:
+        """Remove the bars and leave the lines."""
+        with self._console:
             self._live.stop()
             self._print_lines()
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,21 +79,6 @@ def as_line(outcome: Outcome) -> str:
     if outcome.extraction and outcome.extraction.cost is not None:
         parts.append(credit(outcome.extraction.cost))
     return f"done    {title(outcome)} ({', '.join(filter(None, parts))})"
-
-
-def data(text: str) -> None:
-    """Write a line of what was asked for, at once.
-
-    Raises:
-        BrokenPipeError: Nobody reads it any more.
-    """
-    try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is still buffered would fail once more when Python ends, and change the exit code.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
 
 
 @attrs.define

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ from musicgpt_async import (
 )
 from musicgpt_async._rules import names, plans
 from musicgpt_async._rules.records import was_delivered
-from musicgpt_async.cli import output
+from musicgpt_async.cli import output, streams
 from musicgpt_async.cli.display import screen_for
 from musicgpt_async.cli.interrupts import Interrupts
 from musicgpt_async.cli.progress import Board
@@ -154,7 +155,7 @@ class Run:
         """
         with self._interrupts.listening():
             async with AsyncExitStack() as stack:
-                session = self._session = await self._opened(stack)
+                session = self._session = await self._open(stack)
                 async with self._screen.shown():
                     await self._work(session, outcomes)
                     self._sum_up(session)
@@ -165,7 +166,7 @@ class Run:
         if not self._settings.quiet:
             self._screen.say(text, style)
 
-    async def _opened(self, stack: AsyncExitStack) -> MusicGPTSession:
+    async def _open(self, stack: AsyncExitStack) -> MusicGPTSession:
         settings = self._settings
         if not settings.api_key and not os.environ.get(KEY_VARIABLE, "").strip():
             raise UsageError(f"There is no API key: set the environment variable {KEY_VARIABLE}.")
@@ -185,7 +186,7 @@ class Run:
             )
             if receiver is not None:
                 await stack.enter_async_context(receiver.serve(*settings.listen))
-            await session.start()
+            await stack.enter_async_context(session)
             await self._tell_of_others()
         except MusicGPTError as error:
             raise UsageError(error.message) from error
@@ -236,7 +237,7 @@ class Run:
             async with aclosing(outcomes(session, self)) as each:
                 async for outcome in each:
                     await self._took(outcome)
-        except (MusicGPTError, UsageError, BrokenPipeError) as error:
+        except (MusicGPTError, UsageError, streams.OutputError) as error:
             self._failure = error
 
     async def _took(self, outcome: Outcome) -> None:
@@ -249,7 +250,7 @@ class Run:
         elif outcome.error is None:
             self.say(output.as_line(outcome), "green")
         if self._settings.json:
-            await anyio.to_thread.run_sync(output.data, output.as_json(outcome))
+            await streams.run_in_thread(partial(streams.write_result, output.as_json(outcome)))
 
     async def _follow(self, events: AsyncIterator[Event]) -> None:
         told = ""
@@ -275,7 +276,7 @@ class Run:
         )
 
     def _sum_up(self, session: MusicGPTSession) -> None:
-        if self._failure is not None and not isinstance(self._failure, BrokenPipeError):
+        if self._failure is not None and not getattr(self._failure, "is_closed", False):
             self._screen.say(plain(str(self._failure)), "red")
         seconds = time.time() - self.tally.began
         if self.tally.total:

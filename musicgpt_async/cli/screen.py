@@ -7,17 +7,18 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
-import anyio.to_thread
 import attrs
 
+from musicgpt_async.cli import streams
 from musicgpt_async.cli.text import plain
 
-# Seconds between two paintings.
-PAUSE = 0.125
+PAUSE = 0.125  # seconds between two paintings
+CLOSE_TIMEOUT = 2.0  # seconds for the last one
 # Different causes of retries that are told.
 MOST_CAUSES = 20
 _REPR = re.compile(r"""\w+\((["'])(.*)\1\)""")
@@ -37,11 +38,11 @@ class Totals:
 class Screen:
     """Lines on stderr, one after the other.
 
-    Painting happens in a thread: a terminal that is stopped, or a pipe that nobody reads, holds up
-    no upload.
+    Painting happens in a thread, so that a stopped terminal or a pipe that is not read holds up no
+    upload. If it fails, it ends, and the work goes on in silence.
 
     Args:
-        quiet: Whether what is tried again is not worth a word.
+        quiet: Whether to leave out what is retried.
     """
 
     shows_progress = False
@@ -50,33 +51,20 @@ class Screen:
         self._quiet = quiet
         self._lines: deque[tuple[str, str]] = deque()
         self._painting = threading.Lock()
+        self._is_lost = False
 
     def say(self, text: str, style: str = "") -> None:
         """Show a line when there is time."""
-        self._lines.append((text, style))
-
-    def paint(self) -> None:
-        """Show what was said; called in a thread."""
-        with self._painting:
-            while self._lines:
-                text, _ = self._lines.popleft()
-                sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
+        if not self._is_lost:
+            self._lines.append((text, style))
 
     def look(self) -> None:
-        """Take a picture of how things stand; called in the event loop."""
-
-    def open(self) -> None:
-        """Begin."""
-
-    def close(self) -> None:
-        """Show what is left."""
-        self.paint()
+        """Take a snapshot of the state; called in the event loop."""
 
     @asynccontextmanager
     async def shown(self) -> AsyncIterator[None]:
-        """Paint for as long as the block lasts."""
-        self.open()
+        """Paint for the duration of the block."""
+        self._guarded(self._open)
         retries = logging.NullHandler() if self._quiet else _RetryLines(self)
         handlers = {"musicgpt_async": _LogLines(self), "stamina": retries}
         for name, handler in handlers.items():
@@ -89,13 +77,38 @@ class Screen:
         finally:
             for name, handler in handlers.items():
                 logging.getLogger(name).removeHandler(handler)
-            self.close()
+            with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                await streams.run_in_thread(partial(self._guarded, self._close))
 
     async def _repaint(self) -> None:
-        while True:
+        while not self._is_lost:
             await anyio.sleep(PAUSE)
             self.look()
-            await anyio.to_thread.run_sync(self.paint)
+            await streams.run_in_thread(partial(self._guarded, self._paint))
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        with self._painting:
+            if self._is_lost:
+                return
+            try:
+                write()
+            except streams.FAILURES:
+                self._is_lost = True
+                self._lines.clear()
+
+    def _open(self) -> None:
+        """Begin."""
+
+    def _paint(self) -> None:
+        """Show the lines that are waiting; called in a thread."""
+        while self._lines:
+            text, _ = self._lines.popleft()
+            sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def _close(self) -> None:
+        """Show what is left; called in a thread."""
+        self._paint()
 
 
 class _LogLines(logging.Handler):

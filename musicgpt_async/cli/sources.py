@@ -15,6 +15,7 @@ import anyio.to_thread
 import attrs
 
 from musicgpt_async import Item, Preprocessing, Stem
+from musicgpt_async._io.sources import track_of
 from musicgpt_async._rules import protocol
 from musicgpt_async.cli import lists
 from musicgpt_async.cli.usage import UsageError
@@ -123,6 +124,7 @@ class Sources:
     def _found(self, name: str, *, warn: Callable[[str], None]) -> Iterator[tuple[str, str]]:
         path = Path(name)
         if is_url(name):
+            _check_url(name)
             yield name, ""
         elif path.is_dir():
             yield from self._walked(path, warn=warn)
@@ -170,7 +172,9 @@ class Sources:
         preprocessing = self.preprocessing if row.preprocessing is None else row.preprocessing
         if check:
             _check_options(stems, preprocessing, f"{row.where}: ")
-            if not is_url(source):
+            if is_url(source):
+                _check_url(source, f"{row.where}: ")
+            else:
                 _check_readable(Path(source), f"{row.where}: ")
         return Wanted(
             source=source,
@@ -235,6 +239,13 @@ def _check_options(stems: Sequence[str], preprocessing: Sequence[str], where: st
     try:
         protocol.checked_names(stems, Stem, "stem")
         protocol.checked_names(preprocessing, Preprocessing, "option")
+    except InvalidOptionError as error:
+        raise UsageError(f"{where}{error}") from error
+
+
+def _check_url(url: str, where: str = "") -> None:
+    try:
+        track_of(url)
     except InvalidOptionError as error:
         raise UsageError(f"{where}{error}") from error
 

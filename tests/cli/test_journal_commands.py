@@ -64,7 +64,7 @@ async def test_resume_takes_up_a_lost_track_with_the_task_that_was_found(open_ve
         assert job["id"] in lost.err
         jobs = await shell.run("jobs", "--out", "o")
         assert job["id"] in jobs.out
-        assert "1 track not finished; to take up: musicgpt-async resume --out o" in jobs.err
+        assert "1 track not finished; to resume them: musicgpt-async resume --out o" in jobs.err
         (submission,) = vendor.submissions
         wrong, found = f"nobody={submission.task_id}", f"{job['id']}={submission.task_id}"
         refused = await shell.run("resume", "--out", "o", "--found", wrong, *QUICK)

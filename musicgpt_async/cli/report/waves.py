@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -47,7 +48,9 @@ class Wave:
     def of(cls, path: Path) -> Self | None:
         """Read a file block by block; ``None`` for what cannot be decoded, or has no samples."""
         try:
-            with soundfile.SoundFile(str(path)) as sound:
+            # As bytes: a name need not be UTF-8, and soundfile encodes text strictly.
+            name = os.fsencode(path) if os.name == "posix" else str(path)
+            with soundfile.SoundFile(name) as sound:
                 if not sound.frames:
                     return None
                 return cls(sound.frames / sound.samplerate, *_outline(sound))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from musicgpt_async import Journal
-from musicgpt_async.cli import output
+from musicgpt_async.cli import streams
 from musicgpt_async.cli.report import tracks
 from musicgpt_async.cli.report.page import Page
 from musicgpt_async.cli.report.tracks import Track
@@ -42,7 +42,7 @@ async def report(directory: Path, *, quiet: bool = False) -> int:
             progress.advance(bar)
     target = directory / NAME
     await anyio.to_thread.run_sync(_write, target, page)
-    output.data(plain(str(target)))
+    streams.write_result(plain(str(target)))
     return 0
 
 
