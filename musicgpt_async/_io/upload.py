@@ -1,21 +1,45 @@
 """A source as a sized, replayable body.
 
 Every attempt builds a body anew: aiohttp sends a used-up one as an empty file, and is paid for it.
+
+A body may run ahead of its slot: all but its end goes out, and the end is held until the slot is
+there. Meanwhile a little of it goes out now and then, because servers and proxies close what is
+idle; a connection that is closed all the same has delivered nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 
 import aiohttp
 import anyio
+import attrs
 from aiohttp.abc import AbstractStreamWriter
 
 from musicgpt_async._io.content import READ, Content, Digest
+from musicgpt_async._rules.upload_ahead import HELD_BACK
 from musicgpt_async.errors import MusicGPTError, SourceChangedError, StalledError
+
+DRIP_INTERVAL = 5.0  # seconds between two pieces of a held end; idle bodies are closed after 30 s
+
+
+@attrs.frozen
+class Hold:
+    """What holds back the end of a body until its slot is there.
+
+    Attributes:
+        wait: Awaited with seconds; returns whether the slot is there. An error stops the body.
+        drip: Bytes a second of the end that go out meanwhile.
+        began: Called when all but the end is out.
+    """
+
+    wait: Callable[[float], Awaitable[bool]]
+    drip: float
+    began: Callable[[], None] = lambda: None
 
 
 class Body(aiohttp.Payload):
@@ -30,10 +54,12 @@ class Body(aiohttp.Payload):
         hand_over: Awaited before the closing boundary goes out; an error from it stops the body.
         progress: Called with the bytes of the track that have gone out.
         digest: Taken of the track's content.
+        hold: Holds back the end of the track; ``None`` if the slot is there already.
 
     Attributes:
         delivered: Whether the closing boundary was handed to the transport.
         failure: Why the body broke off, where that was not the network.
+        is_held: Whether all but its end is out, and it waits for its slot.
     """
 
     def __init__(
@@ -45,6 +71,7 @@ class Body(aiohttp.Payload):
         hand_over: Callable[[], Awaitable[None]],
         progress: Callable[[int], None],
         digest: Digest | None = None,
+        hold: Hold | None = None,
     ) -> None:
         boundary = f"musicgpt-async-{secrets.token_hex(16)}"
         super().__init__(content, content_type=f'multipart/form-data; boundary="{boundary}"')
@@ -56,7 +83,9 @@ class Body(aiohttp.Payload):
         self._hand_over = hand_over
         self._progress = progress
         self._digest = digest
+        self._hold = hold
         self._handed = 0
+        self.is_held = False
         self.delivered = False
         self.failure: BaseException | None = None
 
@@ -107,7 +136,9 @@ class Body(aiohttp.Payload):
         await writer.drain()
 
     async def _write_content(self, writer: AbstractStreamWriter, content: Content) -> None:
-        sent = 0
+        read = 0
+        goes_ahead = content.size - (min(HELD_BACK, content.size // 2) if self._hold else 0)
+        end = bytearray()
         transport = _transport(writer)
         space = memoryview(b"")
 
@@ -122,13 +153,33 @@ class Body(aiohttp.Payload):
             async for block in blocks:
                 if self._digest is not None:
                     await self._digest.update(block)
-                await self._put(writer, block)
-                sent += len(block)
-                self._progress(sent)
-        if sent != content.size:
+                ahead = block[: max(goes_ahead - read, 0)]
+                end += block[len(ahead) :]
+                read += len(block)
+                if ahead:
+                    await self._put(writer, ahead)
+                    self._progress(min(read, goes_ahead))
+        if read != content.size:
             raise SourceChangedError(
                 f"{content.name} became shorter while it was being sent; nothing was paid for."
             )
+        if self._hold is not None:
+            await self._write_end(writer, memoryview(end), self._hold)
+            self._progress(read)
+
+    async def _write_end(self, writer: AbstractStreamWriter, end: memoryview, hold: Hold) -> None:
+        """Write the end of the track once its slot is there, a little of it before that."""
+        interval = min(DRIP_INTERVAL, self._stall_timeout / 4)
+        piece = math.ceil(hold.drip * interval)
+        hold.began()
+        self.is_held = True
+        try:
+            while not await hold.wait(interval):
+                await self._put(writer, end[:piece])
+                end = end[piece:]
+        finally:
+            self.is_held = False
+        await self._put(writer, end)
 
     async def _put(self, writer: AbstractStreamWriter, block: bytes | memoryview) -> None:
         self._handed += len(block)
@@ -158,7 +209,8 @@ class _Watchdog:
     def _look(self) -> None:
         taken = self._body.taken(_transport(self._writer))
         now = self._loop.time()
-        if taken != self._taken:
+        is_idle = self._body.is_held and _is_empty(_transport(self._writer))
+        if taken != self._taken or is_idle:
             self._taken, self._since = taken, now
         elif now - self._since >= self._timeout:
             self._scope.cancel()
