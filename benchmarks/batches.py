@@ -312,9 +312,9 @@ async def ours_webhooks(
 
 def even_looks() -> None:
     """Look every 0.2 s, as the others do, whatever was learned."""
-    from musicgpt_async._rules import polling  # noqa: PLC0415
+    from musicgpt_async._rules import poll_pricing  # noqa: PLC0415
 
-    polling.Schedule._wait = lambda *_: POLL  # type: ignore[method-assign] # noqa: SLF001
+    poll_pricing.PollPricing._wait = lambda *_: POLL  # type: ignore[method-assign] # noqa: SLF001
 
 
 CONTENDERS: dict[str, Any] = {

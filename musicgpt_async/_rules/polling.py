@@ -1,29 +1,17 @@
 """When to look next, for all waiting jobs together.
 
-A job ends at an unknown moment, each look at it costs one of the account's calls a minute, and the
-time from the end to the next look is lost. The looks that lose least are not evenly spaced: their
-density is proportional to the square root of the hazard, the chance of ending now given that it
-has not ended yet (R. E. Barlow, L. C. Hunter and F. Proschan, "Optimum checking procedures",
-J. SIAM 11, 1963; J. B. Keller, "Optimum checking schedules for systems subject to random failure",
-Management Science 21, 1974). With a price of L seconds a look that density means an interval of
-sqrt(2 L / hazard), or, said without the limit of short intervals: *look when the undetected time
-expected since the last look reaches L*. That is the rule here. On lognormal durations it costs
-within one per cent of the true optimum from five looks a job on.
+Each job has a moment from which a look at it is worth its price (`poll_pricing.PollPricing`), and
+the account has a budget of looks (`rate_budget.Budget`). Here both meet: the jobs wait in heaps by
+those moments, so that a look costs O(log n) and no job is scanned for.
 
-Three things have to be known for it, and all three are learned:
+- **Ordinary looks** are paced evenly. Where the budget is idle a job is served from its `earliest`
+  moment on, else in the order in which looks are worth the price that the budget has.
+- **First looks** at jobs of unknown age are due at once, and take every second look at most.
+- **Wakes** go ahead of all others, as far as the budget has room: a delivery came. One that looks
+  deny is asked after again soon, then ever less often, however often it comes.
 
-- **The law of durations** (`durations.Durations`).
-- **The price**: what the last looks were worth. Under a tight budget jobs wait past their moment,
-  the looks made are worth more, the price rises and spreads all intervals; an idle budget lowers
-  it again, down to `price`. So the calls go where the expected undetected time is largest, at
-  O(log n) a look, without scanning the jobs.
-- **The budget** (`rate_budget.Budget`).
-
-Where a webhook is expected a delivery may tell the end instead. What a look then detects is a job
-that has ended *and* whose delivery does not come, or not yet: the same rule holds with the chance
-and the delay of deliveries in it (`receiver_reliability.ReceiverReliability`), given that nothing
-has come so far. A receiver that nothing was heard from is polled for; once deliveries come, a look
-must be worth `_EXPECTED_PRICE` more, and about one a job is left, the one that a delivery wakes.
+Where webhooks are expected their receiver's reliability is learned from each end, and what is
+planned moves with it (`receiver_reliability.ReceiverReliability`).
 
 No clock is read here: every `now` is monotonic seconds, handed in.
 """
@@ -39,16 +27,13 @@ from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 
-from musicgpt_async._rules.durations import Durations, Law
+from musicgpt_async._rules.durations import Durations
+from musicgpt_async._rules.poll_pricing import PollPricing
 from musicgpt_async._rules.rate_budget import Budget
 from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 
 K = TypeVar("K", bound=Hashable)
 
-_SHORT_JOB = 10.0  # seconds; the undetected time of a shorter one matters the more
-_SHORTEST = 0.02  # seconds between two looks at one job, and the least that one is worth
-_HAZARD_FLOOR = 5e-5  # ends a second, expected of any job at any age
-_EXPECTED_PRICE = 0.7  # seconds that a look must be worth where a delivery surely comes
 _LONGEST_SPACING = 60.0  # seconds between looks at one job that deliveries cause
 _FIRST_RECHECK, _RECHECKS = 0.25, 4  # seconds after a look that denied a delivery; looks after it
 
@@ -108,7 +93,7 @@ class Schedule(Generic[K]):
         self._reliability = reliability or ReceiverReliability()
         self._rng = rng or random.Random()
         self._tick = tick
-        self._least_price = self._price = price
+        self._pricing = PollPricing(self._durations, self._reliability, price)
         self._jobs: dict[K, _Job[K]] = {}
         self._looks: _Heap[K] = []
         self._first_looks: _Heap[K] = []
@@ -188,7 +173,13 @@ class Schedule(Generic[K]):
         ):
             self._is_turn_of_first = heap is self._looks
             job = heapq.heappop(heap)[2]
-            self._learn_price(job, now)
+            self._pricing.learn(
+                job.eta,
+                job.looked - job.began,
+                now - job.began,
+                age_known=job.age_known,
+                loss=self._chance_of_loss(job),
+            )
             self._budget.pace(now, share=self._share())
             taken.append(self._send(job, now))
         self._scarce = self._due_heap(now) is not None or self._has_due(self._wakes, now)
@@ -258,9 +249,8 @@ class Schedule(Generic[K]):
             # One that came too early proves that the receiver hears, and nothing of the delay.
             within = math.inf if delivered_at is None or job.denied else delivered_at - job.looked
             self._reliability.arrived(now=now, within=within)
-        elif (
-            low >= job.added and not job.first_due
-        ):  # not one that ended while nobody was there to hear of it
+        elif low >= job.added and not job.first_due:
+            # It did not end while nobody was there to hear of it.
             self._reliability.missed(job.webhook, low=low, high=high)
 
     def forget(self, key: K) -> None:
@@ -326,47 +316,16 @@ class Schedule(Generic[K]):
             return 1.0
         return self._reliability.loss
 
-    def _learn_price(self, job: _Job[K], now: float) -> None:
-        law, scale = self._durations.law(job.eta, age_known=job.age_known)
-        loss = self._chance_of_loss(job)
-        if self._price_of(loss, scale) > self._price:
-            return
-        last, ratio = (job.looked - job.began) / scale, (now - job.began) / scale
-        worth = scale * law.undetected(last, ratio, loss, self._reliability.delay / scale)
-        worth += 0.5 * loss * _HAZARD_FLOOR * (now - job.looked) ** 2
-        price = self._price + 0.03 * (min(worth, 4.0 * self._price) - self._price)
-        self._price = max(price, self._least_price)
-
-    def _price_of(self, loss: float, scale: float) -> float:
-        """Seconds that a look must be worth: more, the more surely a delivery will come."""
-        price = self._least_price + (1.0 - loss) * _EXPECTED_PRICE
-        return max(price * min(scale / _SHORT_JOB, 1.0), _SHORTEST)
-
     def _plan(self, job: _Job[K], now: float) -> None:
         """Choose the moment of a job's next look, after the one at `job.looked`."""
         if job.first_due:
             self._push(self._first_looks, job, now)
             return
-        law, scale = self._durations.law(job.eta, age_known=job.age_known)
-        loss = self._chance_of_loss(job)
+        age, loss = job.looked - job.began, self._chance_of_loss(job)
+        soonest, wait = self._pricing.waits(job.eta, age, age_known=job.age_known, loss=loss)
         spread = self._rng.uniform(0.95, 1.05)
-        price = self._price_of(loss, scale)
-        wait = self._wait(job, law, scale, price, loss)
-        age = job.looked - job.began
-        # An eta of a few whole seconds says little.
-        if scale < _SHORT_JOB and age < scale and loss > 0.5:
-            wait = min(wait, scale / 5)
-        at = earliest = job.looked + spread * wait
-        if self._price > price:
-            at = job.looked + spread * self._wait(job, law, scale, self._price, loss)
-        self._push(self._looks, job, at, earliest=earliest)
-
-    def _wait(self, job: _Job[K], law: Law, scale: float, price: float, loss: float) -> float:
-        """Seconds after its last look at which a job's next one is worth a price."""
-        age = job.looked - job.began
-        delay = self._reliability.delay / scale
-        ratio = law.next_look(age / scale, price / scale, _HAZARD_FLOOR * scale, loss, delay)
-        return max(ratio * scale - age, _SHORTEST)
+        earliest = job.looked + spread * soonest
+        self._push(self._looks, job, job.looked + spread * wait, earliest=earliest)
 
     def _push(
         self, heap: _Heap[K], job: _Job[K], at: float, *, earliest: float | None = None
