@@ -6,23 +6,28 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+Axis = tuple[float, float, str, tuple[float, ...]]
+"""Its ends, its name and its ticks."""
+
 
 class Picture:
     """A small plot on two logarithmic axes, as SVG."""
 
     WIDTH, HEIGHT, MARGIN = 760, 520, 64
-    X, Y = (2.0, 200.0), (0.2, 30.0)
+    LOOKS: Axis = (2.0, 200.0, "looks a job", (2, 5, 10, 20, 50, 100, 200))
+    DELAY: Axis = (0.2, 30.0, "mean delay, s", (0.2, 0.5, 1, 2, 5, 10, 20))
     COLOURS = ("#0b6e4f", "#c1121f", "#e09f3e", "#335c67", "#7b2d8b")
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, *, x: Axis = LOOKS, y: Axis = DELAY) -> None:
+        self._x, self._y = x, y
         self._parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.WIDTH} {self.HEIGHT}">',
             "<style>text { font: 13px sans-serif }</style>",
             '<rect width="100%" height="100%" fill="white"/>',
         ]
         self._text(self.WIDTH / 2, 28, title, anchor="middle")
-        self._text(self.WIDTH / 2, self.HEIGHT - 14, "looks a job", anchor="middle")
-        self._text(12, 50, "mean delay, s")
+        self._text(self.WIDTH / 2, self.HEIGHT - 14, x[2], anchor="middle")
+        self._text(12, 50, y[2])
         self._series = 0
         self._grid()
 
@@ -47,24 +52,24 @@ class Picture:
         path.write_text("\n".join([*self._parts, "</svg>", ""]), encoding="utf-8")
 
     def _is_inside(self, x: float, y: float) -> bool:
-        return self.X[0] <= x <= self.X[1] and self.Y[0] <= y <= self.Y[1]
+        return self._x[0] <= x <= self._x[1] and self._y[0] <= y <= self._y[1]
 
     def _place(self, x: float, y: float) -> tuple[float, float]:
-        across = math.log(x / self.X[0]) / math.log(self.X[1] / self.X[0])
-        up = math.log(y / self.Y[0]) / math.log(self.Y[1] / self.Y[0])
+        across = math.log(x / self._x[0]) / math.log(self._x[1] / self._x[0])
+        up = math.log(y / self._y[0]) / math.log(self._y[1] / self._y[0])
         return (
             self.MARGIN + across * (self.WIDTH - 2 * self.MARGIN),
             self.HEIGHT - self.MARGIN - up * (self.HEIGHT - 2 * self.MARGIN),
         )
 
     def _grid(self) -> None:
-        for value in (2, 5, 10, 20, 50, 100, 200):
-            x, bottom = self._place(value, self.Y[0])
-            self._line(x, bottom, x, self._place(value, self.Y[1])[1])
-            self._text(x, bottom + 18, f"{value}", anchor="middle")
-        for height in (0.2, 0.5, 1, 2, 5, 10, 20):
-            left, y = self._place(self.X[0], height)
-            self._line(left, y, self._place(self.X[1], height)[0], y)
+        for value in self._x[3]:
+            x, bottom = self._place(value, self._y[0])
+            self._line(x, bottom, x, self._place(value, self._y[1])[1])
+            self._text(x, bottom + 18, f"{value:g}", anchor="middle")
+        for height in self._y[3]:
+            left, y = self._place(self._x[0], height)
+            self._line(left, y, self._place(self._x[1], height)[0], y)
             self._text(left - 8, y + 4, f"{height:g}", anchor="end")
 
     def _legend(self, name: str) -> str:

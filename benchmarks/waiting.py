@@ -1,10 +1,12 @@
 """How soon after the vendor each policy of looking sees a job's end, and at what cost.
 
 A simulation with a virtual clock (waiting_simulation.py) runs the package's own schedule and
-slots, and beside them, on the same jobs, the policies of clients that people use. Every table but
-the last, which measures this machine, comes from fixed seeds and is the same on every run.
+slots, and beside them, on the same jobs, the policies of clients that people use. Then webhooks
+are lost (lost_webhooks.py), and uploads share a slow uplink (slow_uplink.py). Every table but the
+one of many handles, which measures this machine, comes from fixed seeds and is the same on every
+run.
 
-    python benchmarks/waiting.py [--quick] [--picture benchmarks/pictures/waiting.svg]
+    python benchmarks/waiting.py [--quick] [--pictures benchmarks/pictures]
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
+from lost_webhooks import draw_losses, show_losses
 from picture import Picture
+from slow_uplink import draw_uplinks, show_sharing, show_uplinks
+from verdicts import Verdicts
 from waiting_simulation import (
     CLIENTS,
     FAMILIES,
@@ -80,25 +85,6 @@ def load(handles: int, looks: int) -> Load:
             left -= 1
     spent = time.process_time() - started
     return Load(handles, held / handles, 1e6 * spent / looks)
-
-
-class Verdicts:
-    """The figures that were asked for, beside what was measured."""
-
-    def __init__(self) -> None:
-        self._lines: list[tuple[bool, str]] = []
-
-    def at_most(self, what: str, measured: float, bound: float) -> None:
-        """Note a figure that must not exceed a bound."""
-        text = f"{what}: {measured:.2f} (at most {bound:g})"
-        self._lines.append((measured <= bound, text))
-
-    def print(self) -> None:
-        """Print them all, and how many hold."""
-        print("\nWhat must hold")
-        for holds, text in self._lines:
-            print(f"  {'ok    ' if holds else 'MISSED'} {text}")
-        print(f"  {sum(holds for holds, _ in self._lines)} of {len(self._lines)} hold")
 
 
 def row(name: str, result: Result) -> str:
@@ -284,7 +270,7 @@ def main() -> None:
     """Print every table, then what must hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer jobs, in about ten seconds")
-    parser.add_argument("--picture", type=Path, help="where to write the trade-off as SVG")
+    parser.add_argument("--pictures", type=Path, help="the directory to draw pictures in, as SVG")
     arguments = parser.parse_args()
     quick = arguments.quick
     verdicts = Verdicts()
@@ -295,8 +281,13 @@ def main() -> None:
     show_families_under_budgets(verdicts, 100 if quick else 600)
     show_batches(verdicts)
     show_load(verdicts, 2000 if quick else 20_000)
-    if arguments.picture:
-        draw_trade_off(arguments.picture, *shown[0.3], 0.3)
+    losses = show_losses(verdicts, 300 if quick else 1000)
+    uplinks = show_uplinks(verdicts, 1 if quick else 3)
+    show_sharing(verdicts, 1 if quick else 3)
+    if arguments.pictures:
+        draw_trade_off(arguments.pictures / "waiting.svg", *shown[0.3], 0.3)
+        draw_losses(arguments.pictures / "lost-webhooks.svg", losses)
+        draw_uplinks(arguments.pictures / "slow-uplink.svg", uplinks)
     verdicts.print()
 
 

@@ -65,6 +65,10 @@ class Waited:
         """Polls made for each job."""
         return statistics.fmean(self.polls)
 
+    def quantile(self, share: float) -> float:
+        """The delay that this share of the jobs stays below."""
+        return sorted(self.delays)[min(int(share * len(self.delays)), len(self.delays) - 1)]
+
     def since(self, job: int) -> Waited:
         """Return what happened from a job on."""
         return Waited(self.delays[job:], self.polls[job:], self.silence_reported_at)
@@ -77,7 +81,7 @@ def wait_for(
     polls_per_minute: float,
     is_lost: IsLost | None,
     late: float = 0.3,
-    rule: type[Schedule[int]] = Schedule,
+    rule: type[Schedule[int]] | None = None,
 ) -> Waited:
     """Run jobs through a schedule.
 
@@ -87,9 +91,9 @@ def wait_for(
         polls_per_minute: What the vendor allows, and the client knows.
         is_lost: Which deliveries do not arrive; None where no webhooks are asked for.
         late: Mean seconds from a job's end to its delivery.
-        rule: The schedule.
+        rule: Another schedule than the package's own.
     """
-    return _Account(jobs, polls_per_minute, is_lost, late, rule).run(at_once)
+    return _Account(jobs, polls_per_minute, is_lost, late, rule or Schedule).run(at_once)
 
 
 class _Account:
