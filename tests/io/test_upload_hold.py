@@ -91,6 +91,27 @@ async def test_the_end_is_held_until_the_slot_is_there(
     assert steps[-1] == len(data)
 
 
+async def test_an_end_of_which_nothing_is_left_to_drip_is_no_stall(
+    serve: Any, lanes: Any, executor: ThreadPoolExecutor
+) -> None:
+    """A hold longer than the stall timeout is none of the server's fault, however small the end."""
+    sink, slot = Sink(), anyio.Event()
+    async with (
+        serve(sink) as server,
+        lanes() as transport,
+        opened(("a.wav", b"sound"), executor) as content,
+    ):
+        hold = Hold(until_set(slot), drip=HELD_BACK)
+        body = body_of(content, hold=hold, stall_timeout=0.4)
+        async with anyio.create_task_group() as group:
+            group.start_soon(transport.send, server.url, body)
+            await until(lambda: b"sound" in sink.received)
+            await anyio.sleep(1.0)  # more than twice the stall timeout
+            assert body.is_held
+            slot.set()
+    assert body.delivered
+
+
 async def test_a_held_body_that_is_let_go_of_is_not_delivered(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
