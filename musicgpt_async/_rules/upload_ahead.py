@@ -29,7 +29,7 @@ HELD_BACK = 64 * 1024
 
 _PLANNED_HOLD, _LONGEST_HOLD = 180.0, 300.0  # seconds: reckoned with, and until a body is given up
 _SHORTEST_HOLD = 5.0  # seconds; below that nothing goes ahead
-_NEEDED, _USED = 0.02, 0.9  # chances of a slot: at the end of the body, and within the hold
+_NEEDED, _USED = 0.005, 0.9  # chances of a slot: at the end of the body, and within the hold
 _LEAST_GAIN = 0.02  # of a job's duration: an upload shorter than this may wait for its slot
 _RATE_STEP, _RATE_WINDOW = 0.3, 1.0  # weight of the latest measurement of the uplink; its seconds
 
