@@ -133,7 +133,7 @@ class UploadAhead:
         ahead, rate = len(uploading) + held, self._uplink.rate
         if ahead < free:
             return True
-        if self._is_off or not rate or len(uploading) > max(free - held, 0):
+        if self._is_off or not rate or uploading:
             return False  # one at a time: another would take the bandwidth of the next one needed
         seconds = (sum(uploading) + size) / rate
         if not any(seconds > _LEAST_GAIN * self._typical(job) for job in running):
