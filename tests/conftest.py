@@ -13,6 +13,7 @@ from blockbuster import blockbuster_ctx
 from musicgpt_async import Limits, MusicGPTSession
 from musicgpt_async.emulator import Emulator
 from musicgpt_async.emulator.song import compose
+from musicgpt_async.testing import hasty_loop
 
 # Fixtures that are in a file of their own.
 pytest_plugins = ["factories.postgres_fixtures"]
@@ -36,9 +37,15 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 @pytest.fixture
-def anyio_backend(pytestconfig: pytest.Config) -> tuple[str, dict[str, Any]]:
-    """Return the event loop that async tests run on."""
-    return "asyncio", LOOPS[pytestconfig.getoption("--loop")]
+def anyio_backend(
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config
+) -> tuple[str, dict[str, Any]]:
+    """Return the event loop that async tests run on; uvloop's clock cannot be accelerated."""
+    options = LOOPS[pytestconfig.getoption("--loop")]
+    marker = request.node.get_closest_marker("accelerated")
+    if marker and not options.get("use_uvloop"):
+        options = {**options, "loop_factory": hasty_loop(*marker.args)}
+    return "asyncio", options
 
 
 @pytest.fixture(autouse=True)
