@@ -1,0 +1,305 @@
+"""What the tests of the promises share: sessions, tracks, receivers, journals and an end to hangs.
+
+The promises are those of a paid API: paid once, no job forgotten, every wait ends. They are tested
+by the public interface and the emulator alone, over real sockets and journals on real files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import socket
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiosqlite  # noqa: F401 - with SQLAlchemy: loaded before any test's time runs
+import anyio
+import anyio.to_thread
+import attrs
+import pytest
+import sqlalchemy.ext.asyncio  # noqa: F401
+from aiohttp import web
+
+from musicgpt_async import ExtractionJob, Journal, Limits, MusicGPTSession, WebhookReceiver
+from musicgpt_async.emulator import Emulator
+from musicgpt_async.models import JobRecord
+
+HERE = Path(__file__).parent
+# Seconds of the test's loop after which a wait that has not ended is a failure; a test that is
+# known to fail hangs for less.
+HANG, KNOWN_HANG = 20.0, 4.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line("markers", "hang(seconds): when the test counts as hanging")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bound every test of this directory: a hang fails within seconds and says where it was."""
+    for item in items:
+        if isinstance(item, pytest.Function) and item.path.parent == HERE:
+            mark = item.get_closest_marker("hang")
+            usual = KNOWN_HANG if item.get_closest_marker("xfail") else HANG
+            if inspect.iscoroutinefunction(item.obj):
+                item.obj = _bounded(item.obj, mark.args[0] if mark else usual)
+
+
+def _bounded(test: Callable[..., Awaitable[None]], seconds: float) -> Callable[..., Any]:
+    @functools.wraps(test)
+    async def run(*args: Any, **kwargs: Any) -> None:
+        with anyio.fail_after(seconds):
+            await test(*args, **kwargs)
+
+    return run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep lone surrogates out of reports: xdist cannot send them from worker to worker."""
+    report = yield
+    report.sections = [(name, _printable(text)) for name, text in report.sections]
+    if report.longrepr and _printable(str(report.longrepr)) != str(report.longrepr):
+        report.longrepr = _printable(str(report.longrepr))
+    return report
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+Connect = Callable[..., MusicGPTSession]
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Make sessions with an emulator; what a test leaves open is closed without draining."""
+    made: list[MusicGPTSession] = []
+
+    def make(vendor: Emulator, **options: Any) -> MusicGPTSession:
+        options = {"base_url": vendor.base_url, "limits": Limits.PRO, **options}
+        made.append(MusicGPTSession(options.pop("api_key", vendor.api_key), **options))
+        return made[-1]
+
+    yield make
+    # In tasks of their own: how a broken session is closed must not decide about its test.
+    closing = [asyncio.create_task(session.aclose(drain=False)) for session in made]
+    if closing:
+        await asyncio.wait(closing, timeout=HANG)
+
+
+MakeTrack = Callable[..., Path]
+
+
+@pytest.fixture
+def make_track(tmp_path: Path) -> MakeTrack:
+    """Write tracks, different for each name."""
+
+    def make(name: str = "song.mp3", size: int = 20_000) -> Path:
+        path = tmp_path / name
+        path.write_bytes((b"ID3" + name.encode()).ljust(size, b"~"))
+        return path
+
+    return make
+
+
+OpenReceiver = Callable[..., AbstractAsyncContextManager[WebhookReceiver]]
+
+
+@pytest.fixture
+def open_receiver() -> OpenReceiver:
+    """Serve receivers of webhooks, each at a port of its own for as long as a block takes."""
+
+    @asynccontextmanager
+    async def opened(**options: Any) -> AsyncIterator[WebhookReceiver]:
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/hooks"
+        receiver = WebhookReceiver(url, **options)
+        application = web.Application()
+        application.add_routes(receiver.routes())
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        try:
+            yield receiver
+        finally:
+            await runner.cleanup()
+
+    return opened
+
+
+ReadRecords = Callable[[Path], Awaitable[list[JobRecord]]]
+
+
+@pytest.fixture
+def read_records() -> ReadRecords:
+    """Read what a journal holds, the oldest job first."""
+
+    async def read(path: Path) -> list[JobRecord]:
+        async with Journal(path) as journal:
+            return [record async for record in journal.records()]
+
+    return read
+
+
+Hold = Callable[[Path], AbstractAsyncContextManager[None]]
+
+
+@pytest.fixture
+def hold_journal() -> Hold:
+    """Keep a journal's file locked, as another program does, for as long as a block takes."""
+
+    @asynccontextmanager
+    async def held(path: Path) -> AsyncIterator[None]:
+        database = sqlite3.connect(
+            path, timeout=HANG, isolation_level=None, check_same_thread=False
+        )
+        try:
+            await anyio.to_thread.run_sync(database.execute, "BEGIN IMMEDIATE")
+            yield
+        finally:
+            database.close()
+
+    return held
+
+
+Until = Callable[[Callable[[], Any]], Awaitable[None]]
+
+
+@pytest.fixture
+def until() -> Until:
+    """Wait for something that no event tells of; the test's own bound ends it."""
+
+    async def wait(condition: Callable[[], Any]) -> None:
+        while not condition():
+            await anyio.sleep(0.005)
+
+    return wait
+
+
+Ends = Callable[..., Awaitable[list[str]]]
+
+
+@pytest.fixture
+def ends() -> Ends:
+    """Wait for handles and return how each ends: its task, or the name of its error."""
+
+    async def wait(*jobs: ExtractionJob) -> list[str]:
+        found = dict.fromkeys(range(len(jobs)), "")
+
+        async def one(number: int) -> None:
+            try:
+                found[number] = (await jobs[number]).task_id
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is compared
+                found[number] = type(error).__name__
+
+        # Not asyncio.gather: cancelled, it loses the reason by which anyio knows its own bound.
+        async with anyio.create_task_group() as waiters:
+            for number in found:
+                waiters.start_soon(one, number)
+        return [*found.values()]
+
+    return wait
+
+
+Paid = Callable[[Emulator], dict[str | None, int]]
+
+
+@pytest.fixture
+def paid() -> Paid:
+    """Count the submits that the vendor accepted, by the name of the file."""
+    return lambda vendor: dict(Counter(each.file_name for each in vendor.submissions))
+
+
+Back = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytearray], Coroutine[Any, Any, None]]
+
+
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: bytearray) -> None:
+    """Carry bytes from one side to the other until the first hangs up."""
+    while piece := await reader.read(1 << 16):
+        writer.write(piece)
+        await writer.drain()
+
+
+@attrs.define
+class Relay:
+    """A TCP relay in front of the emulator.
+
+    Attributes:
+        base_url: What a client takes for its base URL.
+        gate: Nothing of a request is read before it is set.
+        back: Carries the answers; it is called for each connection with the vendor's reader, the
+            client's writer and what the client has sent so far.
+        sent: What the client sent over each connection.
+    """
+
+    base_url: str
+    gate: anyio.Event | None
+    back: Back
+    sent: list[bytearray] = attrs.field(factory=list)
+    tasks: set[asyncio.Task[None]] = attrs.field(factory=set)
+
+    async def serve(
+        self, vendor: Emulator, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Carry one connection."""
+        self.tasks.add(asyncio.current_task())  # type: ignore[arg-type]
+        host, _, port = vendor.url.removeprefix("http://").partition(":")
+        from_vendor, to_vendor = await asyncio.open_connection(host, int(port))
+        self.sent.append(bytearray())
+        ways = [
+            asyncio.create_task(self._forward(reader, to_vendor, self.sent[-1])),
+            asyncio.create_task(self.back(from_vendor, writer, self.sent[-1])),
+        ]
+        try:  # the first side that hangs up ends both
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            pass  # the test is over
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            writer.close()
+            to_vendor.close()
+
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: bytearray
+    ) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        while piece := await reader.read(1 << 16):
+            sent.extend(piece)
+            writer.write(piece)
+            await writer.drain()
+
+
+OpenRelay = Callable[..., AbstractAsyncContextManager[Relay]]
+
+
+@pytest.fixture
+def open_relay() -> OpenRelay:
+    """Stand between clients and an emulator for as long as a block takes."""
+
+    @asynccontextmanager
+    async def opened(
+        vendor: Emulator, *, gate: anyio.Event | None = None, back: Back = copy
+    ) -> AsyncIterator[Relay]:
+        relay = Relay("", gate, back)
+        server = await asyncio.start_server(functools.partial(relay.serve, vendor), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        relay.base_url = vendor.base_url.replace(vendor.url, f"http://127.0.0.1:{port}")
+        try:
+            yield relay
+        finally:
+            server.close()
+            for task in relay.tasks:
+                task.cancel()
+            await asyncio.gather(*relay.tasks, return_exceptions=True)
+
+    return opened
