@@ -40,7 +40,7 @@ import nox
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 # The tests of what could depend on the event loop.
 LOOP_TESTS = (
-    "tests/test_bell.py",
+    "tests/engine",
     "tests/test_session.py",
     "tests/test_job.py",
     "tests/webhooks",

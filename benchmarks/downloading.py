@@ -233,9 +233,9 @@ async def ours(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Go
 
 def small_writes() -> None:
     """Write 64 KiB at a time."""
-    from musicgpt_async._io import receiving  # noqa: PLC0415
+    from musicgpt_async._io import response_body  # noqa: PLC0415
 
-    receiving.GATHERED = 65536
+    response_body.CHUNK_SIZE = 65536
 
 
 def no_sync() -> None:

@@ -51,8 +51,8 @@ class Counted:
 
     def __init__(self, session: Any) -> None:
         self.looks = 0
-        self._ask = session._http.ask  # noqa: SLF001 - the only door that looks go through
-        session._http.ask = self  # noqa: SLF001
+        self._ask = session._http.get  # noqa: SLF001 - the only door that looks go through
+        session._http.get = self  # noqa: SLF001
 
     def __call__(self, *arguments: Any) -> Any:
         """Ask, and count."""

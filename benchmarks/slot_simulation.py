@@ -58,10 +58,10 @@ def share_account(
     while now < until + warm_up + 3600.0:
         if now >= until + warm_up and slots.limit >= parallel:
             return Shared(refused[0], accepted[0], refused[1], now - until - warm_up)
-        while slots.take(now=now):
+        while slots.try_acquire(now=now):
             at(now + rng.uniform(1.0, 4.0), "arrives")
         moments = [events[0][0]] if events else []
-        if (again := slots.next_try()) is not None:
+        if (again := slots.retry_at()) is not None:
             moments.append(again)
         now = max(now, min(moments))
         if not events or events[0][0] > now:
@@ -70,16 +70,16 @@ def share_account(
         late = now >= until + warm_up
         if what == "ends":
             running -= 1
-            slots.give_back()
+            slots.release()
             continue
         there = others(now - warm_up) if warm_up <= now and not late else 0
         if running + there >= parallel:
             refused[late] += 1
-            slots.refused(now=now, retry_after=None)
-            slots.give_back()
+            slots.on_rejected(now=now, retry_after=None)
+            slots.release()
         else:
             running += 1
             accepted[late] += 1
-            slots.accepted(waiting=True)
+            slots.on_accepted(has_queue=True)
             at(now + seconds * rng.lognormvariate(0.0, 0.2) + 0.5, "ends")
     return Shared(refused[0], accepted[0], refused[1], 3600.0)

@@ -27,7 +27,7 @@ class Mean:
 
     ratio: float
     sent_twice: float
-    longest_hold: float
+    max_hold: float
     refused: int
 
     @classmethod
@@ -69,7 +69,7 @@ def show_uplinks(verdicts: Verdicts, seeds: int) -> Uplinks:
         first, one, ours = means
         print(
             f"  {parallel:5}{share:12.2f}{sigma:7.2f}{first.ratio:12.3f}{one.ratio:11.3f}"
-            f"{ours.ratio:7.3f}{ours.sent_twice:12.1%}{ours.longest_hold:16.0f}"
+            f"{ours.ratio:7.3f}{ours.sent_twice:12.1%}{ours.max_hold:16.0f}"
         )
         here = f"{parallel} slots, upload {share:.2f} of a job, sigma {sigma}"
         if share == SHARES[1] and parallel <= 3:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import attrs
 
-from musicgpt_async._rules.durations import Durations
+from musicgpt_async._rules.durations import DurationModel
 from musicgpt_async._rules.slots import Slots
 from musicgpt_async._rules.upload_ahead import Running, Uplink, UploadAhead
 
@@ -121,7 +121,7 @@ class Batch:
         given: bool = True,
         seed: int = 1,
     ) -> None:
-        self._durations = Durations()
+        self._durations = DurationModel()
         self._uplink = Uplink()
         self._learned = UploadAhead(self._durations, self._uplink)
         self._rule: Rule = rule or self._learned
@@ -176,7 +176,7 @@ class Batch:
 
     @property
     def _longest(self) -> float:
-        return min(self._learned.longest_hold, self._closes_after)
+        return min(self._learned.max_hold, self._closes_after)
 
     def _advance(self, moment: float) -> None:
         if self._uploading:
@@ -197,13 +197,13 @@ class Batch:
         while self._ends and self._ends[0][0] <= self._now:
             track = heapq.heappop(self._ends)[2]
             self._running.remove(track)
-            self._slots.give_back()
+            self._slots.release()
             age = self._now - track.began
             self._durations.observe(track.eta, 0.98 * age, age)
 
     def _commit(self) -> None:
         self._held.sort(key=lambda each: each.number)
-        while self._held and self._slots.take(now=self._now):
+        while self._held and self._slots.try_acquire(now=self._now):
             track = self._held.pop(0)
             self._holds.append(self._now - track.held_since)
             if len(self._running) < self._parallel:
@@ -214,14 +214,14 @@ class Batch:
     def _accept(self, track: Track) -> None:
         track.began = self._now
         self._running.append(track)
-        self._slots.accepted(waiting=bool(self._queue or self._held))
+        self._slots.on_accepted(has_queue=bool(self._queue or self._held))
         seen = self._now + track.actual + self._rng.expovariate(1.0 / self._late)
         heapq.heappush(self._ends, (seen, track.number, track))
 
     def _refuse(self, track: Track) -> None:
         self._refused += 1
-        self._slots.refused(now=self._now, retry_after=None)
-        self._slots.give_back()
+        self._slots.on_rejected(now=self._now, retry_after=None)
+        self._slots.release()
         self._again += track.size
         heapq.heappush(self._queue, (track.number, track))
 
@@ -230,5 +230,5 @@ class Batch:
             self._held.remove(track)
             self._again += track.size
             heapq.heappush(self._queue, (track.number, track))
-            if self._closes_after <= self._learned.longest_hold:
+            if self._closes_after <= self._learned.max_hold:
                 self._learned.closed(held_for=self._closes_after)

@@ -192,7 +192,7 @@ def small_blocks() -> None:
     """Read by 64 KiB."""
     from musicgpt_async._io import content, upload  # noqa: PLC0415
 
-    content.BLOCK = upload.READ = 65536
+    content.BLOCK_SIZE = upload.READ_SIZE = 65536
 
 
 def on_the_loop() -> None:

@@ -27,9 +27,9 @@ from slow_uplink import draw_uplinks, show_sharing, show_uplinks
 from verdicts import Verdicts
 from waiting_simulation import (
     CLIENTS,
-    FAMILIES,
     PRICES,
     SIGMAS,
+    STEM_GROUPS,
     Batch,
     Curve,
     Job,
@@ -64,7 +64,7 @@ class Load:
     microseconds_a_look: float
 
 
-def load(handles: int, looks: int) -> Load:
+def load(handles: int, polls: int) -> Load:
     """Attach handles, then look through a pro account's budget in virtual time."""
     gc.collect()
     tracemalloc.start()
@@ -75,16 +75,16 @@ def load(handles: int, looks: int) -> Load:
         schedule.add(key, now=0.0, eta=rng.uniform(10.0, 200.0))
     held = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    now, left = 0.0, looks
+    now, left = 0.0, polls
     started = time.process_time()
     while left > 0:
         now = max(now, schedule.next_due() or now)
-        for key in schedule.due(now):
-            schedule.answered(now=now)
-            schedule.pending(key, now=now)
+        for key in schedule.take_due(now):
+            schedule.on_success(now=now)
+            schedule.on_unfinished(key, now=now)
             left -= 1
     spent = time.process_time() - started
-    return Load(handles, held / handles, 1e6 * spent / looks)
+    return Load(handles, held / handles, 1e6 * spent / polls)
 
 
 def row(name: str, result: Result) -> str:
@@ -96,7 +96,7 @@ def row(name: str, result: Result) -> str:
 
 
 HEADING = (
-    f"  {'':<30}{'mean s':>9}{'p95 s':>9}{'p99 s':>9}{'looks/job':>10}{'429s':>9}{'/minute':>9}"
+    f"  {'':<30}{'mean s':>9}{'p95 s':>9}{'p99 s':>9}{'polls/job':>10}{'429s':>9}{'/minute':>9}"
 )
 
 
@@ -192,7 +192,7 @@ def show_families(verdicts: Verdicts, count: int) -> None:
     """On durations that no constant was chosen on."""
     print(f"\nOther families, no budget, {count} jobs one after another")
     print("  family                     price  looks/job   mean s   p99 s  fixed s   gain")
-    for name, family in FAMILIES.items():
+    for name, family in STEM_GROUPS.items():
         trades = [Trade.of(family, price, count) for price in (0.05, 0.1, 0.4)]
         for trade in trades:
             ours = trade.result
@@ -210,7 +210,7 @@ def show_families_under_budgets(verdicts: Verdicts, count: int) -> None:
     """The same under each plan's budget."""
     print(f"\nOther families under a plan's budget, {count} jobs")
     print(HEADING)
-    for name, family in FAMILIES.items():
+    for name, family in STEM_GROUPS.items():
         lot = draw(family, count, seed=6)
         for at_once, polls in PLANS[:3]:
             policy = Learned(Schedule[int](polls_per_minute=polls, rng=random.Random(6)))
@@ -237,10 +237,10 @@ def show_batches(verdicts: Verdicts) -> None:
             verdicts.at_most("free plan, 100 tracks: slots idle", 1.0 - account.busy, 0.1)
 
 
-def show_load(verdicts: Verdicts, looks: int) -> None:
+def show_load(verdicts: Verdicts, polls: int) -> None:
     """Many handles on one schedule."""
     print("\nMany handles on one schedule of 500 looks a minute")
-    loads = [load(handles, looks) for handles in (100, 1000, 10_000)]
+    loads = [load(handles, polls) for handles in (100, 1000, 10_000)]
     for each in loads:
         print(
             f"  {each.handles:6} handles: {each.bytes_a_handle:6.0f} bytes a handle,"
@@ -253,12 +253,12 @@ def show_load(verdicts: Verdicts, looks: int) -> None:
 def draw_trade_off(path: Path, trades: list[Trade], best: Curve, sigma: float) -> None:
     """Draw delay over looks for one sigma."""
     picture = Picture(f"Waiting for jobs of 10 to 200 s whose eta is off by sigma {sigma}")
-    looks = [trade.result.looks_a_job for trade in trades]
+    polls = [trade.result.looks_a_job for trade in trades]
     picture.curve("the optimum, knowing the law", best.points)
     means = [trade.result.mean for trade in trades]
-    picture.curve("ours, learning", zip(looks, means, strict=True))
-    picture.curve("fixed interval", zip(looks, (t.fixed for t in trades), strict=True))
-    picture.curve("exponential", zip(looks, (t.exponential for t in trades), strict=True))
+    picture.curve("ours, learning", zip(polls, means, strict=True))
+    picture.curve("fixed interval", zip(polls, (t.fixed for t in trades), strict=True))
+    picture.curve("exponential", zip(polls, (t.exponential for t in trades), strict=True))
     jobs = draw(lognormal(sigma), 400, seed=2)
     for name, wait in CLIENTS.items():
         result = simulate(Timers(wait), jobs, at_once=1)

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import attrs
 
-from musicgpt_async._rules.durations import Durations, Law
+from musicgpt_async._rules.durations import DurationDistribution, DurationModel
 from musicgpt_async._rules.polling import Schedule
 from musicgpt_async._rules.slots import Slots
 
@@ -36,7 +36,7 @@ def lognormal(sigma: float) -> Family:
     return lambda rng, eta, _: eta * rng.lognormvariate(0.0, sigma)
 
 
-FAMILIES: dict[str, Family] = {
+STEM_GROUPS: dict[str, Family] = {
     "eta half of the truth": lambda rng, eta, _: 2.0 * eta * rng.lognormvariate(0.0, 0.2),
     "eta twice the truth": lambda rng, eta, _: 0.5 * eta * rng.lognormvariate(0.0, 0.2),
     "5 % fail early": lambda rng, eta, _: (
@@ -128,18 +128,18 @@ class Learned:
 
     def take(self, now: float) -> list[int]:
         """The looks to make now."""
-        return self.schedule.due(now)
+        return self.schedule.take_due(now)
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:
         """Take the answer to a look."""
         if answered:
-            self.schedule.answered(now=now)
+            self.schedule.on_success(now=now)
         else:
-            self.schedule.throttled(now=now, retry_after=None)
+            self.schedule.on_throttled(now=now, retry_after=None)
         if ended:
-            self.schedule.finished(key, now=now)
+            self.schedule.on_finished(key, now=now)
         else:
-            self.schedule.pending(key, now=now)
+            self.schedule.on_unfinished(key, now=now)
 
 
 class Timers:
@@ -148,11 +148,11 @@ class Timers:
     def __init__(self, wait: Callable[[int], float]) -> None:
         self._wait = wait
         self._due: list[tuple[float, int]] = []
-        self._looks: dict[int, int] = {}
+        self._polls: dict[int, int] = {}
 
     def add(self, key: int, now: float, eta: float | None) -> None:  # noqa: ARG002 - Policy's face
         """Begin to look at a job."""
-        self._looks[key] = 0
+        self._polls[key] = 0
         heapq.heappush(self._due, (now + self._wait(0), key))
 
     def next(self) -> float:
@@ -168,9 +168,9 @@ class Timers:
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:  # noqa: ARG002
         """Take the answer to a look."""
-        self._looks[key] += 1
+        self._polls[key] += 1
         if not ended:
-            heapq.heappush(self._due, (now + self._wait(self._looks[key]), key))
+            heapq.heappush(self._due, (now + self._wait(self._polls[key]), key))
 
 
 class Turns:
@@ -205,9 +205,9 @@ def every(seconds: float) -> Callable[[int], float]:
     return lambda _: seconds
 
 
-def exponential(look: int) -> float:
+def exponential(poll: int) -> float:
     """1 s at first, half as much again each time, 20 s at most."""
-    return min(1.5 ** min(look, 8), 20.0)
+    return min(1.5 ** min(poll, 8), 20.0)
 
 
 CLIENTS: dict[str, Callable[[int], float]] = {
@@ -224,7 +224,7 @@ class Result:
     """What one policy did with one lot of jobs."""
 
     delays: list[float]  # in order of finishing
-    looks: int
+    polls: int
     refused: int
     worst_minute: int
 
@@ -236,7 +236,7 @@ class Result:
     @property
     def looks_a_job(self) -> float:
         """Looks made, refused ones too, for each job."""
-        return self.looks / len(self.delays)
+        return self.polls / len(self.delays)
 
     def quantile(self, share: float) -> float:
         """The delay that this share of the jobs stays below."""
@@ -286,16 +286,18 @@ def worst_minute(moments: Sequence[float]) -> int:
     return worst
 
 
-class KnownLaw(Durations):
+class KnownLaw(DurationModel):
     """An oracle for lognormal jobs: it knows the law, and has nothing to learn."""
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
-        self._known = Law(0.0, sigma, sure=1.0)
+        self._known = DurationDistribution(0.0, sigma, confidence=1.0)
 
-    def law(self, eta: float | None, *, age_known: bool) -> tuple[Law, float]:
+    def distribution(
+        self, eta: float | None, *, age_known: bool
+    ) -> tuple[DurationDistribution, float]:
         """The law itself, where there is an eta."""
-        return super().law(eta, age_known=age_known) if eta is None else (self._known, eta)
+        return super().distribution(eta, age_known=age_known) if eta is None else (self._known, eta)
 
     def observe(self, eta: float | None, low: float, high: float) -> None:
         """Learn of jobs without an eta alone."""
@@ -303,7 +305,7 @@ class KnownLaw(Durations):
             super().observe(eta, low, high)
 
 
-def unpaced(price: float, durations: Durations | None = None) -> Learned:
+def unpaced(price: float, durations: DurationModel | None = None) -> Learned:
     """The package's schedule with no budget, each look worth `price` seconds."""
     rng = random.Random(7)
     return Learned(
@@ -315,15 +317,15 @@ def at_equal_looks(
     durations: Sequence[float], looks_a_job: float, wait: Callable[[int], float]
 ) -> float:
     """Mean delay of a policy on timers, stretched until it makes this many looks a job."""
-    moments = list(itertools.accumulate(wait(look) for look in range(6000)))
+    moments = list(itertools.accumulate(wait(poll) for poll in range(6000)))
 
     def stretched(factor: float) -> tuple[float, float]:
-        looks = delay = 0.0
+        polls = delay = 0.0
         for actual in durations:
             index = bisect_left(moments, actual / factor)
-            looks += index + 1
+            polls += index + 1
             delay += moments[index] * factor - actual
-        return looks / len(durations), delay / len(durations)
+        return polls / len(durations), delay / len(durations)
 
     low, high = 1.001 * max(durations) / moments[-1], 1000.0
     for _ in range(40):
@@ -351,9 +353,9 @@ def optimum_for(sigma: float, price: float, knots: int = 500) -> tuple[float, fl
         chosen = reach
         for n in range(k + 1, reach + 1):
             delay = area[n] - area[k] - (at[n] - at[k]) * ended[k] + best[n][2]
-            looks = 1.0 - ended[k] + best[n][1]
-            if price * looks + delay < found[0]:
-                found, chosen = (price * looks + delay, looks, delay), n
+            polls = 1.0 - ended[k] + best[n][1]
+            if price * polls + delay < found[0]:
+                found, chosen = (price * polls + delay, polls, delay), n
         best[k], reach = found, chosen
     return best[0][1], best[0][2]
 
@@ -364,12 +366,12 @@ class Curve:
 
     points: list[tuple[float, float]]
 
-    def delay_at(self, looks: float) -> float:
+    def delay_at(self, polls: float) -> float:
         """The mean delay at this many looks a job, between the points on logarithmic scales."""
         points = sorted(self.points)
-        k = min(max(bisect_left(points, (looks, 0.0)), 1), len(points) - 1)
+        k = min(max(bisect_left(points, (polls, 0.0)), 1), len(points) - 1)
         (x0, y0), (x1, y1) = points[k - 1], points[k]
-        part = math.log(looks / x0) / math.log(x1 / x0)
+        part = math.log(polls / x0) / math.log(x1 / x0)
         return y0 * math.exp(part * math.log(y1 / y0))
 
 
@@ -378,13 +380,13 @@ def optimum(sigma: float, *, etas: int = 19) -> Curve:
     spread = [10.0 + 190.0 * (k + 0.5) / etas for k in range(etas)]
     ratios = [0.0002 * 1.7**k for k in range(14)]
     solved = [optimum_for(sigma, ratio) for ratio in ratios]
-    looks_of = Curve([(r, looks) for r, (looks, _) in zip(ratios, solved, strict=True)])
+    looks_of = Curve([(r, polls) for r, (polls, _) in zip(ratios, solved, strict=True)])
     delay_of = Curve([(r, delay) for r, (_, delay) in zip(ratios, solved, strict=True)])
     points = []
     for price in (0.05, *PRICES, 3.2):
-        looks = statistics.fmean(looks_of.delay_at(price / eta) for eta in spread)
+        polls = statistics.fmean(looks_of.delay_at(price / eta) for eta in spread)
         delay = statistics.fmean(eta * delay_of.delay_at(price / eta) for eta in spread)
-        points.append((looks, delay))
+        points.append((polls, delay))
     return Curve(points)
 
 
@@ -414,7 +416,7 @@ class Trade:
             at_equal_looks(durations, whole.looks_a_job, every(1.0)),
             at_equal_looks(durations, whole.looks_a_job, exponential),
             statistics.fmean(whole.delays[200:]),
-            (whole.looks - early.looks) / (count - 200),
+            (whole.polls - early.polls) / (count - 200),
         )
 
 
@@ -456,40 +458,40 @@ class Batch:
         """Run until every track is seen done."""
         now = 0.0
         while self._line or self._uploads or self._ends:
-            while self._line and self._slots.take(now=now):
+            while self._line and self._slots.try_acquire(now=now):
                 arrives = now + self._rng.uniform(1.0, 4.0)
                 heapq.heappush(self._uploads, (arrives, self._line.popleft()))
             now = max(now, self._next())
             while self._uploads and self._uploads[0][0] <= now:
                 self._submit(heapq.heappop(self._uploads)[1], now)
-            for key in self._schedule.due(now):
+            for key in self._schedule.take_due(now):
                 self._look(key, now)
         busy = sum(job.actual for job in self._jobs) / (now * self._parallel)
         return Account(self._refused, self._vendor.refused, busy, self._slots.limit)
 
     def _next(self) -> float:
-        moments = [self._schedule.next_due(), self._slots.next_try() if self._line else None]
+        moments = [self._schedule.next_due(), self._slots.retry_at() if self._line else None]
         moments += [arrives for arrives, _ in self._uploads[:1]]
         return min(at for at in moments if at is not None)
 
     def _submit(self, key: int, now: float) -> None:
         if sum(end > now for end in self._ends.values()) >= self._parallel:
             self._refused += 1
-            self._slots.refused(now=now, retry_after=None)
-            self._slots.give_back()
+            self._slots.on_rejected(now=now, retry_after=None)
+            self._slots.release()
             self._line.appendleft(key)
             return
-        self._slots.accepted(waiting=bool(self._line))
+        self._slots.on_accepted(has_queue=bool(self._line))
         self._ends[key] = now + self._jobs[key].actual
         self._schedule.add(key, now=now, eta=self._jobs[key].eta)
 
     def _look(self, key: int, now: float) -> None:
         if not self._vendor.answers(now):
-            self._schedule.throttled(now=now, retry_after=None)
+            self._schedule.on_throttled(now=now, retry_after=None)
         else:
-            self._schedule.answered(now=now)
+            self._schedule.on_success(now=now)
             if self._ends[key] <= now:
-                self._schedule.finished(key, now=now)
-                self._slots.give_back()
+                self._schedule.on_finished(key, now=now)
+                self._slots.release()
                 del self._ends[key]
-        self._schedule.pending(key, now=now)
+        self._schedule.on_unfinished(key, now=now)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import attrs
 from waiting_simulation import Job, Vendor, draw, lognormal
 
-from musicgpt_async._rules.polling import Schedule, _Job
+from musicgpt_async._rules.polling import Schedule, _ScheduledJob
 from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 
 __all__ = ["SafetyPolls", "Waited", "after", "at_random", "draw", "lognormal", "wait_for"]
@@ -37,14 +37,14 @@ def after(jobs: int) -> IsLost:
 class SafetyPolls(Schedule[int]):
     """The rule before this one: a webhook is waited for, then asked after at ease."""
 
-    def _plan(self, job: _Job[int], now: float) -> None:
+    def _plan(self, job: _ScheduledJob[int], now: float) -> None:
         if job.webhook is None or job.denied:
             super()._plan(job, now)
             return
-        law, scale = self._durations.law(job.eta, age_known=job.age_known)
-        lost = job.began + law.quantile(0.9) * scale + 30.0
-        pause = min(max(60.0, 0.5 * (job.looked - job.began)), 300.0)
-        self._push(self._looks, job, max(lost, job.looked + pause))
+        distribution, scale = self._durations.distribution(job.eta, age_known=job.age_known)
+        lost = job.accepted_at + distribution.quantile(0.9) * scale + 30.0
+        pause = min(max(60.0, 0.5 * (job.last_poll - job.accepted_at)), 300.0)
+        self._push(self._polls, job, max(lost, job.last_poll + pause))
 
 
 @attrs.frozen
@@ -132,7 +132,7 @@ class _Account:
                 key = heapq.heappop(self._deliveries)[1]
                 self._schedule.delivered(key, now=now)
                 self._reliability.arrived_late(key, now=now)
-            for key in self._schedule.due(now):
+            for key in self._schedule.take_due(now):
                 self._poll(key, now)
         return Waited(self._delays, self._polls, self._reported)
 
@@ -148,17 +148,17 @@ class _Account:
     def _poll(self, key: int, now: float) -> None:
         self._polls[key] += 1
         if not self._vendor.answers(now):
-            self._schedule.throttled(now=now, retry_after=None)
+            self._schedule.on_throttled(now=now, retry_after=None)
         else:
-            self._schedule.answered(now=now)
+            self._schedule.on_success(now=now)
             if self._ends[key] <= now:
                 self._end(key, now)
-        self._schedule.pending(key, now=now)
+        self._schedule.on_unfinished(key, now=now)
 
     def _end(self, key: int, now: float) -> None:
         self._delays[key] = now - self._ends.pop(key)
         self._seen += 1
-        self._schedule.finished(key, now=now)
+        self._schedule.on_finished(key, now=now)
         if self._reliability.has_fallen_silent(now=now) and self._reported is None:
             self._reported = self._seen
         self._begin(now)

@@ -15,7 +15,7 @@ from musicgpt_async._version import __version__
 
 if TYPE_CHECKING:
     from musicgpt_async import errors, events
-    from musicgpt_async.batch import Item, Outcome
+    from musicgpt_async.batch import BatchItem, Outcome
     from musicgpt_async.errors import (
         APIError,
         AuthenticationError,
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
         ForbiddenError,
         InsufficientCreditsError,
         InvalidOptionError,
+        JobDetachedError,
         JournalError,
         MusicGPTError,
         NotFinishedError,
         NotFoundError,
         ProtocolError,
         RateLimitError,
-        ReleasedError,
         ServerError,
         SessionClosedError,
         SourceChangedError,
         SourceError,
-        StalledError,
         SubmissionUnknownError,
         TransportError,
+        TransportTimeoutError,
         ValidationError,
     )
     from musicgpt_async.job import ExtractionJob
@@ -67,6 +67,7 @@ __all__ = [
     "AudioFormat",
     "AuthenticationError",
     "BadRequestError",
+    "BatchItem",
     "ConfigurationError",
     "ConflictError",
     "CreditLimitError",
@@ -79,7 +80,7 @@ __all__ = [
     "ForbiddenError",
     "InsufficientCreditsError",
     "InvalidOptionError",
-    "Item",
+    "JobDetachedError",
     "JobState",
     "Journal",
     "JournalError",
@@ -92,16 +93,15 @@ __all__ = [
     "Preprocessing",
     "ProtocolError",
     "RateLimitError",
-    "ReleasedError",
     "ServerError",
     "SessionClosedError",
     "SourceChangedError",
     "SourceError",
-    "StalledError",
     "Stem",
     "StemLinks",
     "SubmissionUnknownError",
     "TransportError",
+    "TransportTimeoutError",
     "ValidationError",
     "WebhookReceiver",
     "__version__",
@@ -111,14 +111,14 @@ __all__ = [
 
 # Where the names are; each is imported when it is first asked for. pytest loads this package at
 # every start, for the sake of its plugin, in projects that never use it too.
-_ROOMS = ("errors", "models", "events", "job", "batch", "webhooks", "journal", "session")
+_MODULES = ("errors", "models", "events", "job", "batch", "webhooks", "journal", "session")
 
 if not TYPE_CHECKING:  # or every misspelt name would have a type
 
     def __getattr__(name: str) -> Any:
-        for room in _ROOMS if name in __all__ else ():
-            module = import_module(f"{__name__}.{room}")
-            if name == room:
+        for home in _MODULES if name in __all__ else ():
+            module = import_module(f"{__name__}.{home}")
+            if name == home:
                 return module
             if name in vars(module):
                 globals()[name] = vars(module)[name]

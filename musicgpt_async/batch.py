@@ -63,7 +63,7 @@ class Outcome:
 
 
 @attrs.frozen(kw_only=True)
-class Item:
+class BatchItem:
     """One track of a batch with options of its own.
 
     Attributes:
@@ -77,7 +77,7 @@ class Item:
     folder: str = ""
 
 
-Sources = Iterable[AudioSource | Item] | AsyncIterable[AudioSource | Item]
+BatchSources = Iterable[AudioSource | BatchItem] | AsyncIterable[AudioSource | BatchItem]
 
 
 class Batch:
@@ -108,7 +108,7 @@ class Batch:
         self._started = self._yielded = 0
         self._source_error: Exception | None = None
 
-    async def outcomes(self, sources: Sources) -> AsyncIterator[Outcome]:
+    async def outcomes(self, sources: BatchSources) -> AsyncIterator[Outcome]:
         """Yield one outcome for each track, in order of finishing.
 
         Leaving the loop early detaches the tracks that are on their way, and takes nothing more
@@ -141,7 +141,9 @@ class Batch:
         """Have an error raised to whoever reads the outcomes."""
         self._source_error = self._source_error or error
 
-    async def _submit_all(self, sources: Sources, send: MemoryObjectSendStream[Outcome]) -> None:
+    async def _submit_all(
+        self, sources: BatchSources, send: MemoryObjectSendStream[Outcome]
+    ) -> None:
         with send:
             try:
                 with self._scope:
@@ -154,17 +156,17 @@ class Batch:
 
     async def _iterate(
         self,
-        sources: Sources,
+        sources: BatchSources,
         tracks: anyio.abc.TaskGroup,
         send: MemoryObjectSendStream[Outcome],
     ) -> None:
         try:
-            async with aclosing(_each(sources)) as each:
+            async with aclosing(_iterate_sources(sources)) as each:
                 async for source in each:
                     await self._acquire()
                     await self._runtime.wait_for_space()
                     self._started += 1
-                    item = source if isinstance(source, Item) else Item(source=source)
+                    item = source if isinstance(source, BatchItem) else BatchItem(source=source)
                     on_failure = partial(self._on_track_failure, item, send)
                     tracks.start_soon(run_child, self._process, (item, send), on_failure)
         except BaseException as error:  # noqa: BLE001 - as_error raises again what is no failure
@@ -179,7 +181,7 @@ class Batch:
                 await self._capacity.acquire()
 
     def _on_track_failure(
-        self, item: Item, send: MemoryObjectSendStream[Outcome], error: Exception
+        self, item: BatchItem, send: MemoryObjectSendStream[Outcome], error: Exception
     ) -> None:
         """Make whatever went wrong with a track its outcome, never the batch's."""
         if not isinstance(error, MusicGPTError):
@@ -187,7 +189,7 @@ class Batch:
             error = InvalidOptionError(words)
         _send(send, Outcome(source=item.source, error=error))
 
-    async def _process(self, item: Item, send: MemoryObjectSendStream[Outcome]) -> None:
+    async def _process(self, item: BatchItem, send: MemoryObjectSendStream[Outcome]) -> None:
         try:
             job = self._submit(item.source, **item.options)
         except MusicGPTError:
@@ -198,7 +200,7 @@ class Batch:
         self._jobs.add(job)
         outcome = Outcome(source=item.source, job=job)
         try:
-            self._runtime.announce(job, self._directory, self._format, item.folder)
+            self._runtime.set_output(job, self._directory, self._format, item.folder)
             files = await job.download(self._directory, format=self._format)
             outcome = attrs.evolve(outcome, files=files)
         except BaseException as error:  # noqa: BLE001 - as_error raises again what is no failure
@@ -219,7 +221,7 @@ def _as_library_error(error: Exception, job: ExtractionJob) -> MusicGPTError:
     return MusicGPTError(f"{job.title} was not downloaded: {error!r}.", job=job)
 
 
-async def _each(sources: Sources) -> AsyncGenerator[AudioSource | Item, None]:
+async def _iterate_sources(sources: BatchSources) -> AsyncGenerator[AudioSource | BatchItem, None]:
     if isinstance(sources, AsyncIterable):
         async for source in sources:
             yield source

@@ -11,7 +11,7 @@
     ├── SessionClosedError (RuntimeError)     the session is not open
     ├── NotFinishedError (InvalidStateError)  the job has not ended yet
     ├── TransportError (ConnectionError)      no connection, or it broke before an answer
-    │   └── StalledError (TimeoutError)       the other side stopped reading or sending
+    │   └── TransportTimeoutError (TimeoutError)  the other side stopped reading or sending
     ├── ProtocolError (ValueError)            an answer that does not fit the API
     ├── APIError                              an answer that says no
     │   ├── BadRequestError (ValueError)          400
@@ -27,7 +27,7 @@
     ├── CreditLimitError                      the session's own max_credits is reached
     ├── ExtractionFailedError                 the vendor gave the job up
     ├── DeadlineError (TimeoutError)          the job is still running at the vendor
-    ├── ReleasedError                         this handle no longer follows the job
+    ├── JobDetachedError                      this handle no longer follows the job
     ├── DownloadError (OSError)               a stem did not arrive whole
     └── JournalError (OSError)                the journal cannot be used
 
@@ -51,10 +51,10 @@ class MusicGPTError(Exception):
         retry_after: Seconds that the vendor asked to wait.
         vendor_message: The vendor's own words.
         job: The handle of a job that may still be alive at the vendor.
-        hint: What to do about errors of this class, where that is always the same.
+        advice: What to do about errors of this class, where that is always the same.
     """
 
-    hint: ClassVar[str] = ""
+    advice: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class MusicGPTError(Exception):
         self.job = job
 
     @property
-    def data(self) -> Mapping[str, Any]:
+    def kwargs(self) -> Mapping[str, Any]:
         """The keyword arguments that make this error again."""
         return {
             "status": self.status,
@@ -85,22 +85,22 @@ class MusicGPTError(Exception):
             "job": self.job,
         }
 
-    def fresh(self, **changes: Any) -> Self:
+    def copy(self, **changes: Any) -> Self:
         """Return an equal error with no traceback of its own, so that each raise is a new one."""
-        again = type(self)(self.message, **{**self.data, **changes})
-        again.__cause__ = self.__cause__
-        return again
+        duplicate = type(self)(self.message, **{**self.kwargs, **changes})
+        duplicate.__cause__ = self.__cause__
+        return duplicate
 
     def __str__(self) -> str:
         return self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A handle lives in one loop of one process: it stays behind when an error is pickled.
-        return _restore, (type(self), self.message, {**self.data, "job": None})
+        return _restore, (type(self), self.message, {**self.kwargs, "job": None})
 
 
-def _restore(kind: type[MusicGPTError], message: str, data: dict[str, Any]) -> MusicGPTError:
-    return kind(message, **data)
+def _restore(kind: type[MusicGPTError], message: str, kwargs: dict[str, Any]) -> MusicGPTError:
+    return kind(message, **kwargs)
 
 
 class ConfigurationError(MusicGPTError, ValueError):
@@ -110,7 +110,7 @@ class ConfigurationError(MusicGPTError, ValueError):
 class EndpointNotFoundError(ConfigurationError):
     """The base URL is not MusicGPT's: the server there has no such route, for any job."""
 
-    hint = (
+    advice = (
         "Check MUSICGPT_BASE_URL (or base_url=): it ends in /api/public/v1, in /api/public/v2 or "
         "in /api/public."
     )
@@ -140,7 +140,7 @@ class TransportError(MusicGPTError, ConnectionError):
     """The network failed before an answer came."""
 
 
-class StalledError(TransportError, TimeoutError):
+class TransportTimeoutError(TransportError, TimeoutError):
     """The other side stopped reading or sending for too long."""
 
 
@@ -151,19 +151,19 @@ class ProtocolError(MusicGPTError, ValueError):
 class APIError(MusicGPTError):
     """The vendor answered no."""
 
-    hint = "The vendor refused the call."
+    advice = "The vendor refused the call."
 
 
 class BadRequestError(APIError, ValueError):
     """400: the vendor could not read the request."""
 
-    hint = "The vendor could not read the request; check the track and the options."
+    advice = "The vendor could not read the request; check the track and the options."
 
 
 class AuthenticationError(APIError, PermissionError):
     """401: the key is missing or wrong."""
 
-    hint = (
+    advice = (
         "The key was not accepted. It is read from MusicGPTSession(api_key=…) or from the "
         "environment variable MUSICGPT_API_KEY; get a key in the MusicGPT API dashboard."
     )
@@ -172,13 +172,15 @@ class AuthenticationError(APIError, PermissionError):
 class InsufficientCreditsError(APIError):
     """402: the account has not enough credit."""
 
-    hint = "The account has not enough credit; add credit in the MusicGPT dashboard and try again."
+    advice = (
+        "The account has not enough credit; add credit in the MusicGPT dashboard and try again."
+    )
 
 
 class ForbiddenError(APIError, PermissionError):
     """403: the key is wrong, or it may not do this (MusicGPT docs, errors)."""
 
-    hint = (
+    advice = (
         "The API key may be wrong, or its plan does not allow this; check MUSICGPT_API_KEY and the "
         "plan in the MusicGPT dashboard."
     )
@@ -187,31 +189,33 @@ class ForbiddenError(APIError, PermissionError):
 class NotFoundError(APIError, LookupError):
     """404: there is no such thing at the vendor."""
 
-    hint = "The vendor knows no such thing; check the task_id, and that the key is that account's."
+    advice = (
+        "The vendor knows no such thing; check the task_id, and that the key is that account's."
+    )
 
 
 class ConflictError(APIError):
     """409: the vendor calls it a duplicate."""
 
-    hint = "The vendor calls this a duplicate; look for the first one before submitting again."
+    advice = "The vendor calls this a duplicate; look for the first one before submitting again."
 
 
 class ValidationError(APIError, ValueError):
     """422: the vendor refused a field of the request."""
 
-    hint = "The vendor refused a field of the request; its words name the field."
+    advice = "The vendor refused a field of the request; its words name the field."
 
 
 class RateLimitError(APIError):
     """429: too many calls a minute, or too many unfinished conversions."""
 
-    hint = "Too many calls or unfinished conversions for the plan; wait, or lower the limits."
+    advice = "Too many calls or unfinished conversions for the plan; wait, or lower the limits."
 
 
 class ServerError(APIError):
     """500 and above: the vendor's own failure."""
 
-    hint = "The vendor's service failed; try again later."
+    advice = "The vendor's service failed; try again later."
 
 
 class SubmissionUnknownError(MusicGPTError, ConnectionError):
@@ -233,7 +237,7 @@ class DeadlineError(MusicGPTError, TimeoutError):
     """The time is over and the job is still running at the vendor; ``job`` is its handle."""
 
 
-class ReleasedError(MusicGPTError):
+class JobDetachedError(MusicGPTError):
     """This handle no longer follows the job; where it was accepted, the vendor goes on."""
 
 

@@ -24,14 +24,14 @@ class Event:
 
     Attributes:
         job_id: The library's own name for the job.
-        track: The track's title.
+        title: The track's title.
         task_id: The vendor's name for the job, where it is known.
         at: When it happened, in seconds since the epoch; two events that differ in nothing else
             are equal.
     """
 
     job_id: str
-    track: str
+    title: str
     task_id: str | None = None
     at: float = attrs.field(factory=time.time, eq=False)
 
@@ -68,7 +68,7 @@ class Accepted(Event):
 
 
 @attrs.frozen(kw_only=True)
-class Looked(Event):
+class Polled(Event):
     """The vendor was asked how the job stands (MusicGPT docs, status check).
 
     Attributes:
@@ -79,16 +79,16 @@ class Looked(Event):
 
 
 @attrs.frozen(kw_only=True)
-class Woken(Event):
+class WebhookReceived(Event):
     """A webhook arrived for the job."""
 
 
 @attrs.frozen(kw_only=True)
-class Slowed(Event):
+class Throttled(Event):
     """The vendor said 429, or 503 to a submit, and the session goes slower.
 
     Attributes:
-        call: What was refused: ``"look"`` or ``"submit"``.
+        call: What was refused: ``"poll"`` or ``"submit"``.
         retry_after: Seconds that the vendor asked to wait, ``None`` where it did not say.
     """
 
@@ -149,50 +149,50 @@ class Downloaded(Event):
 _PROGRESS = (Uploading, Downloading)
 
 
-class Feed:
+class EventBus:
     """Hands events to any number of readers, none of which can hold anything up."""
 
     def __init__(self) -> None:
         # Weak, so that a stream that somebody stopped reading goes with its last reference.
-        self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self._closed = False
 
     def __bool__(self) -> bool:
         """Whether anybody reads: where nobody does, no event need be made."""
-        return bool(self._readers)
+        return bool(self._streams)
 
     def publish(self, event: Event) -> None:
         """Give an event to every reader."""
-        for reader in tuple(self._readers):
-            reader.put(event)
+        for stream in tuple(self._streams):
+            stream.put(event)
 
-    def reader(self, job_id: str | None = None) -> Reader:
+    def stream(self, job_id: str | None = None) -> EventStream:
         """Return a new reader, of everything or of one job."""
-        reader = Reader(self, job_id)
-        self._readers.add(reader)
+        stream = EventStream(self, job_id)
+        self._streams.add(stream)
         if self._closed:
-            reader.end()
-        return reader
+            stream.end()
+        return stream
 
-    def drop(self, reader: Reader) -> None:
+    def unsubscribe(self, stream: EventStream) -> None:
         """Stop giving events to a reader."""
-        self._readers.discard(reader)
+        self._streams.discard(stream)
 
     def close(self) -> None:
         """End every reader's stream once it has read what it was given."""
         self._closed = True
-        for reader in tuple(self._readers):
-            reader.end()
+        for stream in tuple(self._streams):
+            stream.end()
 
 
-class Reader(AsyncIterator[Event]):
+class EventStream(AsyncIterator[Event]):
     """One reader's stream of events."""
 
-    def __init__(self, feed: Feed, job_id: str | None) -> None:
-        self._feed = feed
+    def __init__(self, event_bus: EventBus, job_id: str | None) -> None:
+        self._event_bus = event_bus
         self._job_id = job_id
         self._backlog: deque[Event] = deque(maxlen=BACKLOG)
-        self._news = anyio.Event()
+        self._arrived = anyio.Event()
         self._ended = False
 
     def put(self, event: Event) -> None:
@@ -202,26 +202,26 @@ class Reader(AsyncIterator[Event]):
         if self._backlog and _supersedes(event, self._backlog[-1]):
             self._backlog.pop()
         self._backlog.append(event)
-        self._news.set()
+        self._arrived.set()
 
     def end(self) -> None:
         """Stop after what was given so far."""
         self._ended = True
-        self._news.set()
+        self._arrived.set()
 
     async def __anext__(self) -> Event:
         while not self._backlog:
             if self._ended:
-                self._feed.drop(self)
+                self._event_bus.unsubscribe(self)
                 raise StopAsyncIteration
-            if self._news.is_set():  # never one that another reader waits on
-                self._news = anyio.Event()
-            await self._news.wait()
+            if self._arrived.is_set():  # never one that another reader waits on
+                self._arrived = anyio.Event()
+            await self._arrived.wait()
         return self._backlog.popleft()
 
     async def aclose(self) -> None:
         """Stop reading."""
-        self._feed.drop(self)
+        self._event_bus.unsubscribe(self)
 
 
 def _supersedes(event: Event, last: Event) -> bool:

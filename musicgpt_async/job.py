@@ -25,9 +25,9 @@ from musicgpt_async.events import (
     Completed,
     Downloaded,
     Event,
+    EventStream,
     Failed,
     Queued,
-    Reader,
 )
 from musicgpt_async.models import (
     Acceptance,
@@ -55,7 +55,7 @@ class JobRuntime(Protocol):
     def call_soon(self, callback: Callback, handle: Any) -> None:
         """Call a done callback in the loop, not inside the change that caused it."""
 
-    def reader(self, job_id: str) -> Reader:
+    def event_stream(self, job_id: str) -> EventStream:
         """Return a stream of the job's events."""
 
     def begin_download(self, job: Any) -> None:
@@ -85,7 +85,7 @@ class FollowedJob(Protocol):
     deadline: float | None
     outcome: Extraction | MusicGPTError | None
 
-    def event(self, kind: type[_Event], **facts: Any) -> _Event:
+    def make_event(self, kind: type[_Event], **facts: Any) -> _Event:
         """Return an event of the job."""
 
     def downloads(self) -> Any:
@@ -151,7 +151,7 @@ class ExtractionJob:
         """What has become of the job so far."""
         state = self._job.record.state
         if self.done() and state not in TERMINAL:
-            return JobState.RELEASED  # its record stays as it is, for whoever resumes it
+            return JobState.DETACHED  # its record stays as it is, for whoever resumes it
         return state
 
     @property
@@ -190,7 +190,7 @@ class ExtractionJob:
                 f"{self.title} is still {self.state}; await the job first.", job=self
             )
         if isinstance(self._job.outcome, MusicGPTError):
-            raise self._job.outcome.fresh()
+            raise self._job.outcome.copy()
         return self._job.outcome
 
     def exception(self) -> MusicGPTError | None:
@@ -249,7 +249,7 @@ class ExtractionJob:
         )
 
     def cancel(self) -> bool:
-        """Let go of the job: it ends in a ReleasedError here.
+        """Let go of the job: it ends in a JobDetachedError here.
 
         What was not handed over yet is never sent. The API has no call that stops a job, so what
         was accepted goes on at the vendor: ``session.attach(task_id)`` takes it up again.
@@ -282,19 +282,19 @@ class ExtractionJob:
         The end is ``Failed``; ``Completed`` where no download is asked for by then; else
         ``Downloaded``, unless that download is broken off.
         """
-        reader = self._runtime.reader(self.id)
-        readers: list[Reader] = self._job.downloads().readers
+        stream = self._runtime.event_stream(self.id)
+        streams: list[EventStream] = self._job.downloads().streams
         event: Event | None = self._current_event()
-        readers.append(reader)
+        streams.append(stream)
         try:
             while event is not None:
                 yield event
                 if self._is_final(event):
                     return
-                event = await anext(reader, None)
+                event = await anext(stream, None)
         finally:
-            readers.remove(reader)
-            await reader.aclose()
+            streams.remove(stream)
+            await stream.aclose()
 
     @overload
     async def download(
@@ -364,12 +364,12 @@ class ExtractionJob:
             last: Event = end
             return last
         if isinstance(job.outcome, Extraction):
-            return job.event(Completed, extraction=job.outcome)
+            return job.make_event(Completed, extraction=job.outcome)
         if job.outcome is not None:
-            return job.event(Failed, error=job.outcome.fresh())
+            return job.make_event(Failed, error=job.outcome.copy())
         if self.task_id is not None:
-            return job.event(Accepted, eta=self.eta, credit_estimate=self.credit_estimate)
-        return job.event(Queued)
+            return job.make_event(Accepted, eta=self.eta, credit_estimate=self.credit_estimate)
+        return job.make_event(Queued)
 
     def _is_final(self, event: Event) -> bool:
         if isinstance(event, Completed):

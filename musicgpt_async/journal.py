@@ -31,7 +31,13 @@ import anyio.to_thread
 import attrs
 
 from musicgpt_async._io import processes
-from musicgpt_async._io.database import PAGE, PATIENCE, Statements, is_busy, located
+from musicgpt_async._io.database import (
+    LOCK_TIMEOUT,
+    PAGE_SIZE,
+    Statements,
+    is_busy,
+    parse_database_url,
+)
 from musicgpt_async._rules import records
 from musicgpt_async.errors import InvalidOptionError, JournalError
 from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
@@ -48,9 +54,9 @@ T = TypeVar("T")
 Work: TypeAlias = "Callable[[AsyncConnection], Awaitable[T]]"
 Pending: TypeAlias = "tuple[Work[Any], asyncio.Future[Any]]"
 
-EVERYTHING = 2**63 - 1
+NO_LIMIT = 2**63 - 1
 # Jobs with nothing left to do that are remembered to be this journal's, the newest ones.
-REMEMBERED = 1 << 16
+MAX_FINISHED = 1 << 16
 
 
 @attrs.frozen(kw_only=True)
@@ -61,15 +67,15 @@ class Lease:
         owner: Host, boot and process namespace, process id, its start and a random part, separated
             by colons.
         until: When the lease runs out, in seconds since the epoch.
-        live: Whether it holds now; otherwise any process may take the job over. It does not where
+        is_live: Whether it holds now; otherwise any process may take the job over. It does not if
             its process has died on this machine, as far as that can be seen (on Linux).
-        mine: Whether the asking journal holds it.
+        is_own: Whether the asking journal holds it.
     """
 
     owner: str
     until: float
-    live: bool
-    mine: bool
+    is_live: bool
+    is_own: bool
 
 
 class ClaimLostError(JournalError):
@@ -97,11 +103,11 @@ class Claim:
             ClaimLostError: The claim was given back, or another process has taken the job over.
             JournalError: It could not be saved.
         """
-        await self._journal.save_claimed(self, record, release=release)
+        await self._journal._save_claimed(self, record, release=release)
 
     def drop(self) -> None:
         """Let another session of this process have the job."""
-        self._journal.drop_claim(self)
+        self._journal._drop_claim(self)
 
 
 class Journal:
@@ -126,18 +132,18 @@ class Journal:
         lease: float = 60.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._database = located(os.fspath(path))
+        self._database = parse_database_url(os.fspath(path))
         self._statements: Statements | None = None
         self._lease = lease
         self._clock = clock
-        self._me = ""
+        self._owner_id = ""
         self._owned: set[str] = set()
         self._finished: dict[str, None] = {}
         self._claims: dict[str, Claim] = {}
         self._give_up_at = math.inf  # on the loop's clock; when no write waits any more
         self._openings = 0
         self._opening = anyio.Lock()
-        self._waiting: list[Pending] = []
+        self._pending: list[Pending] = []
         self._writer: asyncio.Task[None] | None = None
         self._engine: AsyncEngine | None = None
 
@@ -170,9 +176,9 @@ class Journal:
         async with self._opening:
             if self._engine is None:
                 self._statements = await self._database.statements()
-                with self._database.explained():
+                with self._database.map_errors():
                     self._engine = await self._database.connect(self._sql)
-                self._me = await anyio.to_thread.run_sync(processes.own_name)
+                self._owner_id = await anyio.to_thread.run_sync(processes.process_identity)
             self._openings += 1
         return self
 
@@ -185,7 +191,7 @@ class Journal:
                     return
                 engine = self._engine
                 try:
-                    await self._write(self._resign)
+                    await self._write(self._release_leases)
                 except JournalError as error:
                     logger.warning("Leases were not given back, they run out instead: %s", error)
                 finally:
@@ -196,30 +202,32 @@ class Journal:
                     self._give_up_at = math.inf
                     await engine.dispose()
 
-    async def enter(self, record: JobRecord, *, force: bool = False) -> tuple[JobRecord, bool]:
+    async def _add_or_get(
+        self, record: JobRecord, *, force: bool = False
+    ) -> tuple[JobRecord, bool]:
         """Write a job down before anything is sent, unless the same one is there already.
 
         Returns:
             The record now owned by this journal and true; or the one that stands in its way (it is
             done, running, unknown or expired) and false. Its lease is taken where nobody holds
-            it: see `owns`.
+            it: see `_owns`.
 
         Raises:
             JournalError: It could not be written.
         """
 
         async def work(connection: AsyncConnection) -> tuple[JobRecord, bool, bool]:
-            values = {"which": record.fingerprint, "now": self._clock()}
-            rows = () if force else await connection.execute(self._sql.same, values)
+            values = {"key": record.fingerprint, "now": self._clock()}
+            rows = () if force else await connection.execute(self._sql.by_fingerprint, values)
             for row in rows:
                 found = _record(row)
                 if not records.may_be_submitted_again(found):
-                    mine = row.owner == self._me
-                    if not mine and (row.free or await _dead([row.owner])):
-                        await connection.execute(self._sql.take, self._about(found.id))
+                    mine = row.owner == self._owner_id
+                    if not mine and (row.free or await _dead_owners([row.owner])):
+                        await connection.execute(self._sql.acquire, self._bind_params(found.id))
                         mine = True
                     return found, False, mine
-            await connection.execute(self._sql.insert, {**_row(record), "owner": self._me})
+            await connection.execute(self._sql.insert, {**_row(record), "owner": self._owner_id})
             return record, True, True
 
         found, new, owned = await self._write(work)
@@ -227,7 +235,7 @@ class Journal:
             self._owned.add(found.id)
         return found, new
 
-    async def save(self, record: JobRecord, *, release: bool = False) -> None:
+    async def _save(self, record: JobRecord, *, release: bool = False) -> None:
         """Write down all that is known of a job that this journal owns.
 
         Args:
@@ -239,8 +247,8 @@ class Journal:
         """
 
         async def work(connection: AsyncConnection) -> bool:
-            owner = None if release else self._me
-            values = {**_row(record), **self._about(record.id), "owner": owner}
+            owner = None if release else self._owner_id
+            values = {**_row(record), **self._bind_params(record.id), "owner": owner}
             return (await connection.execute(self._sql.save, values)).rowcount == 1
 
         saved = await self._write(work)
@@ -255,10 +263,10 @@ class Journal:
                 f"{self._database.name}. Nothing was written; leave the job to its owner."
             )
 
-    async def register(
+    async def _register(
         self, record: JobRecord, *, force: bool = False
     ) -> tuple[JobRecord, Claim | None, bool]:
-        """Save a new job, or return the one that is there: see `enter`.
+        """Save a new job, or return the one that is there: see `_add_or_get`.
 
         Returns:
             The record, its claim unless another session or process has it, and whether it is new.
@@ -266,10 +274,10 @@ class Journal:
         Raises:
             JournalError: It could not be written.
         """
-        found, new = await self.enter(record, force=force)
+        found, new = await self._add_or_get(record, force=force)
         return found, self._make_claim(found.id), new
 
-    async def claim_one(self, id: str) -> Claim | None:  # noqa: A002 - the record's own name
+    async def _claim_one(self, id: str) -> Claim | None:  # noqa: A002 - the record's own name
         """Return the claim of a job, ``None`` while another session or process has it.
 
         Raises:
@@ -280,9 +288,9 @@ class Journal:
             row = await self._row_of(connection, id)
             if row is None or row.id != id:
                 return False
-            if row.owner != self._me and not (row.free or await _dead([row.owner])):
+            if row.owner != self._owner_id and not (row.free or await _dead_owners([row.owner])):
                 return False
-            await connection.execute(self._sql.take, self._about(id))
+            await connection.execute(self._sql.acquire, self._bind_params(id))
             return True
 
         if not await self._write(work):
@@ -290,49 +298,49 @@ class Journal:
         self._owned.add(id)
         return self._make_claim(id)
 
-    async def claim_all(self) -> list[tuple[JobRecord, Claim]]:
-        """Take the unfinished jobs that no session works on, the oldest first: see `claim`."""
-        found = [(record, self._make_claim(record.id)) for record in await self.claim()]
-        return [(record, claim) for record, claim in found if claim is not None]
+    async def _claim_all(self) -> list[tuple[JobRecord, Claim]]:
+        """Take the unfinished jobs that no session works on, the oldest first: see `_claim`."""
+        found = [(record, self._make_claim(record.id)) for record in await self._claim()]
+        return [(record, _claim) for record, _claim in found if _claim is not None]
 
-    async def save_claimed(self, claim: Claim, record: JobRecord, *, release: bool) -> None:
+    async def _save_claimed(self, _claim: Claim, record: JobRecord, *, release: bool) -> None:
         """Save a job for the holder of its claim: see `Claim.save`."""
-        if self._claims.get(claim.id) is not claim or record.id != claim.id:
+        if self._claims.get(_claim.id) is not _claim or record.id != _claim.id:
             raise ClaimLostError(
                 f"The job {record.id} is not this session's any more; nothing was written."
             )
-        await self.save(record, release=release)
+        await self._save(record, release=release)
         if release:
-            self.drop_claim(claim)
+            self._drop_claim(_claim)
 
-    def drop_claim(self, claim: Claim) -> None:
+    def _drop_claim(self, _claim: Claim) -> None:
         """Forget a claim, so that another session of this process may have the job."""
-        if self._claims.get(claim.id) is claim:
-            del self._claims[claim.id]
+        if self._claims.get(_claim.id) is _claim:
+            del self._claims[_claim.id]
 
     def _make_claim(self, id_: str) -> Claim | None:
-        if id_ in self._claims or not self.owns(id_):
+        if id_ in self._claims or not self._owns(id_):
             return None
-        claim = self._claims[id_] = Claim(id_, self)
-        return claim
+        _claim = self._claims[id_] = Claim(id_, self)
+        return _claim
 
-    async def bind_claimed(self, id: str, task_id: str) -> tuple[JobRecord, Claim]:  # noqa: A002
-        """Give a job the task that was found for it, and take its claim: see `bind`.
+    async def _bind_claimed(self, id: str, task_id: str) -> tuple[JobRecord, Claim]:  # noqa: A002
+        """Give a job the task that was found for it, and take its claim: see `_bind`.
 
         Raises:
-            InvalidOptionError: As in `bind`; nothing was written.
+            InvalidOptionError: As in `_bind`; nothing was written.
         """
         if id in self._claims:
             raise InvalidOptionError(
                 f"A session of this process still follows the job {id}; nothing was changed."
             )
-        record = await self.bind(id, task_id)
-        claim = self._make_claim(id)
-        if claim is None:
+        record = await self._bind(id, task_id)
+        _claim = self._make_claim(id)
+        if _claim is None:
             raise InvalidOptionError(f"A session of this process follows the job {id} by now.")
-        return record, claim
+        return record, _claim
 
-    async def bind(self, id: str, task_id: str) -> JobRecord:  # noqa: A002 - the record's own name
+    async def _bind(self, id: str, task_id: str) -> JobRecord:  # noqa: A002 - the record's own name
         """Give a job whose answer was lost the task that was found for it, and take its lease.
 
         Returns:
@@ -349,10 +357,12 @@ class Journal:
             if found is None or found.id != id:
                 return f"the journal {self._database.name} has no job {id!r}"
             record = _record(found)
-            if found.owner != self._me and not (found.free or await _dead([found.owner])):
+            if found.owner != self._owner_id and not (
+                found.free or await _dead_owners([found.owner])
+            ):
                 return "another process is working on it"
             if found.task_id == task_id:  # bound before, by a command that was broken off
-                await connection.execute(self._sql.take, self._about(id))
+                await connection.execute(self._sql.acquire, self._bind_params(id))
                 return record
             if refusal := records.why_not_bindable(record):
                 return refusal
@@ -360,14 +370,14 @@ class Journal:
                 return f"that task is the job {other.id}'s"
             record = attrs.evolve(
                 record,
-                state=JobState.WAITING,
+                state=JobState.PROCESSING,
                 task_id=task_id,
                 accepted_at=record.sent_at,
                 error=None,
             )
-            await connection.execute(self._sql.take, self._about(id))
+            await connection.execute(self._sql.acquire, self._bind_params(id))
             await connection.execute(
-                self._sql.save, {**_row(record), **self._about(id), "owner": self._me}
+                self._sql.save, {**_row(record), **self._bind_params(id), "owner": self._owner_id}
             )
             return record
 
@@ -380,7 +390,7 @@ class Journal:
         self._owned.add(id)
         return bound
 
-    async def place(self, task_id: str, place: str) -> int:
+    async def _assign_number(self, task_id: str, collision_key: str) -> int:
         """Number a task among those whose files have the same names, from 1; it keeps its number.
 
         Raises:
@@ -388,17 +398,17 @@ class Journal:
         """
 
         async def work(connection: AsyncConnection) -> int:
-            about = {"which": place, "task": task_id}
-            number: int | None = await connection.scalar(self._sql.placed, about)
+            about = {"key": collision_key, "task": task_id}
+            number: int | None = await connection.scalar(self._sql.number_of, about)
             if number is None:
-                number = 1 + (await connection.scalar(self._sql.last_place, about) or 0)
-                values = {"place": place, "number": number, "task_id": task_id}
-                await connection.execute(self._sql.place, values)
+                number = 1 + (await connection.scalar(self._sql.max_number, about) or 0)
+                values = {"place": collision_key, "number": number, "task_id": task_id}
+                await connection.execute(self._sql.add_number, values)
             return number
 
         return await self._write(work)
 
-    async def claim(
+    async def _claim(
         self, *, states: Collection[JobState] | None = None, limit: int | None = None
     ) -> list[JobRecord]:
         """Take over unfinished jobs that nobody owns, or whose owner died or let its lease run out.
@@ -413,53 +423,55 @@ class Journal:
         values = {
             "now": self._clock(),
             "states": [str(state) for state in (JobState if states is None else states)],
-            "most": EVERYTHING if limit is None else limit,
+            "max_rows": NO_LIMIT if limit is None else limit,
         }
 
         async def work(connection: AsyncConnection) -> list[JobRecord]:
-            await self._bury(connection)
-            rows = await connection.execute(self._sql.unowned, values)
-            found = await _decoded(rows, _record)
-            await connection.execute(self._sql.take_unowned, {**values, "me": self._me})
-            await connection.execute(self._sql.forget, values)
+            await self._release_dead_owners(connection)
+            rows = await connection.execute(self._sql.claimable, values)
+            found = await _decode_rows(rows, _record)
+            await connection.execute(
+                self._sql.acquire_claimable, {**values, "owner_id": self._owner_id}
+            )
+            await connection.execute(self._sql.delete_expired_owners, values)
             return found
 
         found = await self._write(work)
         self._owned.update(record.id for record in found)
         return found
 
-    async def renew(self) -> None:
+    async def _renew(self) -> None:
         """Extend every lease of this journal from now on."""
-        await self._write(_nothing)
+        await self._write(_noop)
 
-    async def release(self, id: str) -> None:  # noqa: A002 - the record's own name for it
+    async def _release(self, id: str) -> None:  # noqa: A002 - the record's own name for it
         """Give the lease of a job back, so that any process may take it."""
 
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(self._sql.release, self._about(id))
+            await connection.execute(self._sql.release, self._bind_params(id))
 
         await self._write(work)
         self._disown(id)
 
-    def give_up_after(self, seconds: float) -> None:
+    def _give_up_after(self, seconds: float) -> None:
         """Have writes wait so long at most from now on, if nobody else uses the journal."""
         if self._openings <= 1:
             self._give_up_at = min(self._give_up_at, anyio.current_time() + seconds)
 
-    def owns(self, id: str) -> bool:  # noqa: A002 - the record's own name for it
+    def _owns(self, id: str) -> bool:  # noqa: A002 - the record's own name for it
         """Tell whether this journal holds the job's lease, as far as it knows."""
         return id in self._owned or id in self._finished
 
     async def records(self) -> AsyncIterator[JobRecord]:
         """Read every job, the oldest first, a page at a time."""
         last = 0
-        while found := await self._read(self._sql.page, {"last": last}, _numbered):
+        while found := await self._read(self._sql.page, {"last": last}, _decode_numbered):
             for last, record in found:  # noqa: B007 - the next page starts behind it
                 yield record
 
     async def find(self, id_or_task_id: str) -> JobRecord | None:
         """Read the job with this id or task_id, the newest where there are several."""
-        values = {"which": id_or_task_id, "now": self._clock()}
+        values = {"key": id_or_task_id, "now": self._clock()}
         found = await self._read(self._sql.find, values, _record)
         return found[0] if found else None
 
@@ -468,13 +480,15 @@ class Journal:
         now = self._clock()
 
         def lease(row: sa.Row[Any]) -> tuple[str, Lease]:
-            until, mine = row.lease_until, row.owner == self._me
-            return row.id, Lease(owner=row.owner, until=until, live=until > now, mine=mine)
+            until, is_own = row.lease_until, row.owner == self._owner_id
+            return row.id, Lease(owner=row.owner, until=until, is_live=until > now, is_own=is_own)
 
         leases = dict(await self._read(self._sql.owned, {}, lease))
-        dead = await _dead({each.owner for each in leases.values() if each.live and not each.mine})
+        dead = await _dead_owners(
+            {each.owner for each in leases.values() if each.is_live and not each.is_own}
+        )
         return {
-            id_: attrs.evolve(each, live=False) if each.owner in dead else each
+            id_: attrs.evolve(each, is_live=False) if each.owner in dead else each
             for id_, each in leases.items()
         }
 
@@ -488,35 +502,35 @@ class Journal:
             return
         # It may be downloaded once more; but a session may live for months.
         self._finished[record.id] = None
-        if len(self._finished) > REMEMBERED:
+        if len(self._finished) > MAX_FINISHED:
             del self._finished[next(iter(self._finished))]
 
-    def _about(self, id_: str) -> dict[str, str]:
-        return {"which": id_, "me": self._me}
+    def _bind_params(self, id_: str) -> dict[str, str]:
+        return {"key": id_, "owner_id": self._owner_id}
 
-    async def _row_of(self, connection: AsyncConnection, which: str) -> sa.Row[Any] | None:
-        values = {"which": which, "now": self._clock()}
+    async def _row_of(self, connection: AsyncConnection, key: str) -> sa.Row[Any] | None:
+        values = {"key": key, "now": self._clock()}
         row: sa.Row[Any] | None = (await connection.execute(self._sql.find, values)).first()
         return row
 
-    async def _bury(self, connection: AsyncConnection) -> None:
+    async def _release_dead_owners(self, connection: AsyncConnection) -> None:
         """Take the leases of those who died on this machine: nobody has to wait for their end."""
-        others = await connection.execute(self._sql.others, {"me": self._me})
-        for owner in await _dead([row.id for row in others]):
-            await connection.execute(self._sql.leave, {"me": owner})
+        others = await connection.execute(self._sql.other_owners, {"owner_id": self._owner_id})
+        for owner in await _dead_owners([row.id for row in others]):
+            await connection.execute(self._sql.delete_owner, {"owner_id": owner})
 
-    async def _resign(self, connection: AsyncConnection) -> None:
+    async def _release_leases(self, connection: AsyncConnection) -> None:
         # A job whose owner is not there belongs to nobody.
-        await connection.execute(self._sql.leave, {"me": self._me})
+        await connection.execute(self._sql.delete_owner, {"owner_id": self._owner_id})
 
     async def _write(self, work: Work[T]) -> T:
         """Have the work done in a transaction that also renews the lease.
 
         Works that are asked for while another transaction runs share the next one, and its fsync.
         """
-        self._opened()
+        self._require_engine()
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((work, outcome))
+        self._pending.append((work, outcome))
         if self._writer is None or self._writer.done():
             # In nobody's cancel scope: what one caller gives up, others may be waiting for.
             self._writer = asyncio.create_task(self._drain())
@@ -526,12 +540,12 @@ class Journal:
         return outcome.result()
 
     async def _drain(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
+        while self._pending:
+            batch, self._pending = self._pending, []
             try:
                 await self._commit(batch)
             except BaseException:
-                for _, outcome in [*batch, *self._waiting]:
+                for _, outcome in [*batch, *self._pending]:
                     outcome.cancel()
                 raise
 
@@ -548,8 +562,8 @@ class Journal:
         except Exception as error:  # noqa: BLE001 - each is raised where the work was asked for
             failed = [batch.pop(len(results))] if is_working else list(batch)
             for _, outcome in failed:
-                outcome.set_exception(error.fresh() if isinstance(error, JournalError) else error)
-            self._waiting[:0] = batch if is_working else ()
+                outcome.set_exception(error.copy() if isinstance(error, JournalError) else error)
+            self._pending[:0] = batch if is_working else ()
         else:
             for (_, outcome), result in zip(batch, results, strict=True):
                 outcome.set_result(result)
@@ -557,18 +571,18 @@ class Journal:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:
         """Hold the journal's lock; wait for another process's transaction within a bound."""
-        give_up_at = anyio.current_time() + PATIENCE
+        give_up_at = anyio.current_time() + LOCK_TIMEOUT
         while True:
             async with AsyncExitStack() as stack:
-                stack.enter_context(self._database.explained())
+                stack.enter_context(self._database.map_errors())
                 try:
-                    connection = await stack.enter_async_context(self._opened().begin())
+                    connection = await stack.enter_async_context(self._require_engine().begin())
                     await connection.execute(self._sql.lock)
                 except Exception as error:
                     if not is_busy(error) or self._has_waited_until(give_up_at):
                         raise
                 else:
-                    await self._stay(connection)
+                    await self._renew_lease(connection)
                     yield connection
                     return
             await anyio.sleep(random.uniform(0.01, 0.1))
@@ -576,22 +590,22 @@ class Journal:
     def _has_waited_until(self, moment: float) -> bool:
         return anyio.current_time() >= min(moment, self._give_up_at)
 
-    async def _stay(self, connection: AsyncConnection) -> None:
-        values = {"me": self._me, "until": self._clock() + self._lease}
-        if not (await connection.execute(self._sql.stay, values)).rowcount:
-            await connection.execute(self._sql.join, values)
+    async def _renew_lease(self, connection: AsyncConnection) -> None:
+        values = {"owner_id": self._owner_id, "until": self._clock() + self._lease}
+        if not (await connection.execute(self._sql.renew_owner, values)).rowcount:
+            await connection.execute(self._sql.add_owner, values)
 
     async def _read(
         self, statement: sa.Select[Any], values: Mapping[str, Any], decode: Callable[[Any], T]
     ) -> list[T]:
-        engine = self._opened().execution_options(musicgpt_reading=True)
-        give_up_at = anyio.current_time() + PATIENCE
+        engine = self._require_engine().execution_options(musicgpt_reading=True)
+        give_up_at = anyio.current_time() + LOCK_TIMEOUT
         while True:
-            with self._database.explained():
+            with self._database.map_errors():
                 try:
                     async with engine.connect() as connection:
                         rows = await connection.execute(statement, values)
-                    return await _decoded(rows, decode)
+                    return await _decode_rows(rows, decode)
                 except Exception as error:
                     if not is_busy(error) or self._has_waited_until(give_up_at):
                         raise
@@ -603,7 +617,7 @@ class Journal:
             raise self._not_open()
         return self._statements
 
-    def _opened(self) -> AsyncEngine:
+    def _require_engine(self) -> AsyncEngine:
         if self._engine is None:
             raise self._not_open()
         return self._engine
@@ -612,21 +626,21 @@ class Journal:
         return JournalError(f"The journal {self._database.name} is not open.")
 
 
-async def _decoded(rows: Iterable[Any], decode: Callable[[Any], T]) -> list[T]:
+async def _decode_rows(rows: Iterable[Any], decode: Callable[[Any], T]) -> list[T]:
     """Decode rows, letting others run now and then."""
     found: list[T] = []
     for row in rows:
         found.append(decode(row))
-        if not len(found) % PAGE:
+        if not len(found) % PAGE_SIZE:
             await anyio.lowlevel.checkpoint()
     return found
 
 
-async def _dead(owners: Collection[str]) -> Collection[str]:
-    return await anyio.to_thread.run_sync(processes.dead, owners) if owners else ()
+async def _dead_owners(owners: Collection[str]) -> Collection[str]:
+    return await anyio.to_thread.run_sync(processes.dead_processes, owners) if owners else ()
 
 
-async def _nothing(_: AsyncConnection) -> None:
+async def _noop(_: AsyncConnection) -> None:
     """Leave it at renewing the lease."""
 
 
@@ -651,12 +665,12 @@ def _record(row: sa.Row[Any]) -> JobRecord:
             "stems": tuple(row.stems),
             "preprocessing": tuple(row.preprocessing),
             "eco_mode": bool(row.eco_mode),
-            "wanted": tuple(row.wanted),
+            "requested_stems": tuple(row.requested_stems),
             "links": {stem: StemLinks(**links) for stem, links in row.links.items()},
             "files": tuple(StemFile(**file) for file in row.files),
         }
     )
 
 
-def _numbered(row: sa.Row[Any]) -> tuple[int, JobRecord]:
+def _decode_numbered(row: sa.Row[Any]) -> tuple[int, JobRecord]:
     return row.seq, _record(row)

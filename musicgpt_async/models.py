@@ -65,24 +65,24 @@ class JobState(StrEnum):
     Attributes:
         QUEUED: In line for a slot; nothing was sent.
         UPLOADING: The track is on its way; the vendor cannot have it whole.
-        DELIVERED: The whole track was handed over and no answer has come yet.
-        WAITING: Accepted: the vendor gave it a task_id and is working.
+        UNACKNOWLEDGED: The whole track was handed over and no answer has come yet.
+        PROCESSING: Accepted: the vendor gave it a task_id and is working.
         COMPLETED: Finished; the links are known.
         FAILED: It ended in an error; nothing of it runs at the vendor.
         UNKNOWN: No answer came for a whole track: it may have been accepted.
-        EXPIRED: Its deadline passed; the vendor goes on.
-        RELEASED: Let go of; where it was accepted, the vendor goes on.
+        TIMED_OUT: Its deadline passed; the vendor goes on.
+        DETACHED: Let go of; where it was accepted, the vendor goes on.
     """
 
     QUEUED = "queued"
     UPLOADING = "uploading"
-    DELIVERED = "delivered"
-    WAITING = "waiting"
+    UNACKNOWLEDGED = "unacknowledged"
+    PROCESSING = "processing"
     COMPLETED = "completed"
     FAILED = "failed"
     UNKNOWN = "unknown"
-    EXPIRED = "expired"
-    RELEASED = "released"
+    TIMED_OUT = "timed_out"
+    DETACHED = "detached"
 
 
 @attrs.frozen(kw_only=True)
@@ -202,7 +202,7 @@ class JobRecord:
         sha256: Digest of the track, taken while it was sent.
         task_id: The vendor's name for it.
         conversion_id: The vendor's name for the conversion.
-        hinted_task: A task that a webhook named for it before the vendor was asked about it.
+        candidate_task_id: A task that a webhook named for it before the vendor was asked about it.
         eta: Seconds that the vendor expected.
         credit_estimate: Credits that the vendor expected to charge.
         sent_at: When the whole track was handed over, in seconds since the epoch.
@@ -212,7 +212,7 @@ class JobRecord:
         duration: Seconds of audio.
         directory: Where the stems are to lie; ``None`` while nobody asked for a download.
         format: Which files of each stem were asked for.
-        wanted: Which stems were asked for; empty for all that the vendor made.
+        requested_stems: Which stems were asked for; empty for all that the vendor made.
         layout: Names of the files in the directory; ``None`` for the session's own.
         files: What has been downloaded.
         error: The sentence of the error it ended in.
@@ -232,7 +232,7 @@ class JobRecord:
     sha256: str | None = None
     task_id: str | None = None
     conversion_id: str | None = None
-    hinted_task: str | None = None
+    candidate_task_id: str | None = None
     eta: float | None = None
     credit_estimate: float | None = None
     sent_at: float | None = None
@@ -242,7 +242,7 @@ class JobRecord:
     duration: float | None = None
     directory: str | None = None
     format: AudioFormat | None = None
-    wanted: tuple[str, ...] = ()
+    requested_stems: tuple[str, ...] = ()
     layout: str | None = None
     files: tuple[StemFile, ...] = ()
     error: str | None = None

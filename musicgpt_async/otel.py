@@ -19,11 +19,11 @@ span                    parent           from, to
 ======================== ==== =====================================================================
 metric                   unit attributes
 ======================== ==== =====================================================================
-``musicgpt.jobs``        1    ``musicgpt.outcome``: completed, failed, unknown, expired, released
+``musicgpt.jobs``        1    ``musicgpt.outcome``: completed, failed, unknown, timed_out, detached
 ``musicgpt.slots.used``  1
 ``musicgpt.slots.limit`` 1
-``musicgpt.looks``       1    ``musicgpt.answered``: whether the look itself worked
-``musicgpt.throttled``   1    ``musicgpt.call``: submit, look; counts 429s, and 503s to submits
+``musicgpt.polls``       1    ``musicgpt.answered``: whether the look itself worked
+``musicgpt.throttled``   1    ``musicgpt.call``: submit, poll; counts 429s, and 503s to submits
 ``musicgpt.bytes``       By   ``musicgpt.direction``: sent, received
 ``musicgpt.credits``     1    ``musicgpt.kind``: estimated, charged
 ======================== ==== =====================================================================
@@ -40,8 +40,8 @@ import attrs
 
 from musicgpt_async.errors import (
     DeadlineError,
+    JobDetachedError,
     MusicGPTError,
-    ReleasedError,
     SubmissionUnknownError,
 )
 from musicgpt_async.events import (
@@ -51,11 +51,11 @@ from musicgpt_async.events import (
     Downloading,
     Event,
     Failed,
-    Looked,
+    Polled,
     Queued,
-    Slowed,
+    Throttled,
     Uploading,
-    Woken,
+    WebhookReceived,
 )
 
 try:
@@ -67,13 +67,13 @@ except ImportError as _error:  # pragma: no cover - the tests' environment has i
 
 SCOPE = "musicgpt_async"
 # Ended jobs whose downloads are still put below their span.
-REMEMBERED = 1024
+MAX_ENDED_JOBS = 1024
 
 # A task that nobody holds may be collected while it waits.
-_telling: set[asyncio.Task[None]] = set()
+_exporters: set[asyncio.Task[None]] = set()
 
 
-class Session(Protocol):
+class InstrumentedSession(Protocol):
     """What telemetry needs of a session."""
 
     @property
@@ -85,7 +85,7 @@ class Session(Protocol):
 
 
 def instrument(
-    session: Session,
+    session: InstrumentedSession,
     *,
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: metrics.MeterProvider | None = None,
@@ -107,33 +107,35 @@ def instrument(
         trace.get_tracer(SCOPE, tracer_provider=tracer_provider),
         metrics.get_meter(SCOPE, meter_provider=meter_provider),
     )
-    task = asyncio.create_task(_tell(session, session.events(), telemetry), name="musicgpt otel")
-    _telling.add(task)
-    task.add_done_callback(_telling.discard)
+    task = asyncio.create_task(_export(session, session.events(), telemetry), name="musicgpt otel")
+    _exporters.add(task)
+    task.add_done_callback(_exporters.discard)
     return task
 
 
-async def _tell(session: Session, events: AsyncIterator[Event], telemetry: _Telemetry) -> None:
+async def _export(
+    session: InstrumentedSession, events: AsyncIterator[Event], telemetry: _Telemetry
+) -> None:
     try:
         async for event in events:
             telemetry.count_slots(*session.slots)
-            telemetry.take(event)
+            telemetry.handle(event)
     finally:
         telemetry.close()
 
 
 @attrs.define
-class _Job:
+class _JobSpan:
     """A job whose span is open."""
 
     span: trace.Span
     phase: trace.Span | None = None
-    waits: bool = False
+    is_waiting: bool = False
     sent: int = 0
 
 
 @attrs.define
-class _Download:
+class _DownloadSpan:
     """A download that is under way."""
 
     span: trace.Span
@@ -145,9 +147,9 @@ class _Telemetry:
 
     def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
         self._tracer = tracer
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, _JobSpan] = {}
         self._ended: OrderedDict[str, trace.Span] = OrderedDict()
-        self._downloads: dict[str, _Download] = {}
+        self._downloads: dict[str, _DownloadSpan] = {}
         self._used = self._limit = 0
         self._outcomes = meter.create_counter("musicgpt.jobs", "1", "Jobs that have ended")
         self._slots_used = meter.create_up_down_counter(
@@ -156,7 +158,7 @@ class _Telemetry:
         self._slots_limit = meter.create_up_down_counter(
             "musicgpt.slots.limit", "1", "Jobs that may be, as far as is known"
         )
-        self._looks = meter.create_counter("musicgpt.looks", "1", "Times the vendor was asked")
+        self._polls = meter.create_counter("musicgpt.polls", "1", "Times the vendor was asked")
         self._throttled = meter.create_counter("musicgpt.throttled", "1", "Calls that were put off")
         self._bytes = meter.create_counter("musicgpt.bytes", "By", "Audio up and down")
         self._credits = meter.create_counter("musicgpt.credits", "1", "What the vendor charges")
@@ -169,25 +171,25 @@ class _Telemetry:
             self._slots_limit.add(limit - self._limit)
         self._used, self._limit = used, limit
 
-    def take(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         """Take in what happened."""
         match event:
             case Queued():
-                self._queued(event)
+                self._on_queued(event)
             case Uploading():
-                self._uploading(event)
+                self._on_uploading(event)
             case Accepted():
-                self._accepted(event)
-            case Looked() | Woken():
-                self._waiting(event)
-            case Slowed():
+                self._on_accepted(event)
+            case Polled() | WebhookReceived():
+                self._on_waiting(event)
+            case Throttled():
                 self._throttled.add(1, {"musicgpt.call": event.call})
             case Completed():
-                self._completed(event)
+                self._on_completed(event)
             case Failed():
-                self._failed(event)
+                self._on_failed(event)
             case Downloading():
-                self._downloading(event)
+                self._on_downloading(event)
             case Downloaded():
                 self._end_download(event)
 
@@ -201,21 +203,21 @@ class _Telemetry:
                 job.phase.end()
             job.span.end()
 
-    def _queued(self, event: Queued) -> None:
+    def _on_queued(self, event: Queued) -> None:
         job = self._job(event)
         self._end_phase(job, event)
         job.sent = 0
 
-    def _uploading(self, event: Uploading) -> None:
+    def _on_uploading(self, event: Uploading) -> None:
         job = self._job(event)
         if job.phase is None:
             job.phase = self._start("musicgpt.upload", event, below=job.span)
         # It goes back where an attempt starts over.
-        news = event.sent - job.sent if event.sent >= job.sent else event.sent
+        new_bytes = event.sent - job.sent if event.sent >= job.sent else event.sent
         job.sent = event.sent
-        self._bytes.add(news, {"musicgpt.direction": "sent"})
+        self._bytes.add(new_bytes, {"musicgpt.direction": "sent"})
 
-    def _accepted(self, event: Accepted) -> None:
+    def _on_accepted(self, event: Accepted) -> None:
         job = self._job(event)
         self._begin_wait(job, event)
         if event.eta is not None:
@@ -223,33 +225,33 @@ class _Telemetry:
         if event.credit_estimate is not None:
             self._credits.add(event.credit_estimate, {"musicgpt.kind": "estimated"})
 
-    def _waiting(self, event: Looked | Woken) -> None:
-        if isinstance(event, Looked):
-            self._looks.add(1, {"musicgpt.answered": bool(event.status)})
+    def _on_waiting(self, event: Polled | WebhookReceived) -> None:
+        if isinstance(event, Polled):
+            self._polls.add(1, {"musicgpt.answered": bool(event.status)})
         if event.job_id in self._ended:
             return  # it was under way when the job ended
         job = self._job(event)
-        if isinstance(event, Woken):
+        if isinstance(event, WebhookReceived):
             job.span.add_event("webhook", timestamp=_nanoseconds(event))
-        elif not job.waits:  # it was attached, or taken up from a journal
+        elif not job.is_waiting:  # it was attached, or taken up from a journal
             self._begin_wait(job, event)
 
-    def _completed(self, event: Completed) -> None:
+    def _on_completed(self, event: Completed) -> None:
         job = self._job(event)
         cost = event.extraction.cost
         if cost is not None:
             job.span.set_attribute("musicgpt.cost", cost)
-        if cost is not None and job.waits:  # else it was charged in an earlier process
+        if cost is not None and job.is_waiting:  # else it was charged in an earlier process
             self._credits.add(cost, {"musicgpt.kind": "charged"})
         self._end(job, event, "completed")
 
-    def _failed(self, event: Failed) -> None:
+    def _on_failed(self, event: Failed) -> None:
         if event.job_id in self._jobs:
             self._end(self._jobs[event.job_id], event, _outcome(event.error), event.error)
         else:
             self._end_download(event, event.error)
 
-    def _downloading(self, event: Downloading) -> None:
+    def _on_downloading(self, event: Downloading) -> None:
         received = self._download(event).received
         file = (event.stem, event.format)
         before = received.get(file, 0)
@@ -257,29 +259,29 @@ class _Telemetry:
         if event.received > before:
             self._bytes.add(event.received - before, {"musicgpt.direction": "received"})
 
-    def _job(self, event: Event) -> _Job:
+    def _job(self, event: Event) -> _JobSpan:
         """Return the job, whose span begins with whatever is told of it first."""
         if event.job_id not in self._jobs:
-            self._jobs[event.job_id] = _Job(self._start("musicgpt.job", event))
+            self._jobs[event.job_id] = _JobSpan(self._start("musicgpt.job", event))
         return self._jobs[event.job_id]
 
-    def _download(self, event: Event) -> _Download:
+    def _download(self, event: Event) -> _DownloadSpan:
         if event.job_id not in self._downloads:
             below = self._ended.get(event.job_id)
             span = self._start("musicgpt.download", event, below=below)
-            self._downloads[event.job_id] = _Download(span)
+            self._downloads[event.job_id] = _DownloadSpan(span)
         return self._downloads[event.job_id]
 
     def _start(self, name: str, event: Event, *, below: trace.Span | None = None) -> trace.Span:
         return self._tracer.start_span(
             name,
             context=None if below is None else trace.set_span_in_context(below),
-            attributes={"musicgpt.job.id": event.job_id, "musicgpt.track": event.track},
+            attributes={"musicgpt.job.id": event.job_id, "musicgpt.title": event.title},
             start_time=_nanoseconds(event),
         )
 
     def _end(
-        self, job: _Job, event: Event, outcome: str, error: MusicGPTError | None = None
+        self, job: _JobSpan, event: Event, outcome: str, error: MusicGPTError | None = None
     ) -> None:
         del self._jobs[event.job_id]
         self._end_phase(job, event, error)
@@ -287,15 +289,15 @@ class _Telemetry:
         _end_span(job.span, event, error)
         self._outcomes.add(1, {"musicgpt.outcome": outcome})
         self._ended[event.job_id] = job.span
-        if len(self._ended) > REMEMBERED:
+        if len(self._ended) > MAX_ENDED_JOBS:
             self._ended.popitem(last=False)
 
-    def _begin_wait(self, job: _Job, event: Event) -> None:
+    def _begin_wait(self, job: _JobSpan, event: Event) -> None:
         self._end_phase(job, event)
-        job.phase, job.waits = self._start("musicgpt.wait", event, below=job.span), True
+        job.phase, job.is_waiting = self._start("musicgpt.wait", event, below=job.span), True
         job.span.set_attribute("musicgpt.task.id", event.task_id or "")
 
-    def _end_phase(self, job: _Job, event: Event, error: MusicGPTError | None = None) -> None:
+    def _end_phase(self, job: _JobSpan, event: Event, error: MusicGPTError | None = None) -> None:
         phase, job.phase = job.phase, None
         if phase is not None:
             _end_span(phase, event, error)
@@ -307,7 +309,7 @@ class _Telemetry:
 
 
 def _end_span(span: trace.Span, event: Event, error: MusicGPTError | None) -> None:
-    if error is not None and not isinstance(error, ReleasedError):  # that was asked for
+    if error is not None and not isinstance(error, JobDetachedError):  # that was asked for
         span.set_attribute("error.type", type(error).__name__)
         span.set_status(trace.Status(trace.StatusCode.ERROR, error.message))
     span.end(end_time=_nanoseconds(event))
@@ -318,9 +320,9 @@ def _outcome(error: MusicGPTError) -> str:
         case SubmissionUnknownError():
             return "unknown"
         case DeadlineError():
-            return "expired"
-        case ReleasedError():
-            return "released"
+            return "timed_out"
+        case JobDetachedError():
+            return "detached"
         case _:
             return "failed"
 

@@ -16,14 +16,14 @@ import anyio
 from musicgpt_async import batch
 from musicgpt_async._engine.runtime import Runtime, RuntimeSettings, start_runtime
 from musicgpt_async._io.http import Transport
-from musicgpt_async._io.sources import AudioSource, track_of
-from musicgpt_async._rules import hosts, names, plans, protocol
+from musicgpt_async._io.sources import AudioSource, parse_source
+from musicgpt_async._rules import filenames, hosts, plans, protocol
 from musicgpt_async._rules.credit import CreditBudget
 from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL
 from musicgpt_async._rules.formats import DEFAULT_FORMAT, check_format
 from musicgpt_async._rules.slots import Slots
 from musicgpt_async.errors import ConfigurationError, InvalidOptionError, SessionClosedError
-from musicgpt_async.events import Event, Feed
+from musicgpt_async.events import Event, EventBus
 from musicgpt_async.job import ExtractionJob
 from musicgpt_async.journal import Journal
 from musicgpt_async.models import AudioFormat, Limits, Preprocessing, Stem
@@ -55,7 +55,7 @@ class MusicGPTSession:
         stall_timeout: Seconds without the vendor taking a byte of an upload.
         downloads: Files on their way down at once.
         layout: Names of the files in a directory, out of ``{track}``, ``{stem}``, ``{ext}`` and
-            ``{folder}`` (``Item.folder``; empty for other tracks).
+            ``{folder}`` (``BatchItem.folder``; empty for other tracks).
 
     Raises:
         ConfigurationError: There is no key, or a URL, plan or limit that cannot be used.
@@ -75,36 +75,36 @@ class MusicGPTSession:
         request_timeout: float = 60.0,
         stall_timeout: float = 60.0,
         downloads: int = 8,
-        layout: str = names.DEFAULT_TEMPLATE,
+        layout: str = filenames.DEFAULT_LAYOUT,
     ) -> None:
-        url = hosts.checked_base_url(
+        url = hosts.validate_base_url(
             base_url or os.environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
         )
         _check_types(limits, webhooks, http)
         if limits is None:
-            limits = plans.limits_of(plans.check_plan(os.environ.get(plans.PLAN_VARIABLE)))
+            limits = plans.make_limits(plans.check_plan(os.environ.get(plans.PLAN_VARIABLE)))
         on_loopback = hosts.is_loopback(url)
         _check_seconds("deadline", deadline, may_be_none=True)
         _check_seconds("request_timeout", request_timeout)
         _check_seconds("stall_timeout", stall_timeout)
         self._executor = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="musicgpt-files")
         self._slots = Slots(parallel=None if limits is None else limits.parallel)
-        self._credit = CreditBudget(_checked_credits(max_credits))
-        self._feed = Feed()
+        self._credit = CreditBudget(_validate_credits(max_credits))
+        self._event_bus = EventBus()
         self._settings = RuntimeSettings(
             base_url=url,
             on_loopback=on_loopback,
             http=Transport(
-                _checked_key(api_key or os.environ.get(KEY_VARIABLE)),
+                _validate_api_key(api_key or os.environ.get(KEY_VARIABLE)),
                 http=http,
                 request_timeout=request_timeout,
-                downloads=_checked_downloads(downloads),
-                allows=lambda address: (
+                downloads=_validate_downloads(downloads),
+                is_allowed=lambda address: (
                     hosts.is_public(address) or (on_loopback and hosts.is_loopback_address(address))
                 ),
             ),
             executor=self._executor,
-            feed=self._feed,
+            event_bus=self._event_bus,
             slots=self._slots,
             credit=self._credit,
             polls_per_minute=None if limits is None else limits.polls_per_minute,
@@ -113,7 +113,7 @@ class MusicGPTSession:
             deadline=deadline,
             request_timeout=request_timeout,
             stall_timeout=stall_timeout,
-            layout=names.checked_template(layout),
+            layout=filenames.validate_layout(layout),
         )
         self._runtime: Runtime | None = None
         self._is_started = self._is_closed = False
@@ -207,11 +207,11 @@ class MusicGPTSession:
         _check_label(label)
         return runtime.submit(
             source,
-            track_of(source, label=label),
+            parse_source(source, label=label),
             label=label,
             force=force,
-            stems=protocol.checked_names(stems, Stem, "stem"),
-            preprocessing=protocol.checked_names(preprocessing, Preprocessing, "option"),
+            stems=protocol.validate_names(stems, Stem, "stem"),
+            preprocessing=protocol.validate_names(preprocessing, Preprocessing, "option"),
             eco_mode=protocol.check_flag(eco_mode, "eco_mode"),
         )
 
@@ -277,7 +277,7 @@ class MusicGPTSession:
             label=label,
             force=force,
         )
-        self._open_runtime().announce(job, _absolute(directory), format)
+        self._open_runtime().set_output(job, _absolute(directory), format)
         try:
             return await job.download(directory, format=format)
         except BaseException:
@@ -286,7 +286,7 @@ class MusicGPTSession:
 
     def extract_many(
         self,
-        sources: batch.Sources,
+        sources: batch.BatchSources,
         directory: str | Path,
         *,
         stems: Iterable[str | Stem] = (),
@@ -301,7 +301,7 @@ class MusicGPTSession:
         track's failure is its outcome, never the batch's.
 
         Args:
-            sources: An iterable or async iterable of what submit() takes, or of ``batch.Item``.
+            sources: An iterable or async iterable of what submit() takes, or of ``BatchItem``.
             directory: Where the stems are to lie.
             stems: As in submit(), for every track.
             preprocessing: As in submit(), for every track.
@@ -316,8 +316,8 @@ class MusicGPTSession:
         runtime = self._open_runtime()
         check_format(format)
         options: dict[str, Any] = {
-            "stems": protocol.checked_names(stems, Stem, "stem"),
-            "preprocessing": protocol.checked_names(preprocessing, Preprocessing, "option"),
+            "stems": protocol.validate_names(stems, Stem, "stem"),
+            "preprocessing": protocol.validate_names(preprocessing, Preprocessing, "option"),
             "eco_mode": protocol.check_flag(eco_mode, "eco_mode"),
             "force": force,
         }
@@ -352,7 +352,7 @@ class MusicGPTSession:
 
     def events(self) -> AsyncIterator[Event]:
         """Return what happens to all jobs of the session from now on; it ends with the session."""
-        return self._feed.reader()
+        return self._event_bus.stream()
 
     @property
     def credits_estimated(self) -> float:
@@ -396,7 +396,7 @@ def _check_types(limits: object, webhooks: object, http: object) -> None:
             raise ConfigurationError(f"{name}= is a {kind.__name__}; not {value!r}.")
 
 
-def _checked_credits(max_credits: Any) -> float | None:
+def _validate_credits(max_credits: Any) -> float | None:
     if max_credits is None:
         return None
     is_number = isinstance(max_credits, (int, float)) and not isinstance(max_credits, bool)
@@ -410,13 +410,13 @@ def _check_label(label: object) -> None:
         raise InvalidOptionError(f"label= is a text; not {label!r}.")
 
 
-def _checked_downloads(downloads: int) -> int:
+def _validate_downloads(downloads: int) -> int:
     if not isinstance(downloads, int) or downloads < 1:
         raise ConfigurationError(f"downloads= must be at least 1, got {downloads!r}.")
     return downloads
 
 
-def _checked_key(api_key: str | None) -> str:
+def _validate_api_key(api_key: str | None) -> str:
     key = (api_key or "").strip()
     if not key:
         raise ConfigurationError(

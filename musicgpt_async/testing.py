@@ -75,13 +75,13 @@ def running_emulator(**settings: Any) -> AbstractContextManager[Emulator]:
     return running(**settings)
 
 
-def hasty_loop(speed: float) -> Callable[[], asyncio.AbstractEventLoop]:
+def accelerated_loop(speed: float) -> Callable[[], asyncio.AbstractEventLoop]:
     """Return what makes event loops whose clock runs ``speed`` times as fast as the real one.
 
     All that the library waits for runs on the loop's clock, and so does the emulator in the same
     loop: a vendor's minute takes ``60 / speed`` seconds. For ``asyncio.Runner(loop_factory=…)`` or
-    anyio's ``anyio_backend`` fixture: ``("asyncio", {"loop_factory": hasty_loop(50)})``.
+    anyio's ``anyio_backend`` fixture: ``("asyncio", {"loop_factory": accelerated_loop(50)})``.
     """
-    from musicgpt_async.emulator.hasty import HastyLoop  # noqa: PLC0415 - as everything here
+    from musicgpt_async.emulator.accelerated_loop import AcceleratedEventLoop  # noqa: PLC0415 - as everything here
 
-    return lambda: HastyLoop(speed)
+    return lambda: AcceleratedEventLoop(speed)

@@ -36,7 +36,7 @@ from musicgpt_async.errors import ConfigurationError
 if TYPE_CHECKING:
     from aiohttp import web
 
-MAX_BODY = 1024 * 1024  # bytes
+MAX_BODY_BYTES = 1024 * 1024  # bytes
 BODY_TIMEOUT = 30.0  # seconds
 SERVICE = "musicgpt-async webhook receiver"
 
@@ -45,7 +45,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_DERIVED = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{32}")
+_SIGNED_TOKEN = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{32}")
 
 _log = logging.getLogger(__name__)
 
@@ -73,27 +73,29 @@ class WebhookReceiver:
     """
 
     def __init__(self, public_url: str, *, secret: str | bytes | None = None) -> None:
-        self.public_url: str = _checked_url(public_url)
+        self.public_url: str = _validate_url(public_url)
         self._secret = secret.encode() if isinstance(secret, str) else secret
         if self._secret == b"":
             raise ConfigurationError(
                 "The webhook secret is empty; leave it out, or make one with secrets.token_hex()."
             )
-        self.instance: str = secrets.token_hex(8)
-        self.queue: DeliveryQueue = DeliveryQueue(self._derived)
-        self._core = _Core(_segments(URL(self.public_url).path), self.instance, self.queue)
+        self._instance: str = secrets.token_hex(8)
+        self._queue: DeliveryQueue = DeliveryQueue(self._is_signed)
+        self._endpoint = _Endpoint(
+            _segments(URL(self.public_url).path), self._instance, self._queue
+        )
 
     def __repr__(self) -> str:
         return f"WebhookReceiver({self.public_url!r})"
 
-    def token_for(self, job_id: str) -> str:
+    def _token_for(self, job_id: str) -> str:
         """Return a token for a job: with a secret always the same one, else a new random one."""
         if self._secret is None:
             return f"{secrets.token_hex(16)}.{secrets.token_hex(16)}"
         public = _digest(self._secret, "job", job_id)
         return f"{public}.{_digest(self._secret, 'token', public)}"
 
-    def url_for(self, token: str) -> str:
+    def _url_for(self, token: str) -> str:
         """Return the absolute URL that the vendor is to post to."""
         return f"{self.public_url}/{token}"
 
@@ -107,16 +109,18 @@ class WebhookReceiver:
         from aiohttp import web  # noqa: PLC0415  # a client that only polls needs no server
 
         async def handle(request: web.Request) -> web.Response:
-            return await _answer_aiohttp(self._core, request)
+            return await _respond_aiohttp(self._endpoint, request)
 
         return [
-            web.route("*", _pattern(self._core.base if path is None else _segments(path)), handle)
+            web.route(
+                "*", _pattern(self._endpoint.base if path is None else _segments(path)), handle
+            )
         ]
 
     @property
     def asgi(self) -> ASGIApplication:
         """The door as an ASGI application, to mount in another one or to run by itself."""
-        return _ASGIDoor(self._core)
+        return _ASGIApp(self._endpoint)
 
     @asynccontextmanager
     async def serve(self, host: str = "127.0.0.1", port: int = 8080) -> AsyncIterator[str]:
@@ -146,33 +150,33 @@ class WebhookReceiver:
         async with http_server.serve(app, host, port) as root:
             yield root
 
-    def _derived(self, token: str) -> bool:
-        if self._secret is None or _DERIVED.fullmatch(token) is None:
+    def _is_signed(self, token: str) -> bool:
+        if self._secret is None or _SIGNED_TOKEN.fullmatch(token) is None:
             return False
-        public, _, given = token.partition(".")
-        return hmac.compare_digest(_digest(self._secret, "token", public), given)
+        public, _, signature = token.partition(".")
+        return hmac.compare_digest(_digest(self._secret, "token", public), signature)
 
 
 @attrs.frozen
-class _Answer:
+class _Reply:
     status: int
     content: bytes
     headers: Mapping[str, str] = attrs.field(factory=dict)
 
 
-_TAKEN = _Answer(200, b'{"ok": true}')
-_NOT_JSON = _Answer(400, b'{"error": "the body is not a JSON object"}')
-_NO_SUCH_JOB = _Answer(404, b'{"error": "no job has this URL"}')
-_ONLY_GET = _Answer(405, b'{"error": "wrong method"}', {"Allow": "GET, HEAD"})
-_ONLY_POST = _Answer(405, b'{"error": "wrong method"}', {"Allow": "POST"})
-_TOO_SLOW = _Answer(408, b'{"error": "the body did not arrive in time"}')
-_TOO_LARGE = _Answer(413, b'{"error": "the body is over 1 MiB"}')
-_NOT_KEPT = _Answer(503, b'{"error": "not written down; send it again"}', {"Retry-After": "30"})
-_COMPRESSED = _Answer(415, b'{"error": "the body is compressed"}')
+_OK = _Reply(200, b'{"ok": true}')
+_NOT_JSON = _Reply(400, b'{"error": "the body is not a JSON object"}')
+_NO_SUCH_JOB = _Reply(404, b'{"error": "no job has this URL"}')
+_ONLY_GET = _Reply(405, b'{"error": "wrong method"}', {"Allow": "GET, HEAD"})
+_ONLY_POST = _Reply(405, b'{"error": "wrong method"}', {"Allow": "POST"})
+_TOO_SLOW = _Reply(408, b'{"error": "the body did not arrive in time"}')
+_TOO_LARGE = _Reply(413, b'{"error": "the body is over 1 MiB"}')
+_NOT_PERSISTED = _Reply(503, b'{"error": "not written down; send it again"}', {"Retry-After": "30"})
+_COMPRESSED = _Reply(415, b'{"error": "the body is compressed"}')
 
 
 @attrs.frozen
-class _Core:
+class _Endpoint:
     """What every door says.
 
     Nothing is awaited but the body, and that only for a known token; and the journal, where a
@@ -183,13 +187,13 @@ class _Core:
     instance: str
     queue: DeliveryQueue
 
-    async def answer(
+    async def respond(
         self,
         method: str,
         path: str,
         headers: Mapping[str, str],
         read: Callable[[], Awaitable[bytes]],
-    ) -> _Answer:
+    ) -> _Reply:
         """Answer one request.
 
         Args:
@@ -199,36 +203,36 @@ class _Core:
             read: Returns the next bytes of the body, ``b""`` at its end; raises TimeoutError if
                 they do not arrive in time.
         """
-        below = _without(self.base, _segments(path))
+        below = _strip_prefix(self.base, _segments(path))
         if not below:
             return self._health() if method in {"GET", "HEAD"} else _ONLY_GET
         token = below[-1]
-        if (refusal := self._refusal(method, token, headers)) is not None:
+        if (refusal := self._refuse(method, token, headers)) is not None:
             return refusal
         body = bytearray()
         try:
             while block := await read():
                 body += block
-                if len(body) > MAX_BODY:
+                if len(body) > MAX_BODY_BYTES:
                     return _TOO_LARGE
         except TimeoutError:
             return _TOO_SLOW
-        return await self._take(token, body)
+        return await self._accept(token, body)
 
-    def _health(self) -> _Answer:
+    def _health(self) -> _Reply:
         line = json.dumps({"service": SERVICE, "instance": self.instance})
-        return _Answer(200, line.encode(), {"Cache-Control": "no-store"})
+        return _Reply(200, line.encode(), {"Cache-Control": "no-store"})
 
-    def _refusal(self, method: str, token: str, headers: Mapping[str, str]) -> _Answer | None:
+    def _refuse(self, method: str, token: str, headers: Mapping[str, str]) -> _Reply | None:
         if method != "POST":
             return _ONLY_POST
         if not self.queue.accepts(token):
             return _NO_SUCH_JOB
         if headers.get("content-encoding", "").lower() not in {"", "identity"}:
             return _COMPRESSED  # some servers would unpack it, past any bound
-        return _TOO_LARGE if _announced(headers) > MAX_BODY else None
+        return _TOO_LARGE if _content_length(headers) > MAX_BODY_BYTES else None
 
-    async def _take(self, token: str, body: bytearray) -> _Answer:
+    async def _accept(self, token: str, body: bytearray) -> _Reply:
         try:
             payload = json.loads(body)
         except (ValueError, RecursionError):
@@ -239,9 +243,9 @@ class _Core:
             case Receipt.UNKNOWN_TOKEN:
                 return _NO_SUCH_JOB
             case Receipt.REPEAT:
-                return _NOT_KEPT
+                return _NOT_PERSISTED
             case Receipt.ACKNOWLEDGED:
-                return _TAKEN
+                return _OK
 
 
 def _in_time(read: Callable[[], Awaitable[bytes]]) -> Callable[[], Awaitable[bytes]]:
@@ -257,22 +261,22 @@ def _in_time(read: Callable[[], Awaitable[bytes]]) -> Callable[[], Awaitable[byt
     return read_in_time
 
 
-async def _answer_aiohttp(core: _Core, request: web.Request) -> web.Response:
+async def _respond_aiohttp(endpoint: _Endpoint, request: web.Request) -> web.Response:
     from aiohttp import web  # noqa: PLC0415  # a client that only polls needs no server
 
     try:
-        answer = await core.answer(
+        reply = await endpoint.respond(
             request.method,
             request.match_info["tail"],
             request.headers,
             _in_time(request.content.readany),
         )
     except (ConnectionError, web.RequestPayloadError):
-        answer = _NOT_JSON  # the body broke off: seldom is anybody left to read this
+        reply = _NOT_JSON  # the body broke off: seldom is anybody left to read this
     return web.Response(
-        status=answer.status,
-        body=answer.content,
-        headers=answer.headers,
+        status=reply.status,
+        body=reply.content,
+        headers=reply.headers,
         content_type="application/json",
     )
 
@@ -287,10 +291,10 @@ def _pattern(base: tuple[str, ...]) -> str:
 
 
 @attrs.frozen
-class _ASGIDoor:
+class _ASGIApp:
     """The bare ASGI protocol, so that no web framework is needed to speak it."""
 
-    core: _Core
+    endpoint: _Endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -302,16 +306,18 @@ class _ASGIDoor:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Some servers and frameworks leave the mount point in the path, some take it away.
-        path = "/".join(_without(_segments(scope.get("root_path", "")), _segments(scope["path"])))
+        path = "/".join(
+            _strip_prefix(_segments(scope.get("root_path", "")), _segments(scope["path"]))
+        )
         headers = {
             name.decode("latin-1"): text.decode("latin-1") for name, text in scope["headers"]
         }
         with suppress(OSError):  # the other side is gone, and nobody is left to answer
-            answer = await self.core.answer(
+            reply = await self.endpoint.respond(
                 scope["method"], path, headers, _in_time(_reader(receive))
             )
-            await send(_start(answer))
-            content = b"" if scope["method"] == "HEAD" else answer.content
+            await send(_response_start(reply))
+            content = b"" if scope["method"] == "HEAD" else reply.content
             await send({"type": "http.response.body", "body": content})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -336,17 +342,17 @@ def _reader(receive: Receive) -> Callable[[], Awaitable[bytes]]:
     return read
 
 
-def _start(answer: _Answer) -> dict[str, Any]:
+def _response_start(reply: _Reply) -> dict[str, Any]:
     headers = {
         "content-type": "application/json",
-        "content-length": str(len(answer.content)),
-        **answer.headers,
+        "content-length": str(len(reply.content)),
+        **reply.headers,
     }
     raw = [(name.lower().encode(), text.encode()) for name, text in headers.items()]
-    return {"type": "http.response.start", "status": answer.status, "headers": raw}
+    return {"type": "http.response.start", "status": reply.status, "headers": raw}
 
 
-def _announced(headers: Mapping[str, str]) -> int:
+def _content_length(headers: Mapping[str, str]) -> int:
     try:
         return int(headers.get("content-length", "0"))
     except ValueError:
@@ -357,7 +363,7 @@ def _segments(path: str) -> tuple[str, ...]:
     return tuple(segment for segment in path.split("/") if segment)
 
 
-def _without(prefix: tuple[str, ...], segments: tuple[str, ...]) -> tuple[str, ...]:
+def _strip_prefix(prefix: tuple[str, ...], segments: tuple[str, ...]) -> tuple[str, ...]:
     return segments[len(prefix) :] if segments[: len(prefix)] == prefix else segments
 
 
@@ -365,7 +371,7 @@ def _digest(secret: bytes, purpose: str, text: str) -> str:
     return hmac.digest(secret, f"{purpose}:{text}".encode(), "sha256").hex()[:32]
 
 
-def _checked_url(text: str) -> str:
+def _validate_url(text: str) -> str:
     try:
         url = URL(text)
     except (TypeError, ValueError):

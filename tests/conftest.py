@@ -12,8 +12,8 @@ from blockbuster import blockbuster_ctx
 
 from musicgpt_async import Limits, MusicGPTSession
 from musicgpt_async.emulator import Emulator
-from musicgpt_async.emulator.song import compose
-from musicgpt_async.testing import hasty_loop
+from musicgpt_async.emulator.audio.song import compose
+from musicgpt_async.testing import accelerated_loop
 
 # Fixtures that are in a file of their own.
 pytest_plugins = ["factories.postgres_fixtures"]
@@ -44,7 +44,7 @@ def anyio_backend(
     options = LOOPS[pytestconfig.getoption("--loop")]
     marker = request.node.get_closest_marker("accelerated")
     if marker and not options.get("use_uvloop"):
-        options = {**options, "loop_factory": hasty_loop(*marker.args)}
+        options = {**options, "loop_factory": accelerated_loop(*marker.args)}
     return "asyncio", options
 
 

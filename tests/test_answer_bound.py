@@ -22,9 +22,9 @@ from musicgpt_async import (
     WebhookReceiver,
 )
 from musicgpt_async._io.http import Transport
-from musicgpt_async._rules.retrying import answer_timeout
+from musicgpt_async._rules.retrying import response_timeout
 from musicgpt_async.emulator import Emulator, Fault
-from musicgpt_async.errors import StalledError
+from musicgpt_async.errors import TransportTimeoutError
 
 pytestmark = pytest.mark.anyio
 
@@ -78,10 +78,10 @@ PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 
 def test_the_bound_grows_with_the_upload_and_is_a_few_silences_at_least() -> None:
     """4 seconds for a small track with `request_timeout=1`, minutes for a GiB."""
-    assert 3 <= answer_timeout(1.0, 3000) <= 15
-    assert answer_timeout(60.0) == answer_timeout(60.0, 0) == 240
-    assert 5 * 60 <= answer_timeout(1.0, 1 << 30) <= 15 * 60
-    assert answer_timeout(60.0, 1 << 20) > answer_timeout(60.0, 1 << 10) > 60.0
+    assert 3 <= response_timeout(1.0, 3000) <= 15
+    assert response_timeout(60.0) == response_timeout(60.0, 0) == 240
+    assert 5 * 60 <= response_timeout(1.0, 1 << 30) <= 15 * 60
+    assert response_timeout(60.0, 1 << 20) > response_timeout(60.0, 1 << 10) > 60.0
 
 
 @pytest.mark.parametrize("trickle", [PROCESSING, b""], ids=["102", "silence"])
@@ -115,14 +115,14 @@ async def test_a_poll_has_an_end_as_well() -> None:
     app.router.add_get("/byId", trickle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    transport = Transport("key", request_timeout=0.3, downloads=1, allows=lambda _: True)
+    transport = Transport("key", request_timeout=0.3, downloads=1, is_allowed=lambda _: True)
     transport.open()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/byId"
         began = time.monotonic()
-        with pytest.raises(StalledError):
-            await transport.ask(url, {})
+        with pytest.raises(TransportTimeoutError):
+            await transport.get(url, {})
         assert time.monotonic() - began < 10
     finally:
         await transport.close()
@@ -192,7 +192,7 @@ async def test_a_webhook_just_before_the_answer_costs_no_poll_of_its_own(
     ):
         vendor.script(Fault("submit", "slow_answer", seconds=0.2))
         await session.submit(TRACK).wait(30)
-        assert vendor.submissions[0].looks == 1
+        assert vendor.submissions[0].polls == 1
         assert len(vendor.deliveries) == 1
 
 

@@ -104,14 +104,16 @@ def imports_of(root: Path) -> Imports:
     return graph
 
 
-def room(module: str) -> str:
+def component(module: str) -> str:
     """The module or package below the root that a module belongs to."""
     return module.partition(".")[0]
 
 
 def level(module: str) -> int:
     """How far down a module stands."""
-    return next(number for number, rooms in enumerate(LAYERS) if room(module) in rooms)
+    return next(
+        number for number, components in enumerate(LAYERS) if component(module) in components
+    )
 
 
 def faults(graph: Imports) -> list[str]:
@@ -119,7 +121,7 @@ def faults(graph: Imports) -> list[str]:
     found = []
     for module, targets in graph.items():
         for target in targets:
-            ours, theirs = room(module), room(target)
+            ours, theirs = component(module), component(target)
             if EMULATOR in (ours, theirs):
                 if ours == EMULATOR and theirs != EMULATOR:
                     found.append(f"the emulator's {module} knows the client's {target}")
@@ -151,8 +153,8 @@ def graph() -> Imports:
 
 def test_every_module_has_its_layer(graph: Imports) -> None:
     """A new room is put into the picture before it is built."""
-    rooms = {name for layer in LAYERS for name in layer} | {EMULATOR}
-    assert {room(module) for module in graph} <= rooms
+    components = {name for layer in LAYERS for name in layer} | {EMULATOR}
+    assert {component(module) for module in graph} <= components
     assert sum(map(len, graph.values())) > 50
 
 
@@ -196,7 +198,7 @@ def test_the_rules_have_no_io_no_clock_and_no_await() -> None:
 def test_only_the_command_prints() -> None:
     """A library is silent: what it has to say goes to events and logs."""
     for path in ROOT.rglob("*.py"):
-        if room(module_name(path, ROOT)) in ("cli", EMULATOR):
+        if component(module_name(path, ROOT)) in ("cli", EMULATOR):
             continue
         calls = (
             node

@@ -131,7 +131,7 @@ async def test_webhook(generation: int, prefix: str, version: str) -> None:
     ):
         await session.submit(TRACK).wait(30)
         assert len(vendor.deliveries) == 1
-        assert vendor.submissions[0].looks == 1
+        assert vendor.submissions[0].polls == 1
 
 
 @pytest.mark.parametrize(("generation", "prefix", "version"), GOOD)

@@ -12,9 +12,9 @@ import anyio
 import pytest
 
 from musicgpt_async import (
+    BatchItem,
     ExtractionFailedError,
     InvalidOptionError,
-    Item,
     MusicGPTSession,
     Outcome,
     SessionClosedError,
@@ -42,8 +42,8 @@ async def test_each_track_has_one_outcome(
         ("a.mp3", AUDIO),
         ("bad.mp3", AUDIO),
         tmp_path / "missing.mp3",
-        Item(source=("b.mp3", AUDIO), options={"stems": ["drums"], "label": "B"}),
-        Item(source=("c.mp3", AUDIO), options={"stem": ["drums"]}),
+        BatchItem(source=("b.mp3", AUDIO), options={"stems": ["drums"], "label": "B"}),
+        BatchItem(source=("c.mp3", AUDIO), options={"stem": ["drums"]}),
         ("d.mp3", AUDIO, "too much"),
         "http://[oops/a.mp3",
     ]

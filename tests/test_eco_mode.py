@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from musicgpt_async import InvalidOptionError, Item, Journal, Limits, MusicGPTSession
-from musicgpt_async._rules.identity import fingerprint
+from musicgpt_async import BatchItem, InvalidOptionError, Journal, Limits, MusicGPTSession
+from musicgpt_async._rules.fingerprint import compute_fingerprint
 from musicgpt_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +38,7 @@ async def test_eco_mode_is_sent_for_a_job_a_batch_and_an_item(track: Path, tmp_p
         assert "eco_mode" not in vendor.submissions[-1].fields
         await session.submit(track, eco_mode=True)
         await session.extract(track, tmp_path / "a", eco_mode=True, format="mp3")
-        tracks = [Item(source=track, options={"eco_mode": False}), ("b.mp3", b"b" * 2000)]
+        tracks = [BatchItem(source=track, options={"eco_mode": False}), ("b.mp3", b"b" * 2000)]
         out = session.extract_many(tracks, tmp_path / "b", eco_mode=True, format="mp3")
         assert all([outcome.ok async for outcome in out])
         sent = {each.file_name: each.eco_mode for each in vendor.submissions[3:]}
@@ -60,9 +60,9 @@ async def test_eco_mode_is_true_or_false(value: Any) -> None:
 
 def test_eco_mode_is_part_of_the_fingerprint() -> None:
     """With it a track is another piece of work; without it journals of before stay true."""
-    plain = fingerprint("/a", "1", stems=(), preprocessing=())
-    assert fingerprint("/a", "1", stems=(), preprocessing=(), eco_mode=False) == plain
-    assert fingerprint("/a", "1", stems=(), preprocessing=(), eco_mode=True) != plain
+    plain = compute_fingerprint("/a", "1", stems=(), preprocessing=())
+    assert compute_fingerprint("/a", "1", stems=(), preprocessing=(), eco_mode=False) == plain
+    assert compute_fingerprint("/a", "1", stems=(), preprocessing=(), eco_mode=True) != plain
 
 
 async def test_eco_mode_is_kept_over_a_restart(track: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ MEANS = {
     errors.SessionClosedError: RuntimeError,
     errors.NotFinishedError: InvalidStateError,
     errors.TransportError: ConnectionError,
-    errors.StalledError: TimeoutError,
+    errors.TransportTimeoutError: TimeoutError,
     errors.ProtocolError: ValueError,
     errors.BadRequestError: ValueError,
     errors.AuthenticationError: PermissionError,
@@ -52,9 +52,9 @@ def test_every_error_bears_the_same_data(kind: type[MusicGPTError]) -> None:
     """Message and data are there, and ``None`` where nothing was said."""
     error = kind("what to do", **DATA)
     assert str(error) == error.message == "what to do"
-    assert {name: getattr(error, name) for name in DATA} == DATA == dict(error.data)
+    assert {name: getattr(error, name) for name in DATA} == DATA == dict(error.kwargs)
     bare = kind("x")
-    assert set(bare.data.values()) == {None}
+    assert set(bare.kwargs.values()) == {None}
     assert isinstance(error, MusicGPTError)
 
 
@@ -74,13 +74,13 @@ def test_a_fresh_error_is_equal_and_has_no_past(kind: type[MusicGPTError]) -> No
         raise kind("x", **DATA) from KeyError("cause")
     except MusicGPTError as error:
         first = error
-    again = first.fresh()
+    again = first.copy()
     assert type(again) is kind
     assert again is not first
-    assert again.data == first.data
+    assert again.kwargs == first.kwargs
     assert again.__cause__ is first.__cause__
     assert again.__traceback__ is None
-    changed = first.fresh(status=500, job=None)
+    changed = first.copy(status=500, job=None)
     assert (changed.status, changed.job, changed.task_id) == (500, None, "t")
     assert "KeyError" in "".join(traceback.format_exception(again))
 
@@ -92,7 +92,7 @@ def test_errors_travel_between_processes(kind: type[MusicGPTError], protocol: in
     error = pickle.loads(pickle.dumps(kind("wörds", **DATA), protocol))  # noqa: S301 - our own
     assert type(error) is kind
     assert error.message == "wörds"
-    assert dict(error.data) == {**DATA, "job": None}
+    assert dict(error.kwargs) == {**DATA, "job": None}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,13 +105,13 @@ def test_errors_can_be_copied(kind: type[MusicGPTError]) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind, APIError)])
 def test_every_answer_that_says_no_says_what_to_do(kind: type[APIError]) -> None:
     """A hint is a sentence, and the two that need an action name it."""
-    assert kind.hint.endswith(".")
+    assert kind.advice.endswith(".")
 
 
 def test_the_two_that_need_an_action_name_it() -> None:
     """401 says where the key is read from, 402 to add credit."""
-    assert "MUSICGPT_API_KEY" in errors.AuthenticationError.hint
-    assert "add credit" in errors.InsufficientCreditsError.hint
+    assert "MUSICGPT_API_KEY" in errors.AuthenticationError.advice
+    assert "add credit" in errors.InsufficientCreditsError.advice
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:

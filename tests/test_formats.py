@@ -63,11 +63,11 @@ async def test_a_wav_that_comes_after_completion_is_asked_for_once_more(tmp_path
     """The status tells it from its second answer on: the WAV is what is downloaded."""
 
     def shape(submission: Any) -> Any:
-        return SHAPES["mp3_only" if submission.looks < 2 else "json"]
+        return SHAPES["mp3_only" if submission.polls < 2 else "json"]
 
     async with emulated(shape=shape) as vendor, opened(vendor) as session:
         files = await session.extract(TRACK, tmp_path, stems=STEMS)
-        assert vendor.submissions[0].looks == 2
+        assert vendor.submissions[0].polls == 2
     assert {path.suffix for path in files.values()} == {".wav"}
 
 

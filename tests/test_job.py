@@ -15,10 +15,10 @@ from musicgpt_async import (
     ExtractionFailedError,
     ExtractionJob,
     InvalidOptionError,
+    JobDetachedError,
     JobState,
     MusicGPTSession,
     NotFinishedError,
-    ReleasedError,
     events,
 )
 from musicgpt_async.emulator import Emulator, Fault
@@ -95,7 +95,7 @@ async def test_accepted_tells_what_the_vendor_said(
     assert acceptance.task_id == job.task_id == vendor.submissions[0].task_id
     assert acceptance.conversion_id == job.conversion_id
     assert job.credit_estimate == acceptance.credit_estimate is not None
-    assert job.state is JobState.WAITING
+    assert job.state is JobState.PROCESSING
 
 
 async def test_done_callbacks_are_called_once_each(session: MusicGPTSession) -> None:
@@ -123,7 +123,7 @@ async def test_a_queued_job_that_is_cancelled_is_never_sent(
     job = session.submit(TRACK)
     assert job.cancel()
     assert not job.cancel()
-    with pytest.raises(ReleasedError, match="not submitted"):
+    with pytest.raises(JobDetachedError, match="not submitted"):
         await job
     await session.submit(TRACK)
     assert len(vendor.submissions) == 1
@@ -138,7 +138,7 @@ async def test_a_running_job_that_is_cancelled_gives_its_slot_back(
     await job.accepted()
     job.cancel()
     error = job.exception()
-    assert isinstance(error, ReleasedError)
+    assert isinstance(error, JobDetachedError)
     assert error.task_id == job.task_id
     assert session.slots[0] == 0
 

@@ -71,7 +71,7 @@ async def test_another_process_on_the_same_account_is_lived_with() -> None:
             stream = session.events()
             for n in range(40):
                 session.submit((f"{name}{n}.mp3", SOUND))
-        slowed.update([event.call async for event in stream if isinstance(event, events.Slowed)])
+        slowed.update([event.call async for event in stream if isinstance(event, events.Throttled)])
 
     async with vendor:
         await asyncio.gather(work("a"), work("b"))

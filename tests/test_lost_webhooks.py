@@ -52,9 +52,9 @@ async def test_sessions_of_one_receiver_learn_together() -> None:
             async with MusicGPTSession(
                 vendor.api_key, base_url=vendor.base_url, limits=LIMITS, webhooks=receiver
             ) as session:
-                before = receiver.queue.reliability.loss
+                before = receiver._queue.reliability.loss
                 await session.submit(("a.mp3", TRACK))
-    assert 0.95 < before < receiver.queue.reliability.loss
+    assert 0.95 < before < receiver._queue.reliability.loss
 
 
 async def test_a_delivery_after_the_end_teaches_that_the_receiver_hears() -> None:
@@ -71,7 +71,7 @@ async def test_a_delivery_after_the_end_teaches_that_the_receiver_hears() -> Non
     ):
         await session.submit(("a.mp3", TRACK))
         with anyio.fail_after(30):
-            while receiver.queue.reliability.loss > 0.5:
+            while receiver._queue.reliability.loss > 0.5:
                 await anyio.sleep(0.01)
 
 

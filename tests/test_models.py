@@ -52,7 +52,7 @@ def test_a_member_is_its_string() -> None:
     assert Stem.DRUMS == "drums"
     assert f"{Stem.HI_HAT}" == "hi_hat"
     assert {Stem.BASS: 1}["bass"] == 1
-    assert f"{JobState.WAITING}" == "waiting"
+    assert f"{JobState.PROCESSING}" == "processing"
 
 
 def test_the_plans_are_those_of_the_rate_limit_page() -> None:

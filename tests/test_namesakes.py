@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from factories.sessions import connected
 
-from musicgpt_async import Item
-from musicgpt_async.emulator import Emulator, Fault, Occasion
+from musicgpt_async import BatchItem
+from musicgpt_async.emulator import Emulator, Fault, FaultContext
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +40,7 @@ async def test_all_files_of_a_namesake_bear_the_tracks_number(
 async def test_namesakes_are_numbered_in_the_order_of_the_batch(tmp_path: Path) -> None:
     """Whichever is finished first: the same batch makes the same files in every run."""
 
-    def is_first(occasion: Occasion) -> bool:
+    def is_first(occasion: FaultContext) -> bool:
         return occasion.upload is not None and occasion.upload.size == 9000
 
     slow = Fault("submit", "slow_answer", seconds=0.6, when=is_first)
@@ -55,8 +55,8 @@ async def test_namesakes_are_numbered_in_the_order_of_the_batch(tmp_path: Path) 
             out = tmp_path / str(run)
             async for outcome in session.extract_many(tracks, out, stems=["bass"]):
                 assert outcome.job is not None
-                finished.append(outcome.job._job.record.size)
-                files[run, outcome.job._job.record.size] = Path(str(outcome.files["bass"])).name
+                finished.append(outcome.job._job._record.size)
+                files[run, outcome.job._job._record.size] = Path(str(outcome.files["bass"])).name
     assert finished[3:] != sorted(finished[3:])
     for number, name in enumerate(("song", "song (2)", "song (3)")):
         assert files[0, 9000 + number] == files[1, 9000 + number] == f"{name} - bass.wav"
@@ -65,9 +65,9 @@ async def test_namesakes_are_numbered_in_the_order_of_the_batch(tmp_path: Path) 
 async def test_folders_keep_the_discs_of_an_album_apart(vendor: Emulator, tmp_path: Path) -> None:
     """``{folder}`` is each item's own; a track without one lies above; a journal remembers it."""
     items = [
-        Item(source=("01.mp3", b"a" * 9000), folder="disc 1"),
-        Item(source=("01.mp3", b"b" * 9000), folder="disc 2"),
-        Item(source=("01.mp3", b"c" * 9000)),
+        BatchItem(source=("01.mp3", b"a" * 9000), folder="disc 1"),
+        BatchItem(source=("01.mp3", b"b" * 9000), folder="disc 2"),
+        BatchItem(source=("01.mp3", b"c" * 9000)),
     ]
     layout = "{folder}/{track} - {stem}.{ext}"
     for _ in range(2):

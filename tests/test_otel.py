@@ -98,7 +98,7 @@ async def test_a_job_is_a_span_with_its_phases_below(
     assert whole.end_time == children[1].end_time
     assert dict(whole.attributes or {}) == {
         "musicgpt.job.id": job.id,
-        "musicgpt.track": "song",
+        "musicgpt.title": "song",
         "musicgpt.task.id": job.task_id,
         "musicgpt.eta": job.eta,
         "musicgpt.cost": job.result().cost,
@@ -161,8 +161,8 @@ async def test_numbers_are_the_vendors_own(vendor: Emulator, told: Told) -> None
     assert told.number("jobs") == 10
     assert told.number("jobs", outcome="completed") == 8
     assert told.number("jobs", outcome="failed") == 2
-    assert told.number("looks") == vendor.looks
-    assert told.number("looks", answered=False) == 1
+    assert told.number("polls") == vendor.polls
+    assert told.number("polls", answered=False) == 1
     assert told.number("credits", kind="estimated") == pytest.approx(session.credits_estimated)
     assert told.number("credits", kind="charged") == pytest.approx(10_000 - vendor.credits)
     assert most > 0
@@ -186,14 +186,14 @@ async def test_429s_are_counted_where_they_came(told: Told) -> None:
         await session.submit(TRACK)
     await telling
     assert told.number("throttled", call="submit") == 1
-    assert told.number("throttled", call="look") == 1
+    assert told.number("throttled", call="poll") == 1
     assert len(told.spans("musicgpt.upload")) == 2
     assert len(told.spans("musicgpt.job")) == 1
 
 
 async def test_each_end_has_its_name(told: Told) -> None:
     """Unknown, expired and released are told apart, and what was asked for is no error."""
-    async with Emulator(seconds=60, separate=False, lists=False) as vendor:
+    async with Emulator(seconds=60, separate=False, listing=False) as vendor:
         vendor.script(Fault("submit", "drop_before_answer"))
         async with connected(vendor) as session:
             unknown = session.submit(TRACK)
@@ -212,8 +212,8 @@ async def test_each_end_has_its_name(told: Told) -> None:
         await telling
     assert [(s.attributes or {})["musicgpt.outcome"] for s in told.spans("musicgpt.job")] == [
         "unknown",
-        "expired",
-        "released",
+        "timed_out",
+        "detached",
     ]
     assert [s.status.status_code for s in told.spans("musicgpt.job")] == [
         StatusCode.ERROR,

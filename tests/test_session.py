@@ -26,13 +26,13 @@ from musicgpt_async import (
     ForbiddenError,
     InsufficientCreditsError,
     InvalidOptionError,
+    JobDetachedError,
     JobState,
     Limits,
     MusicGPTError,
     MusicGPTSession,
     NotFoundError,
     ProtocolError,
-    ReleasedError,
     SessionClosedError,
     SourceError,
     Stem,
@@ -107,7 +107,7 @@ async def test_leaving_by_an_exception_lets_go(vendor: Emulator) -> None:
     job = session.submit(TRACK)
     await job.accepted()
     await session.__aexit__(ZeroDivisionError, ZeroDivisionError(), None)
-    with pytest.raises(ReleasedError, match=r"session\.attach\(") as caught:
+    with pytest.raises(JobDetachedError, match=r"session\.attach\(") as caught:
         await job
     assert caught.value.job is job
     assert caught.value.task_id == vendor.submissions[0].task_id
@@ -380,7 +380,7 @@ async def test_a_failed_look_is_never_a_failed_job(
     vendor.script(fault)
     assert (await session.submit(TRACK)).stems
     assert len(vendor.submissions) == 1
-    assert vendor.looks >= 3 or fault.kind.startswith("drop")
+    assert vendor.polls >= 3 or fault.kind.startswith("drop")
 
 
 async def test_a_deadline_bears_the_live_handle(vendor: Emulator) -> None:
@@ -395,7 +395,7 @@ async def test_a_deadline_bears_the_live_handle(vendor: Emulator) -> None:
         assert caught.value.task_id == job.task_id
         assert session.slots[0] == 0
         again = session.attach(job.task_id or "")
-        assert again.state is JobState.WAITING
+        assert again.state is JobState.PROCESSING
 
 
 async def test_a_job_of_somebody_else_can_be_attached(
@@ -485,7 +485,7 @@ async def test_events_tell_the_whole_story(vendor: Emulator, tmp_path: Path) -> 
         events.Queued,
         events.Uploading,
         events.Accepted,
-        events.Looked,
+        events.Polled,
         events.Completed,
         events.Downloading,
         events.Downloaded,

@@ -18,7 +18,7 @@ from factories.sessions import TRACK
 
 from musicgpt_async import Limits, MusicGPTSession
 from musicgpt_async.emulator import Emulator
-from musicgpt_async.testing import hasty_loop, running_emulator
+from musicgpt_async.testing import accelerated_loop, running_emulator
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -152,11 +152,11 @@ def test_an_hour_at_the_vendor_takes_no_hour(project: Project) -> None:
         import pytest
         from musicgpt_async import MusicGPTSession
         from musicgpt_async.emulator import Emulator
-        from musicgpt_async.testing import hasty_loop
+        from musicgpt_async.testing import accelerated_loop
 
         @pytest.fixture
         def anyio_backend():
-            return "asyncio", {"loop_factory": hasty_loop(600)}
+            return "asyncio", {"loop_factory": accelerated_loop(600)}
 
         async def job():
             async with Emulator(seconds=900, separate=False) as vendor:
@@ -170,7 +170,7 @@ def test_an_hour_at_the_vendor_takes_no_hour(project: Project) -> None:
             assert time.monotonic() - began < 900 / 10
 
         def test_with_a_runner():
-            with asyncio.Runner(loop_factory=hasty_loop(600)) as runner:
+            with asyncio.Runner(loop_factory=accelerated_loop(600)) as runner:
                 assert runner.run(job()).stems
         """,
     )
@@ -228,7 +228,7 @@ def test_a_hasty_loop_sleeps_its_share() -> None:
         return loop.time() - began
 
     began = time.monotonic()
-    with asyncio.Runner(loop_factory=hasty_loop(100)) as runner:
+    with asyncio.Runner(loop_factory=accelerated_loop(100)) as runner:
         told = runner.run(second())
     real = time.monotonic() - began
     assert told >= 10
@@ -244,5 +244,5 @@ def test_work_takes_no_longer_on_a_hasty_loop() -> None:
         time.sleep(0.05)  # noqa: ASYNC251 - it stands for work, or for a process held up
         return loop.time() - began
 
-    with asyncio.Runner(loop_factory=hasty_loop(1000)) as runner:
+    with asyncio.Runner(loop_factory=accelerated_loop(1000)) as runner:
         assert 0.05 <= runner.run(work()) < 25

@@ -11,7 +11,7 @@ from musicgpt_async._engine.store import JobStore
 from musicgpt_async._engine.supervision import Supervisor
 from musicgpt_async._io.http import Transport
 from musicgpt_async._rules.endpoints import Endpoints
-from musicgpt_async.events import Feed
+from musicgpt_async.events import EventBus
 
 
 @attrs.frozen(kw_only=True)
@@ -23,7 +23,7 @@ class Context:
         stall_timeout: Seconds without MusicGPT taking a byte of an upload.
         http: The transport.
         executor: Where files are read and written.
-        feed: Where events go.
+        event_bus: Where events go.
         store: The jobs' way into the journal.
         jobs: The only writer of records.
         supervisor: Starts children.
@@ -33,7 +33,7 @@ class Context:
     stall_timeout: float
     http: Transport
     executor: Executor
-    feed: Feed
+    event_bus: EventBus
     store: JobStore
     jobs: Jobs
     supervisor: Supervisor

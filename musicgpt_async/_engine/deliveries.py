@@ -15,12 +15,12 @@ from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.jobs import Jobs
 from musicgpt_async._engine.store import JobStore
 from musicgpt_async._engine.supervision import Supervisor
-from musicgpt_async._io.delivery_queue import Consumer, Delivery
+from musicgpt_async._io.delivery_queue import Consumer, WebhookDelivery
 from musicgpt_async._rules import payloads, records
 from musicgpt_async._rules.lifecycle import Effect, Trigger
 from musicgpt_async._rules.payloads import Conversion
 from musicgpt_async.errors import JournalError
-from musicgpt_async.events import Feed, Woken
+from musicgpt_async.events import EventBus, WebhookReceived
 from musicgpt_async.webhooks import WebhookReceiver
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Deliveries:
         receiver: Gets the webhooks.
         jobs: The only writer of records.
         store: Makes records durable.
-        feed: Where events go.
+        event_bus: Where events go.
         supervisor: Starts children.
     """
 
@@ -43,15 +43,15 @@ class Deliveries:
         *,
         jobs: Jobs,
         store: JobStore,
-        feed: Feed,
+        event_bus: EventBus,
         supervisor: Supervisor,
     ) -> None:
         self._receiver = receiver
         self._jobs = jobs
         self._store = store
-        self._feed = feed
+        self._event_bus = event_bus
         self._supervisor = supervisor
-        self._consumer = None if receiver is None else Consumer(receiver.queue)
+        self._consumer = None if receiver is None else Consumer(receiver._queue)
         self._subscribed: dict[str, Job] = {}  # by token
         self._hints: dict[str, Conversion] = {}  # by job
 
@@ -67,12 +67,12 @@ class Deliveries:
         """
         if self._receiver is None or self._consumer is None or not self._store.may_write(job):
             return None
-        token = job.record.token or self._receiver.token_for(job.id)
+        token = job.record.token or self._receiver._token_for(job.id)
         if token not in self._subscribed:
             self._consumer.subscribe(token)
             self._subscribed[token] = job
             self._jobs.update(job, save=False, token=token)
-        return self._receiver.url_for(token)
+        return self._receiver._url_for(token)
 
     def report_silence(self, *, now: float) -> None:
         """Log once that MusicGPT's deliveries do not reach the receiver.
@@ -81,7 +81,7 @@ class Deliveries:
             now: Monotonic seconds.
         """
         receiver = self._receiver
-        if receiver is not None and receiver.queue.reliability.has_fallen_silent(now=now):
+        if receiver is not None and receiver._queue.reliability.has_fallen_silent(now=now):
             _log.warning(
                 "Jobs finish but their webhooks do not arrive at %s; the session polls instead. "
                 "Check the URL with `musicgpt-async doctor --webhook %s`.",
@@ -120,25 +120,25 @@ class Deliveries:
         if self._consumer is not None:
             self._consumer.close()
 
-    async def _dispatch(self, delivery: Delivery) -> None:
+    async def _dispatch(self, delivery: WebhookDelivery) -> None:
         job = self._subscribed.get(delivery.token)
         if job is not None:
             await self._take_hint(job, delivery)
         delivery.acknowledge()
 
-    async def _take_hint(self, job: Job, delivery: Delivery) -> None:
-        hint = payloads.read_delivery(delivery.payload, requested=job.record.stems)
+    async def _take_hint(self, job: Job, delivery: WebhookDelivery) -> None:
+        hint = payloads.parse_delivery(delivery.payload, requested=job.record.stems)
         facts: dict[str, Any] = {}
         if records.is_task_id(hint.task_id) and job.record.task_id in (None, hint.task_id):
             self._hints[job.id] = hint
-            facts = {"hinted_task": hint.task_id}
-        if self._feed:
-            self._feed.publish(job.event(Woken))
+            facts = {"candidate_task_id": hint.task_id}
+        if self._event_bus:
+            self._event_bus.publish(job.make_event(WebhookReceived))
         self._jobs.apply(job, Trigger.WEBHOOK_RECEIVED, **facts)
         if facts and job.record.task_id is None:
             await self._store.save_now_or_later(job)
 
-    def _on_failure(self, delivery: Delivery, error: Exception) -> None:
+    def _on_failure(self, delivery: WebhookDelivery, error: Exception) -> None:
         # No traceback and no message: both may hold what was delivered.
         _log.error("A webhook was not processed: %s.", type(error).__name__)
         if isinstance(error, JournalError):

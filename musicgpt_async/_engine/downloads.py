@@ -18,7 +18,7 @@ from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.poller import Poller
 from musicgpt_async._engine.supervision import run_child
 from musicgpt_async._io.download import Downloader
-from musicgpt_async._rules import formats, names, payloads, retrying
+from musicgpt_async._rules import filenames, formats, payloads, retrying
 from musicgpt_async.errors import DownloadError, InvalidOptionError, MusicGPTError
 from musicgpt_async.events import Downloaded, Downloading, Failed
 from musicgpt_async.job import Files
@@ -83,13 +83,13 @@ class JobDownloads:
         await self.context.store.reclaim(target)
         with self._writing(target):
             absolute = Path(os.path.abspath(directory))  # noqa: ASYNC240, PTH100 - no IO, no ".."
-            layout = names.with_folder(layout or job.record.layout or self._layout, "")
+            layout = filenames.with_folder(layout or job.record.layout or self._layout, "")
             for each in {job, target}:
                 self.context.jobs.update(
                     each,
                     directory=str(absolute),
                     format=format,
-                    wanted=tuple(stems or ()),
+                    requested_stems=tuple(stems or ()),
                     layout=layout,
                 )
             download = _JobDownload(self, job, layout)
@@ -98,9 +98,9 @@ class JobDownloads:
                 planned = await download.plan(absolute, stems, format)
                 files = await download.download_all(planned)
             except MusicGPTError as error:
-                self._publish_end(job, job.event(Failed, error=error))
+                self._publish_end(job, job.make_event(Failed, error=error))
                 raise
-            self._publish_end(job, job.event(Downloaded, files=files))
+            self._publish_end(job, job.make_event(Downloaded, files=files))
             return files
 
     @contextmanager
@@ -115,7 +115,7 @@ class JobDownloads:
 
     def _publish_end(self, job: Job, end: Downloaded | Failed) -> None:
         job.downloads().end = end
-        self.context.feed.publish(end)
+        self.context.event_bus.publish(end)
 
     async def target_paths(
         self,
@@ -134,27 +134,30 @@ class JobDownloads:
             layout: The files' names in the directory.
         """
         track = job.title
-        number = await self._collision_number(job, names.place(directory, layout, track=track))
-        if names.has_track(layout):  # the number is the track's, the same for all its files
+        number = await self._collision_number(
+            job, filenames.collision_key(directory, layout, track=track)
+        )
+        if filenames.has_track(layout):  # the number is the track's, the same for all its files
             track, number = await self._numbered_track(job, directory, layout, number), 1
         paths = {
-            (stem, format_): names.numbered(
-                names.target(directory, layout, track=track, stem=stem, ext=format_), number
+            (stem, format_): filenames.with_number(
+                filenames.output_path(directory, layout, track=track, stem=stem, ext=format_),
+                number,
             )
             for stem, format_ in files
         }
-        return names.distinct(paths)
+        return filenames.make_distinct(paths)
 
     def reserve(self, job: Job, directory: Path, *, layout: str) -> None:
         """Number a job among its namesakes before it is finished: in order of submission."""
-        key = names.place(directory, layout, track=job.title)
+        key = filenames.collision_key(directory, layout, track=job.title)
         self._numbers.setdefault(key, []).append(job.id)
 
     async def _numbered_track(self, job: Job, directory: Path, layout: str, number: int) -> str:
         """Return the track's name with a number, unless another track has that name already."""
         while number > 1:
-            track = names.numbered_track(job.title, number)
-            key = names.place(directory, layout, track=track)
+            track = filenames.numbered_track(job.title, number)
+            key = filenames.collision_key(directory, layout, track=track)
             if await self._collision_number(job, key) == 1:
                 return track
             number += 1
@@ -169,7 +172,7 @@ class JobDownloads:
         task_id = job.record.task_id or job.id
         journal = self.context.store.journal
         if journal is not None:
-            return await journal.place(task_id, key)
+            return await journal._assign_number(task_id, key)
         known = self._numbers.setdefault(key, [])
         if task_id not in known and job.id in known:
             known[known.index(job.id)] = task_id  # other handles of the task share its number
@@ -236,7 +239,7 @@ class _JobDownload:
         self, planned: _PlannedFile, errors: list[MusicGPTError], error: Exception
     ) -> None:
         if isinstance(error, MusicGPTError):
-            errors.append(error.fresh(task_id=self._job.record.task_id, job=self._job.handle))
+            errors.append(error.copy(task_id=self._job.record.task_id, job=self._job.handle))
             return
         _log.error("Downloading %s failed unexpectedly", planned.target, exc_info=error)
         words = f"{planned.target} was not downloaded: {error!r}."
@@ -250,23 +253,23 @@ class _JobDownload:
     async def _download(self, planned: _PlannedFile) -> None:
         download = partial(
             self._downloads.downloader.download,
-            what=f"{self._job.record.task_id}/{planned.stem}.{planned.format}",
+            content_key=f"{self._job.record.task_id}/{planned.stem}.{planned.format}",
             progress=partial(self._progress, planned),
         )
         try:
-            fetched = await download(self._url(planned.stem, planned.format), planned.target)
+            downloaded = await download(self._url(planned.stem, planned.format), planned.target)
         except DownloadError as error:
-            if error.status not in retrying.EXPIRED_LINK:
+            if error.status not in retrying.EXPIRED_LINK_STATUSES:
                 raise
             await self._refresh_links()
-            fetched = await download(self._url(planned.stem, planned.format), planned.target)
+            downloaded = await download(self._url(planned.stem, planned.format), planned.target)
         if self._context.store.journal is not None:
             file = StemFile(
                 stem=planned.stem,
                 format=planned.format,
-                path=str(fetched.path),
-                size=fetched.size,
-                sha256=fetched.sha256,
+                path=str(downloaded.path),
+                size=downloaded.size,
+                sha256=downloaded.sha256,
             )
             others = [each for each in self._target.record.files if each.path != file.path]
             self._context.jobs.update(self._target, files=(*others, file))
@@ -291,7 +294,7 @@ class _JobDownload:
             self._is_refreshed = True
             task_id = self._job.record.task_id or ""
             conversion = await self._downloads.poller.poll_once(task_id, self._job.record.stems)
-            self._links = payloads.with_hinted_links(conversion.links, self._links)
+            self._links = payloads.merge_links(conversion.links, self._links)
 
     async def _is_there(self, planned: _PlannedFile) -> bool:
         """Return whether the record lists this very file, and it is on disk unharmed."""
@@ -300,7 +303,7 @@ class _JobDownload:
                 planned.stem,
                 planned.format,
             ):
-                matches = self._downloads.downloader.has
+                matches = self._downloads.downloader.matches
                 return await matches(planned.target, size=file.size, sha256=file.sha256)
         return False
 
@@ -327,9 +330,9 @@ class _JobDownload:
         return kind(message, task_id=self._job.record.task_id, job=self._job.handle)
 
     def _progress(self, planned: _PlannedFile, received: int, total: int | None) -> None:
-        if self._context.feed:
-            self._context.feed.publish(
-                self._job.event(
+        if self._context.event_bus:
+            self._context.event_bus.publish(
+                self._job.make_event(
                     Downloading,
                     stem=planned.stem,
                     format=planned.format,

@@ -27,8 +27,8 @@ from musicgpt_async._rules.lifecycle import Effect, Trigger
 from musicgpt_async.errors import (
     DeadlineError,
     ExtractionFailedError,
+    JobDetachedError,
     MusicGPTError,
-    ReleasedError,
     SourceError,
 )
 from musicgpt_async.journal import Claim
@@ -85,7 +85,7 @@ class Following:
 
     def _resume(self, job: Job, record: JobRecord) -> None:
         if record.links and record.task_id:
-            self._jobs.apply(job, Trigger.COMPLETED, outcome=records.extraction_of(record))
+            self._jobs.apply(job, Trigger.COMPLETED, outcome=records.make_extraction(record))
         elif record.task_id:
             self._deliveries.subscribe(job)
             self._queue.force_acquire(job)
@@ -101,7 +101,7 @@ class Following:
     def _enqueue(self, job: Job) -> None:
         source = job.record.source if job.source is None else job.source
         if source:
-            track = sources.track_of(source, label=job.record.label)
+            track = sources.parse_source(source, label=job.record.label)
             self._queue.push(Turn(job, track, is_registered=True))
             return
         error = SourceError(
@@ -115,7 +115,7 @@ class Following:
             with scope, anyio.move_on_after(job.deadline):
                 await self._follow_owner(job, record, claim)
                 return
-            self._jobs.apply(job, Trigger.DETACHED, outcome=_overdue(job))
+            self._jobs.apply(job, Trigger.DETACHED, outcome=_make_overdue_error(job))
         finally:
             del self._scopes[job.id]
 
@@ -129,7 +129,7 @@ class Following:
             elif await self._copy_outcome(job, primary):
                 return
             for lost in await store.flush():  # how the other handle ended has to be there
-                self._jobs.apply(lost, Trigger.SESSION_LEFT, outcome=taken_over(lost))
+                self._jobs.apply(lost, Trigger.SESSION_LEFT, outcome=make_taken_over_error(lost))
             if await self._copy_failure(job, record.id):
                 return
             found = await store.add_or_get(job, force=False)
@@ -144,19 +144,19 @@ class Following:
         while not primary.has_ended:
             await primary.wait_changed()
         outcome = primary.outcome
-        if outcome is None or isinstance(outcome, ReleasedError):
+        if outcome is None or isinstance(outcome, JobDetachedError):
             return False
-        mine = job.record
+        own_record = job.record
         job.primary = primary.primary or primary
         self._jobs.restore(
             job,
             attrs.evolve(
                 primary.record,
-                id=mine.id,
-                label=mine.label,
-                directory=mine.directory,
-                format=mine.format,
-                wanted=mine.wanted,
+                id=own_record.id,
+                label=own_record.label,
+                directory=own_record.directory,
+                format=own_record.format,
+                requested_stems=own_record.requested_stems,
             ),
         )
         trigger = lifecycle.TRIGGER_OF_END.get(primary.record.state, Trigger.REFUSED)
@@ -176,7 +176,7 @@ class Following:
     async def _give_back(self, claim: Claim) -> None:
         journal = self._context.store.journal
         if journal is not None:
-            await journal.release(claim.id)
+            await journal._release(claim.id)
         claim.drop()
 
     def _on_failure(self, job: Job, error: Exception) -> None:
@@ -186,12 +186,12 @@ class Following:
             self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=error)
 
 
-def taken_over(job: Job) -> ReleasedError:
+def make_taken_over_error(job: Job) -> JobDetachedError:
     """Return the error of a job whose claim another process has taken."""
-    return ReleasedError(f"Another process has taken {job.title} over; it goes on there.")
+    return JobDetachedError(f"Another process has taken {job.title} over; it goes on there.")
 
 
-def _overdue(job: Job) -> DeadlineError:
+def _make_overdue_error(job: Job) -> DeadlineError:
     return DeadlineError(
         f"Another process has not finished {job.title} after {job.deadline:g} s; it goes on there. "
         "Nothing was paid twice: submit it again to follow it."

@@ -8,7 +8,7 @@ import anyio
 import attrs
 
 from musicgpt_async.errors import MusicGPTError
-from musicgpt_async.events import Downloaded, Event, Failed, Reader
+from musicgpt_async.events import Downloaded, Event, EventStream, Failed
 from musicgpt_async.job import Callback, ExtractionJob
 from musicgpt_async.journal import Claim
 from musicgpt_async.models import Extraction, JobRecord
@@ -31,13 +31,13 @@ class DownloadStatus:
         requested: Downloads that were asked for and have not ended.
         writers: Downloads, of this job or of one that follows it, that write into its record.
         end: How the last one ended.
-        readers: Streams of this job's events.
+        streams: Streams of this job's events.
     """
 
     requested: int = 0
     writers: int = 0
     end: Downloaded | Failed | None = None
-    readers: list[Reader] = attrs.field(factory=list)
+    streams: list[EventStream] = attrs.field(factory=list)
 
 
 @attrs.define(eq=False, repr=False)
@@ -100,9 +100,9 @@ class Job:
             self.downloading = DownloadStatus()
         return self.downloading
 
-    def event(self, kind: type[_E], **facts: Any) -> _E:
+    def make_event(self, kind: type[_E], **facts: Any) -> _E:
         """Return an event of this job."""
-        return kind(job_id=self.id, track=self.title, task_id=self.record.task_id, **facts)
+        return kind(job_id=self.id, title=self.title, task_id=self.record.task_id, **facts)
 
     async def wait_changed(self) -> None:
         """Wait for the next change of its state."""

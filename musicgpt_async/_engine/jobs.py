@@ -20,7 +20,7 @@ from musicgpt_async._engine.store import JobStore
 from musicgpt_async._rules import lifecycle
 from musicgpt_async._rules.lifecycle import Effect, Trigger
 from musicgpt_async.errors import MusicGPTError
-from musicgpt_async.events import Accepted, Completed, Failed, Feed
+from musicgpt_async.events import Accepted, Completed, EventBus, Failed
 from musicgpt_async.job import Callback
 from musicgpt_async.journal import Claim
 from musicgpt_async.models import Extraction, JobRecord, JobState
@@ -51,15 +51,15 @@ class Jobs:
 
     Args:
         store: Makes records durable.
-        feed: Where events go.
+        event_bus: Where events go.
         call_soon: Calls a done callback in the loop, not inside the change that caused it.
     """
 
     def __init__(
-        self, store: JobStore, feed: Feed, *, call_soon: Callable[[Callback, Any], object]
+        self, store: JobStore, event_bus: EventBus, *, call_soon: Callable[[Callback, Any], object]
     ) -> None:
         self._store = store
-        self._feed = feed
+        self._event_bus = event_bus
         self._call_soon = call_soon
         self._observers: tuple[Observer, ...] = ()
         self._live: dict[str, Job] = {}
@@ -167,22 +167,22 @@ class Jobs:
         """Record how a job ended; return what its record says of that."""
         if isinstance(outcome, MusicGPTError):
             task_id = outcome.task_id or job.record.task_id
-            outcome = outcome.fresh(task_id=task_id, job=job.handle)
+            outcome = outcome.copy(task_id=task_id, job=job.handle)
         job.outcome = outcome
         del self._live[job.id]
         is_error = isinstance(outcome, MusicGPTError) and trigger is not Trigger.SESSION_LEFT
         return {"error": str(outcome)} if is_error else {}
 
     def _publish(self, job: Job, trigger: Trigger, effects: Effect) -> None:
-        if not self._feed:
+        if not self._event_bus:
             return
         if Effect.END in effects:
             if isinstance(job.outcome, Extraction):
-                self._feed.publish(job.event(Completed, extraction=job.outcome))
+                self._event_bus.publish(job.make_event(Completed, extraction=job.outcome))
             else:
-                self._feed.publish(job.event(Failed, error=job.outcome))
+                self._event_bus.publish(job.make_event(Failed, error=job.outcome))
         elif trigger is Trigger.ACCEPTED and Effect.START_POLLING in effects:
             record = job.record
-            self._feed.publish(
-                job.event(Accepted, eta=record.eta, credit_estimate=record.credit_estimate)
+            self._event_bus.publish(
+                job.make_event(Accepted, eta=record.eta, credit_estimate=record.credit_estimate)
             )

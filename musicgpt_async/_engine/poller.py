@@ -31,7 +31,7 @@ from musicgpt_async.errors import (
     ProtocolError,
     RateLimitError,
 )
-from musicgpt_async.events import Looked, Slowed
+from musicgpt_async.events import Polled, Throttled
 from musicgpt_async.models import JobState
 
 _log = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ class _SinglePoll:
 
     task_id: str
     stems: Collection[str]
-    answered: anyio.Event = attrs.field(factory=anyio.Event)
-    answer: Conversion | MusicGPTError | None = None
+    finished: anyio.Event = attrs.field(factory=anyio.Event)
+    result: Conversion | MusicGPTError | None = None
 
 
 class Poller:
@@ -101,7 +101,7 @@ class Poller:
     ) -> None:
         self._context = context
         self._jobs = context.jobs
-        self._feed = context.feed
+        self._event_bus = context.event_bus
         self._url = context.endpoints.status
         self._schedule = schedule
         self._queue = queue
@@ -123,7 +123,7 @@ class Poller:
     async def run(self) -> None:
         """Poll as polls fall due."""
         while True:
-            for entry in self._schedule.due(_now()):
+            for entry in self._schedule.take_due(_now()):
                 self._context.supervisor.spawn(
                     self._poll, entry, on_failure=partial(self._on_error, entry)
                 )
@@ -140,12 +140,12 @@ class Poller:
         self._schedule.wake(entry, now=now)
         self._wakeup.set()
         try:
-            await entry.answered.wait()
+            await entry.finished.wait()
         finally:
-            self._schedule.forget(entry)
-        if isinstance(entry.answer, Conversion):
-            return entry.answer
-        raise entry.answer or ProtocolError("The poll was broken off.")
+            self._schedule.remove(entry)
+        if isinstance(entry.result, Conversion):
+            return entry.result
+        raise entry.result or ProtocolError("The poll was broken off.")
 
     def is_polled(self, task_id: str) -> bool:
         """Return whether a task is known to be another job's of this session."""
@@ -191,32 +191,32 @@ class Poller:
         if entry.timer is not None:
             entry.timer.cancel()
         if job.record.state in (JobState.COMPLETED, JobState.FAILED):
-            self._schedule.finished(entry, now=_now())
+            self._schedule.on_finished(entry, now=_now())
             self._deliveries.report_silence(now=_now())
         else:
-            self._schedule.forget(entry)
+            self._schedule.remove(entry)
 
     async def _poll(self, entry: _PollEntry | _SinglePoll) -> None:
-        what = f"The poll of task {entry.task_id}"
-        answer = await self._context.http.ask(self._url, protocol.look_query(entry.task_id))
-        conversion = protocol.read_conversion(
-            answer, now=time.time(), what=what, requested=tuple(entry.stems)
+        subject = f"The poll of task {entry.task_id}"
+        response = await self._context.http.get(self._url, protocol.status_query(entry.task_id))
+        conversion = protocol.parse_conversion(
+            response, now=time.time(), subject=subject, requested=tuple(entry.stems)
         )
         if conversion.task_id not in ("", entry.task_id):
-            raise ProtocolError(f"{what} was answered with task {conversion.task_id}.")
-        self._schedule.answered(now=_now())
+            raise ProtocolError(f"{subject} was answered with task {conversion.task_id}.")
+        self._schedule.on_success(now=_now())
         self._on_result(entry, conversion)
         self._wakeup.set_at(self._schedule.next_due())
 
     def _on_result(self, entry: _PollEntry | _SinglePoll, conversion: Conversion) -> None:
         if isinstance(entry, _SinglePoll):
-            entry.answer = conversion
-            entry.answered.set()
+            entry.result = conversion
+            entry.finished.set()
             return
         job = entry.job
-        if self._feed:
-            self._feed.publish(job.event(Looked, status=conversion.status))
-        if not conversion.known and conversion.progress is Progress.UNFINISHED:
+        if self._event_bus:
+            self._event_bus.publish(job.make_event(Polled, status=conversion.status))
+        if not conversion.is_known_status and conversion.progress is Progress.UNFINISHED:
             self._warn_once(conversion.status)
         if self._entries.get(job.id) is not entry:  # it ended while the poll was on its way
             return
@@ -224,14 +224,14 @@ class Poller:
         if conversion.progress is Progress.COMPLETED:
             self._complete(job, conversion)
         elif conversion.progress is Progress.FAILED:
-            self._jobs.apply(job, Trigger.EXTRACTION_FAILED, outcome=_failure(job, conversion))
+            self._jobs.apply(job, Trigger.EXTRACTION_FAILED, outcome=_make_failure(job, conversion))
         else:
             self._on_unfinished(entry)
 
     def _complete(self, job: Job, conversion: Conversion) -> None:
         hint = self._deliveries.hint(job)
         if hint is not None:
-            links = payloads.with_hinted_links(conversion.links, hint.links)
+            links = payloads.merge_links(conversion.links, hint.links)
             conversion = attrs.evolve(conversion, links=links)
         extraction = conversion.extraction(job.record.task_id or "")
         self._jobs.apply(
@@ -247,13 +247,13 @@ class Poller:
     def _on_unfinished(self, entry: _PollEntry) -> None:
         now = _now()
         self._queue.force_acquire(entry.job)  # it is known to run
-        self._schedule.pending(entry, now=now)
+        self._schedule.on_unfinished(entry, now=now)
         self._give_up_if_last(entry)
 
     def _on_error(self, entry: _PollEntry | _SinglePoll, error: Exception) -> None:
         """Go on after a failed poll."""
         if isinstance(error, RateLimitError):
-            self._slow_down(entry, error)
+            self._on_throttled(entry, error)
         elif isinstance(error, MusicGPTError):
             self._on_failed_poll(entry, error)
         else:
@@ -262,42 +262,42 @@ class Poller:
             self._on_failed_poll(entry, failure)
         self._wakeup.set_at(self._schedule.next_due())
 
-    def _slow_down(self, entry: _PollEntry | _SinglePoll, error: RateLimitError) -> None:
+    def _on_throttled(self, entry: _PollEntry | _SinglePoll, error: RateLimitError) -> None:
         now = _now()
-        self._schedule.throttled(now=now, retry_after=error.retry_after)
-        self._schedule.pending(entry, now=now)
+        self._schedule.on_throttled(now=now, retry_after=error.retry_after)
+        self._schedule.on_unfinished(entry, now=now)
         if isinstance(entry, _PollEntry):
-            if self._feed:
-                slowed = entry.job.event(Slowed, call="look", retry_after=error.retry_after)
-                self._feed.publish(slowed)
+            if self._event_bus:
+                slowed = entry.job.make_event(Throttled, call="poll", retry_after=error.retry_after)
+                self._event_bus.publish(slowed)
             self._give_up_if_last(entry)
 
     def _on_failed_poll(self, entry: _PollEntry | _SinglePoll, error: MusicGPTError) -> None:
         if isinstance(entry, _SinglePoll):
-            entry.answer = error
-            entry.answered.set()
+            entry.result = error
+            entry.finished.set()
             return
         if self._entries.get(entry.job.id) is not entry:
             return
         now = _now()
         _log.debug("A poll of %s failed: %s", entry.job.title, error)
-        if self._feed:
-            self._feed.publish(entry.job.event(Looked, status=""))
-        self._schedule.pending(entry, now=now)
+        if self._event_bus:
+            self._event_bus.publish(entry.job.make_event(Polled, status=""))
+        self._schedule.on_unfinished(entry, now=now)
         waited = None if entry.accepted is None else now - entry.accepted
-        if retrying.look_is_refused(error, waited=waited):
+        if retrying.is_permanent_poll_error(error, waited=waited):
             self._on_refused_poll(entry, error, now=now)
         self._give_up_if_last(entry)
 
     def _on_refused_poll(self, entry: _PollEntry, error: MusicGPTError, *, now: float) -> None:
         entry.refused_since = entry.refused_since if entry.refusals else now
         entry.refusals += 1
-        lasted, is_attached = now - entry.refused_since, entry.accepted is None
-        if retrying.gives_up(entry.refusals, lasted=lasted, attached=is_attached):
-            refusal = error.fresh(task_id=entry.task_id)
+        duration, is_attached = now - entry.refused_since, entry.accepted is None
+        if retrying.should_give_up(entry.refusals, duration=duration, attached=is_attached):
+            refusal = error.copy(task_id=entry.task_id)
             self._jobs.apply(entry.job, Trigger.DETACHED, outcome=refusal)
         else:
-            self._schedule.wake(entry, now=now, delay=retrying.pause_after(entry.refusals))
+            self._schedule.wake(entry, now=now, delay=retrying.poll_backoff(entry.refusals))
 
     def _on_deadline(self, entry: _PollEntry) -> None:
         """Poll a job once more: it may be finished, and nobody has looked."""
@@ -334,7 +334,7 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _failure(job: Job, conversion: Conversion) -> ExtractionFailedError:
+def _make_failure(job: Job, conversion: Conversion) -> ExtractionFailedError:
     words = conversion.message
     said = f': "{words}"' if words else ""
     # MusicGPT's own words say better what is wrong with a track.

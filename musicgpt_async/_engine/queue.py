@@ -22,7 +22,7 @@ from musicgpt_async._rules.credit import CreditBudget
 from musicgpt_async._rules.lifecycle import Effect
 from musicgpt_async._rules.slots import Slots
 from musicgpt_async.errors import CreditLimitError, MusicGPTError
-from musicgpt_async.events import Feed, Queued
+from musicgpt_async.events import EventBus, Queued
 
 # Queued jobs at or below which a batch brings its next track.
 LOW_WATER_MARK = 2
@@ -75,13 +75,13 @@ class SubmitQueue:
     Args:
         slots: How many jobs may be unfinished at MusicGPT.
         credit: How much may be spent.
-        feed: Where events go.
+        event_bus: Where events go.
     """
 
-    def __init__(self, slots: Slots, credit: CreditBudget, feed: Feed) -> None:
+    def __init__(self, slots: Slots, credit: CreditBudget, event_bus: EventBus) -> None:
         self._slots = slots
         self._credit = credit
-        self._feed = feed
+        self._event_bus = event_bus
         self._heap: list[tuple[int, int, Turn]] = []  # position, number of the push, turn
         self._pushes = 0
         self._wakeup = Wakeup()
@@ -91,8 +91,8 @@ class SubmitQueue:
         """Put a job into the queue, at the place that its position gives it."""
         self._pushes += 1
         heapq.heappush(self._heap, (turn.job.position, self._pushes, turn))
-        if self._feed:
-            self._feed.publish(turn.job.event(Queued))
+        if self._event_bus:
+            self._event_bus.publish(turn.job.make_event(Queued))
         self._wakeup.set()
 
     def on_change(self, job: Job, effects: Effect) -> None:
@@ -106,7 +106,7 @@ class SubmitQueue:
     async def wait_changed(self) -> None:
         """Wait until another turn may be possible."""
         now = anyio.current_time()
-        retry_at = self._slots.next_try()
+        retry_at = self._slots.retry_at()
         await self._wakeup.wait(until=retry_at if retry_at and retry_at > now else None)
 
     def take(self) -> list[Turn | tuple[Turn, CreditLimitError]]:
@@ -123,10 +123,10 @@ class SubmitQueue:
         turn = self._heap[0][2]
         if turn.job.has_ended:
             return True
-        if not self._credit.allows_another():
+        if not self._credit.can_reserve():
             return False
         now = anyio.current_time()
-        if not self._slots.take(now=now):
+        if not self._slots.try_acquire(now=now):
             return False
         turn.job.permit = SlotPermit(self)
         try:
@@ -156,7 +156,7 @@ class SubmitQueue:
     def force_acquire(self, job: Job) -> None:
         """Count a job that is known to run, even past the limit."""
         if job.permit is None:
-            self._slots.occupy()
+            self._slots.force_acquire()
             job.permit = SlotPermit(self)
 
     def acquire_if_free(self, job: Job) -> None:
@@ -166,18 +166,18 @@ class SubmitQueue:
 
     def free_slot(self) -> None:
         """Count one job less; for its permit alone."""
-        self._slots.give_back()
+        self._slots.release()
         self._wakeup.set()
 
     def on_accepted(self, turn: Turn, estimate: float | None) -> None:
         """Learn from an accepted submit."""
         self._settle(turn, estimate)
-        self._slots.accepted(waiting=bool(self._heap))
+        self._slots.on_accepted(has_queue=bool(self._heap))
 
     def on_not_accepted(self, turn: Turn, error: MusicGPTError) -> None:
         """Learn from a submit that MusicGPT had no room for, before its slot is freed."""
         self._cancel_reservation(turn)
-        self._slots.refused(
+        self._slots.on_rejected(
             now=anyio.current_time(),
             retry_after=error.retry_after,
             full=error.status == 429,

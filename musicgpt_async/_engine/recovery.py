@@ -21,7 +21,7 @@ from musicgpt_async._engine.deliveries import Deliveries
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.poller import Poller
 from musicgpt_async._engine.wakeup import Wakeup
-from musicgpt_async._rules import matching, protocol, records, retrying
+from musicgpt_async._rules import protocol, reconciliation, records, retrying
 from musicgpt_async._rules.lifecycle import Effect, Trigger
 from musicgpt_async._rules.payloads import Conversion
 from musicgpt_async.errors import (
@@ -66,7 +66,7 @@ class _Unacknowledged:
 
     @property
     def is_open(self) -> bool:
-        return self.job.record.state is JobState.DELIVERED and not self.job.has_ended
+        return self.job.record.state is JobState.UNACKNOWLEDGED and not self.job.has_ended
 
     @property
     def waits_for_webhook(self) -> bool:
@@ -101,7 +101,8 @@ class Recovery:
     def await_webhook(self, job: Job, error: MusicGPTError) -> None:
         """Wait for the webhook of a submit whose response was lost just now, if one can come."""
         unknown = SubmissionUnknownError(
-            f"{job.title} was sent whole and its response was lost: {error} {self._advice(job)}",
+            f"{job.title} was sent whole and its response was lost: {error} "
+            f"{self._recovery_advice(job)}",
             status=error.status,
             vendor_message=error.vendor_message,
         )
@@ -141,7 +142,7 @@ class Recovery:
             elif next_listing <= now:
                 listings += 1
                 await self._search_listing(self._searched())
-                next_listing = anyio.current_time() + retrying.pause_after_listing(listings)
+                next_listing = anyio.current_time() + retrying.listing_backoff(listings)
             moments = [each.until for each in self._open if each.waits_for_webhook]
             if self._searched():
                 moments.append(next_listing)
@@ -162,7 +163,7 @@ class Recovery:
         self._wakeup.set()
 
     def _confirm_hint(self, each: _Unacknowledged) -> None:
-        task_id = each.job.record.hinted_task
+        task_id = each.job.record.candidate_task_id
         if task_id is None or task_id in each.rejected or each.confirming is not None:
             return
         each.confirming = task_id
@@ -177,7 +178,9 @@ class Recovery:
         is_its_own = each.is_open and await self._is_task_of(task_id, each.job)
         each.confirming = None
         if is_its_own:
-            self._found(each, task_id, self._deliveries.conversion_id(each.job, task_id), "webhook")
+            self._adopt_task(
+                each, task_id, self._deliveries.conversion_id(each.job, task_id), "webhook"
+            )
         else:
             each.rejected.add(task_id)
             self._give_up_unless_searched(each)
@@ -201,7 +204,7 @@ class Recovery:
                 continue
             except MusicGPTError:
                 return True  # the poll failed, not the task
-            return matching.is_of_job(job.record, conversion) is not False
+            return reconciliation.is_of_job(job.record, conversion) is not False
         return False
 
     async def _belongs_to_other_job(self, task_id: str, job: Job) -> bool:
@@ -215,13 +218,13 @@ class Recovery:
             return True
         return found is not None and found.id != job.record.id
 
-    def _found(
-        self, each: _Unacknowledged, task_id: str, conversion_id: str | None, where: str
+    def _adopt_task(
+        self, each: _Unacknowledged, task_id: str, conversion_id: str | None, origin: str
     ) -> None:
         job = each.job
         if not each.is_open:
             return
-        _log.info("%s was found again by its %s: task %s", job.title, where, task_id)
+        _log.info("%s was found again by its %s: task %s", job.title, origin, task_id)
         self._jobs.apply(
             job,
             Trigger.ACCEPTED,
@@ -240,8 +243,8 @@ class Recovery:
         except MusicGPTError as error:
             _log.info("The account's conversions could not be listed: %s", error)
             for each in searched:
-                lasted = anyio.current_time() - each.since
-                if retrying.look_is_refused(error, waited=None) or lasted > SETTLE_DELAY:
+                duration = anyio.current_time() - each.since
+                if retrying.is_permanent_poll_error(error, waited=None) or duration > SETTLE_DELAY:
                     self._end_search(each, None)
 
     async def _match(
@@ -252,32 +255,34 @@ class Recovery:
         read_at: float,
     ) -> None:
         """Take what the listing tells for certain, and give up what it will not tell any more."""
-        rivals, known = await self._other_submissions(searched, listing, until=read_at)
-        claimed = {record.task_id or "" for record in known} | self._poller.recent_task_ids()
-        lost = [*(each.job.record for each in searched), *rivals]
-        found = matching.matches(lost, listing, claimed=claimed, known=known)
+        competing, acknowledged = await self._other_submissions(searched, listing, until=read_at)
+        claimed = {record.task_id or "" for record in acknowledged} | self._poller.recent_task_ids()
+        lost = [*(each.job.record for each in searched), *competing]
+        found = reconciliation.reconcile(lost, listing, claimed=claimed, acknowledged=acknowledged)
         is_settled = not any(each.confirming for each in self._open)
         for each in searched:
             task = found.get(each.job.record.id)
             if task is not None:
-                self._found(each, task.task_id, task.conversion_id, "entry in the listing")
+                self._adopt_task(each, task.task_id, task.conversion_id, "entry in the listing")
             elif is_settled and read_at - each.sent_at > SETTLE_DELAY:
-                fitting = matching.candidates(each.job.record, listing, claimed=claimed)
+                fitting = reconciliation.candidates(each.job.record, listing, claimed=claimed)
                 self._end_search(each, [task.task_id for task in fitting])
 
     def _end_search(self, each: _Unacknowledged, candidates: Sequence[str] | None) -> None:
         each.in_listing = False
-        each.error = self._unknown(each.job, candidates)
+        each.error = self._make_unknown_error(each.job, candidates)
         self._give_up_unless_searched(each)
 
     def _give_up_unless_searched(self, each: _Unacknowledged) -> None:
         if each.job.is_response_due or each.until or each.confirming is not None:
             return
         if each.is_open and not each.in_listing:
-            outcome = each.error or self._unknown(each.job, None)
+            outcome = each.error or self._make_unknown_error(each.job, None)
             self._jobs.apply(each.job, Trigger.RESPONSE_LOST, outcome=outcome)
 
-    def _unknown(self, job: Job, candidates: Sequence[str] | None) -> SubmissionUnknownError:
+    def _make_unknown_error(
+        self, job: Job, candidates: Sequence[str] | None
+    ) -> SubmissionUnknownError:
         """Return the error of a lost response; `candidates` are listed tasks that it could be."""
         sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.record.sent_at))
         seen = ""
@@ -286,10 +291,10 @@ class Recovery:
             seen = f"The account's listing shows what it could be: {tasks}. "
         return SubmissionUnknownError(
             f"{job.title} was sent whole at {sent} and no response was recorded. "
-            f"{self._advice(job, seen)}"
+            f"{self._recovery_advice(job, seen)}"
         )
 
-    def _advice(self, job: Job, seen: str = "") -> str:
+    def _recovery_advice(self, job: Job, seen: str = "") -> str:
         """Return what the user of such a job can do, and what was seen of it."""
         follow = "session.attach(task_id)"
         if self._context.store.journal is not None:
@@ -310,10 +315,12 @@ class Recovery:
         after: str | None = None
         for _ in range(MAX_PAGES):
             query = protocol.listing_query(
-                since + matching.EARLIEST, time.time() + matching.LATEST, after=after
+                since - reconciliation.MAX_CLOCK_SKEW,
+                time.time() + reconciliation.MAX_CREATION_DELAY,
+                after=after,
             )
-            answer = await self._context.http.ask(url, query)
-            page, after = protocol.read_listing(answer, now=time.time(), what="The listing")
+            response = await self._context.http.get(url, query)
+            page, after = protocol.parse_listing(response, now=time.time(), subject="The listing")
             found += page
             if after is None:
                 break
@@ -327,19 +334,22 @@ class Recovery:
         A listing shows the tasks of submits whose responses are still on their way as well. Those
         are in the journal since before they were delivered: it is read after the listing.
         """
-        ours, listed = {each.job.record.id for each in searched}, {each.task_id for each in listing}
-        rivals, known = list[JobRecord](), list[JobRecord]()
+        own_ids, listed = (
+            {each.job.record.id for each in searched},
+            {each.task_id for each in listing},
+        )
+        competing, acknowledged = list[JobRecord](), list[JobRecord]()
         async for record in self._records():
             if record.task_id is not None:
                 if record.task_id in listed:
-                    known.append(record)
+                    acknowledged.append(record)
             elif (
-                record.id not in ours
+                record.id not in own_ids
                 and records.is_unacknowledged(record)
                 and (record.sent_at or 0.0) <= until
             ):
-                rivals.append(record)
-        return rivals, known
+                competing.append(record)
+        return competing, acknowledged
 
     async def _records(self) -> AsyncIterator[JobRecord]:
         if self._context.store.journal is not None:

@@ -22,10 +22,10 @@ from musicgpt_async._engine.queue import SubmitQueue, Turn
 from musicgpt_async._engine.recovery import Recovery
 from musicgpt_async._engine.submission import Result, Submission
 from musicgpt_async._io import sources
-from musicgpt_async._io.content import Content
-from musicgpt_async._rules import identity, retrying
+from musicgpt_async._io.content import ReadableTrack
+from musicgpt_async._rules import fingerprint, retrying
 from musicgpt_async._rules.lifecycle import Effect, Trigger
-from musicgpt_async._rules.retrying import Verdict
+from musicgpt_async._rules.retrying import SubmitOutcome
 from musicgpt_async.errors import (
     AuthenticationError,
     CreditLimitError,
@@ -35,7 +35,7 @@ from musicgpt_async.errors import (
     MusicGPTError,
     SourceChangedError,
 )
-from musicgpt_async.events import Slowed
+from musicgpt_async.events import Throttled
 from musicgpt_async.models import JobState
 
 _log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Runner:
             self._finished = anyio.Event()
 
     async def _run_to_acceptance(self, turn: Turn) -> None:
-        async with sources.opened(turn.track, self._context.executor) as content:
+        async with sources.open_track(turn.track, self._context.executor) as content:
             if not await self._register(turn, content):
                 return
             deliveries = 0
@@ -138,21 +138,23 @@ class Runner:
                 result = None
                 with anyio.CancelScope() as turn.in_flight:
                     result = await self._submission.deliver(turn, content)
-                    deliveries = deliveries + 1 if result.verdict is Verdict.NOT_DELIVERED else 0
+                    deliveries = (
+                        deliveries + 1 if result.outcome is SubmitOutcome.NOT_DELIVERED else 0
+                    )
                     await self._record(turn, result, is_last=deliveries == MAX_DELIVERIES)
                 if result is None:
                     self._on_response_not_needed(turn)
                     return
-                if result.verdict is Verdict.NOT_DELIVERED and deliveries < MAX_DELIVERIES:
-                    await anyio.sleep(retrying.pause_after_delivery(deliveries))
-                elif result.verdict is not Verdict.NOT_ACCEPTED:
+                if result.outcome is SubmitOutcome.NOT_DELIVERED and deliveries < MAX_DELIVERIES:
+                    await anyio.sleep(retrying.delivery_backoff(deliveries))
+                elif result.outcome is not SubmitOutcome.NOT_ACCEPTED:
                     return
 
-    async def _register(self, turn: Turn, content: Content | None) -> bool:
+    async def _register(self, turn: Turn, content: ReadableTrack | None) -> bool:
         """Save the job before anything is sent; return whether it is this session's to submit."""
         job, location = turn.job, turn.track.location
         version = "" if content is None else content.version
-        fingerprint = identity.fingerprint(
+        computed = fingerprint.compute_fingerprint(
             location if location or version else job.id,
             version,
             stems=job.record.stems,
@@ -160,13 +162,13 @@ class Runner:
             eco_mode=job.record.eco_mode,
         )
         if turn.is_registered:
-            if fingerprint != job.record.fingerprint:  # it may be in the journal as changed, too
+            if computed != job.record.fingerprint:  # it may be in the journal as changed, too
                 raise SourceChangedError(
                     f"{job.title} changed after it was queued, and was not sent; submit it again."
                 )
             return True
         size = None if content is None else content.size
-        self._jobs.update(job, save=False, fingerprint=fingerprint, size=size)
+        self._jobs.update(job, save=False, fingerprint=computed, size=size)
         found = await self._context.store.add_or_get(job, force=turn.force)
         if found is None:
             return True
@@ -184,16 +186,16 @@ class Runner:
             _log.debug("%s was accepted as task %s", job.title, job.record.task_id)
             return
         assert error is not None  # noqa: S101 - for the type checker: there is one or the other
-        match result.verdict:
-            case Verdict.NOT_DELIVERED if not is_last:
+        match result.outcome:
+            case SubmitOutcome.NOT_DELIVERED if not is_last:
                 await self._undo_delivery(job, Trigger.NOT_DELIVERED)
-            case Verdict.NOT_ACCEPTED:
+            case SubmitOutcome.NOT_ACCEPTED:
                 self._queue.on_not_accepted(turn, error)
-                if self._context.feed:
-                    slowed = job.event(Slowed, call="submit", retry_after=error.retry_after)
-                    self._context.feed.publish(slowed)
+                if self._context.event_bus:
+                    slowed = job.make_event(Throttled, call="submit", retry_after=error.retry_after)
+                    self._context.event_bus.publish(slowed)
                 await self._undo_delivery(job, Trigger.REQUEUED)
-            case Verdict.UNKNOWN:
+            case SubmitOutcome.UNKNOWN:
                 self._queue.on_unknown(turn)
                 self._recovery.await_webhook(job, error)
             case _:
@@ -224,9 +226,9 @@ class Runner:
         match job.record.state:
             case JobState.QUEUED | JobState.UPLOADING:
                 self._jobs.apply(job, Trigger.REFUSED, outcome=error, sent_at=None)
-            case JobState.DELIVERED:
+            case JobState.UNACKNOWLEDGED:
                 self._recovery.await_webhook(job, error)
-            case JobState.WAITING:  # it was accepted, whatever went wrong here
+            case JobState.PROCESSING:  # it was accepted, whatever went wrong here
                 self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=error)
 
     def _fail_queued(self, error: MusicGPTError) -> None:
@@ -236,7 +238,7 @@ class Runner:
             if not turn.job.has_ended:
                 refusal = kind(
                     f"{turn.job.title} was not submitted, because a track before it was refused "
-                    f"with status {error.status}. {error.hint}",
+                    f"with status {error.status}. {error.advice}",
                     status=error.status,
                     vendor_message=error.vendor_message,
                 )

@@ -26,7 +26,7 @@ import attrs
 from musicgpt_async._engine.context import Context
 from musicgpt_async._engine.deliveries import Deliveries
 from musicgpt_async._engine.downloads import JobDownloads
-from musicgpt_async._engine.following import Following, taken_over
+from musicgpt_async._engine.following import Following, make_taken_over_error
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.jobs import Jobs
 from musicgpt_async._engine.poller import Poller
@@ -36,11 +36,11 @@ from musicgpt_async._engine.runner import Runner
 from musicgpt_async._engine.store import JobStore
 from musicgpt_async._engine.submission import Submission
 from musicgpt_async._engine.supervision import Supervisor
-from musicgpt_async._io import receiving
+from musicgpt_async._io import response_body
 from musicgpt_async._io.download import Downloader
 from musicgpt_async._io.http import Transport
-from musicgpt_async._io.sources import Track, track_of
-from musicgpt_async._rules import names
+from musicgpt_async._io.sources import Track, parse_source
+from musicgpt_async._rules import filenames
 from musicgpt_async._rules.credit import CreditBudget
 from musicgpt_async._rules.endpoints import Endpoints
 from musicgpt_async._rules.formats import DEFAULT_FORMAT
@@ -50,11 +50,11 @@ from musicgpt_async._rules.slots import Slots
 from musicgpt_async.errors import (
     ConfigurationError,
     InvalidOptionError,
+    JobDetachedError,
     MusicGPTError,
-    ReleasedError,
     SessionClosedError,
 )
-from musicgpt_async.events import Feed, Reader
+from musicgpt_async.events import EventBus, EventStream
 from musicgpt_async.job import Callback, ExtractionJob, Files
 from musicgpt_async.journal import Claim, Journal
 from musicgpt_async.models import AudioFormat, JobRecord
@@ -75,7 +75,7 @@ class RuntimeSettings:
         on_loopback: Whether that is on this machine.
         http: The transport.
         executor: Where files are read and written.
-        feed: Where events go.
+        event_bus: Where events go.
         slots: How many jobs may be unfinished at MusicGPT.
         credit: How much may be spent.
         polls_per_minute: The account's, ``None`` to learn it.
@@ -91,7 +91,7 @@ class RuntimeSettings:
     on_loopback: bool
     http: Transport
     executor: ThreadPoolExecutor
-    feed: Feed
+    event_bus: EventBus
     slots: Slots
     credit: CreditBudget
     polls_per_minute: float | None
@@ -169,23 +169,23 @@ class Runtime:
         self._idle, self._leaving = anyio.Event(), anyio.Event()
         self._leave_scope = anyio.CancelScope()
         self._store = JobStore(settings.journal)
-        self._jobs = Jobs(self._store, settings.feed, call_soon=self.call_soon)
+        self._jobs = Jobs(self._store, settings.event_bus, call_soon=self.call_soon)
         self._context = Context(
             endpoints=Endpoints.of(settings.base_url),
             stall_timeout=settings.stall_timeout,
             http=settings.http,
             executor=settings.executor,
-            feed=settings.feed,
+            event_bus=settings.event_bus,
             store=self._store,
             jobs=self._jobs,
             supervisor=self._supervisor,
         )
-        self._queue = SubmitQueue(settings.slots, settings.credit, settings.feed)
+        self._queue = SubmitQueue(settings.slots, settings.credit, settings.event_bus)
         self._deliveries = Deliveries(
             settings.webhooks,
             jobs=self._jobs,
             store=self._store,
-            feed=settings.feed,
+            event_bus=settings.event_bus,
             supervisor=self._supervisor,
         )
         self._poller = Poller(
@@ -193,7 +193,7 @@ class Runtime:
             Schedule(
                 polls_per_minute=settings.polls_per_minute,
                 reliability=(
-                    None if settings.webhooks is None else settings.webhooks.queue.reliability
+                    None if settings.webhooks is None else settings.webhooks._queue.reliability
                 ),
             ),
             queue=self._queue,
@@ -217,11 +217,13 @@ class Runtime:
             self._context,
             poller=self._poller,
             downloader=Downloader(
-                fetch=settings.http.fetch,
+                stream=settings.http.stream,
                 executor=settings.executor,
                 allow_loopback=settings.on_loopback,
                 digests=settings.journal is not None,
-                receive=partial(receiving.pieces, patience=settings.request_timeout),
+                read_chunks=partial(
+                    response_body.iter_chunks, read_timeout=settings.request_timeout
+                ),
             ),
             layout=settings.layout,
         )
@@ -280,7 +282,7 @@ class Runtime:
         with self._user_call():
             await self._poller.poll_once(task_id, ())
             await self._flush()  # how the job ended must not be saved after this
-            record, claim = await journal.bind_claimed(job_id, task_id)
+            record, claim = await journal._bind_claimed(job_id, task_id)
         return self._resume(record, claim, format)
 
     async def resume(
@@ -289,10 +291,10 @@ class Runtime:
     ) -> list[ExtractionJob]:
         """Resume what the journal holds and nobody works on."""
         with self._user_call():
-            found = await self._require_journal().claim_all()
+            found = await self._require_journal()._claim_all()
         return [self._resume(record, claim, format) for record, claim in found]
 
-    def announce(
+    def set_output(
         self,
         handle: ExtractionJob,
         directory: Path,
@@ -300,7 +302,7 @@ class Runtime:
         folder: str = "",
     ) -> None:
         """Record where a job's stems go before it has ended."""
-        job, layout = self._job_of(handle), names.with_folder(self._settings.layout, folder)
+        job, layout = self._job_of(handle), filenames.with_folder(self._settings.layout, folder)
         self._jobs.update(job, directory=str(directory), format=format, layout=layout)
         self._downloads.reserve(job, directory, layout=layout)
 
@@ -325,15 +327,15 @@ class Runtime:
 
     def detach(self, job: Job) -> None:
         """Stop following a job, because its user said so."""
-        self._jobs.apply(job, Trigger.DETACHED, outcome=ReleasedError(_detached(job)))
+        self._jobs.apply(job, Trigger.DETACHED, outcome=JobDetachedError(_describe_detached(job)))
 
     def call_soon(self, callback: Callback, handle: Any) -> None:
         """Call a done callback in the loop."""
         self._loop.call_soon(callback, handle)
 
-    def reader(self, job_id: str) -> Reader:
+    def event_stream(self, job_id: str) -> EventStream:
         """Return a stream of one job's events."""
-        return self._settings.feed.reader(job_id)
+        return self._settings.event_bus.stream(job_id)
 
     def begin_download(self, job: Job) -> None:
         """Remember that a download is asked for: the claim of its record is kept for it."""
@@ -346,8 +348,8 @@ class Runtime:
         if not status.requested and job.has_ended:
             self._store.save_later(job)
             if status.end is None:
-                for reader in status.readers:
-                    reader.end()
+                for stream in status.streams:
+                    stream.end()
 
     async def download(
         self,
@@ -419,7 +421,7 @@ class Runtime:
         await self._store.flush()
         self._store.drop_claims()
         self._deliveries.close()
-        self._settings.feed.close()
+        self._settings.event_bus.close()
         await self._settings.http.close()
         if self._settings.journal is not None:
             await self._settings.journal.aclose()
@@ -428,15 +430,15 @@ class Runtime:
     def _begin_to_leave(self) -> None:
         """Detach all jobs; from here on the time that the leave-taking takes is bounded."""
         if self._settings.journal is not None:
-            self._settings.journal.give_up_after(LEAVE_TIMEOUT)
+            self._settings.journal._give_up_after(LEAVE_TIMEOUT)
         self._leaving.set()
         self._idle.set()
         self._leave_scope.deadline = min(
             self._leave_scope.deadline, anyio.current_time() + LEAVE_TIMEOUT
         )
         for job in self._jobs:
-            words = _detached(job) if self.failure is None else str(self.failure)
-            self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=ReleasedError(words))
+            words = _describe_detached(job) if self.failure is None else str(self.failure)
+            self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=JobDetachedError(words))
         for scope in tuple(self._calls):
             scope.cancel()
 
@@ -467,13 +469,13 @@ class Runtime:
                 await asyncio.wait((self.host,))
                 raise
         if self.failure is not None:
-            raise self.failure.fresh()
+            raise self.failure.copy()
         self.host.result()
 
     def _cut_short(self) -> None:
         self._leave_scope.cancel()
         if self._settings.journal is not None:
-            self._settings.journal.give_up_after(0.0)
+            self._settings.journal._give_up_after(0.0)
 
     def on_change(self, _: Job, effects: Effect) -> None:
         """Notice that a job has ended: perhaps it was the last."""
@@ -506,7 +508,7 @@ class Runtime:
 
     async def _flush(self) -> None:
         for lost in await self._store.flush():
-            self._jobs.apply(lost, Trigger.SESSION_LEFT, outcome=taken_over(lost))
+            self._jobs.apply(lost, Trigger.SESSION_LEFT, outcome=make_taken_over_error(lost))
 
     def _resume(
         self,
@@ -515,7 +517,7 @@ class Runtime:
         format: AudioFormat | None,  # noqa: A002 - as in download()
     ) -> ExtractionJob:
         record = attrs.evolve(record, format=format or record.format)
-        job, handle = self._create(record, record.source or None, _title(record))
+        job, handle = self._create(record, record.source or None, _make_title(record))
         if record.directory is not None:
             self.begin_download(job)
         self._following.resume(job, record, claim)
@@ -535,7 +537,7 @@ class Runtime:
             await self._downloads.download(
                 job,
                 Path(record.directory or "."),
-                stems=record.wanted or None,
+                stems=record.requested_stems or None,
                 format=record.format or DEFAULT_FORMAT,
                 layout=record.layout,
             )
@@ -577,7 +579,7 @@ class Runtime:
             raise SessionClosedError("The session was closed before this was done.")
 
 
-def _detached(job: Job) -> str:
+def _describe_detached(job: Job) -> str:
     """Return what a detached job's user should know."""
     task_id = job.record.task_id
     again = f": session.attach({task_id!r}) follows it again" if task_id else ""
@@ -586,7 +588,7 @@ def _detached(job: Job) -> str:
     return f"{job.title} was detached. {words}"
 
 
-def _title(record: JobRecord) -> str:
+def _make_title(record: JobRecord) -> str:
     if record.label or not record.source:
         return record.label or record.task_id or record.id
-    return track_of(record.source).title
+    return parse_source(record.source).title

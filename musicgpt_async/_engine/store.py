@@ -56,7 +56,7 @@ class JobStore:
         """
         if self.journal is None:
             return None
-        record, claim, is_new = await self.journal.register(job.record, force=force)
+        record, claim, is_new = await self.journal._register(job.record, force=force)
         if not is_new:
             return record, claim
         self.give_claim(job, claim)
@@ -71,7 +71,7 @@ class JobStore:
     async def reclaim(self, job: Job) -> None:
         """Let a finished job write once more, unless another handle or process does."""
         if self.journal is not None and job.claim is None:
-            job.claim = await self.journal.claim_one(job.record.id)
+            job.claim = await self.journal._claim_one(job.record.id)
 
     async def save(self, job: Job) -> None:
         """Save a job before going on.
@@ -126,7 +126,7 @@ class JobStore:
         if self.journal is None:
             return
         try:
-            await self.journal.renew()
+            await self.journal._renew()
         except JournalError as error:
             _log.warning("The journal's leases could not be renewed: %s", error)
 

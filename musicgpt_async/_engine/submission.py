@@ -21,12 +21,12 @@ from musicgpt_async._engine.deliveries import Deliveries
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.queue import Turn
 from musicgpt_async._engine.supervision import StrayCancellationError, as_error
-from musicgpt_async._io.content import Content, Digest
-from musicgpt_async._io.upload import Body
+from musicgpt_async._io.content import Digest, ReadableTrack
+from musicgpt_async._io.upload import MultipartBody
 from musicgpt_async._rules import payloads, protocol, retrying
 from musicgpt_async._rules.lifecycle import Trigger
-from musicgpt_async._rules.retrying import Verdict
-from musicgpt_async.errors import MusicGPTError, ReleasedError, StalledError
+from musicgpt_async._rules.retrying import SubmitOutcome
+from musicgpt_async.errors import JobDetachedError, MusicGPTError, TransportTimeoutError
 from musicgpt_async.events import Uploading
 from musicgpt_async.models import Acceptance
 
@@ -42,12 +42,12 @@ class Result:
     """What became of one delivery.
 
     Attributes:
-        verdict: In a word.
+        outcome: In a word.
         acceptance: MusicGPT's response, if it accepted the track.
         error: Why it did not, or why that is not known.
     """
 
-    verdict: Verdict
+    outcome: SubmitOutcome
     acceptance: Acceptance | None = None
     error: MusicGPTError | None = None
 
@@ -67,7 +67,7 @@ class Submission:
         self._url = context.endpoints.submit
         self._submit_lock = anyio.Semaphore(1)
 
-    async def deliver(self, turn: Turn, content: Content | None) -> Result:
+    async def deliver(self, turn: Turn, content: ReadableTrack | None) -> Result:
         """Deliver a track once; nothing is raised but a cancellation before the commit point.
 
         Args:
@@ -87,15 +87,15 @@ class Submission:
             await self._before_commit(turn, size, digest, lock)
             # Nothing is awaited from here until the closing boundary is handed to the transport.
             turn.in_flight.shield = True
-            bound = retrying.answer_timeout(self._context.http.request_timeout, size)
+            bound = retrying.response_timeout(self._context.http.request_timeout, size)
             response.deadline = anyio.current_time() + bound
 
         try:
             body = self._make_body(turn.job, turn.track.location, content, before_commit, digest)
         except MusicGPTError as refusal:  # no webhook can be received for it
-            return Result(Verdict.REFUSED, error=refusal)
+            return Result(SubmitOutcome.REFUSED, error=refusal)
         try:
-            return Result(Verdict.ACCEPTED, await self._post(turn.job, body, response))
+            return Result(SubmitOutcome.ACCEPTED, await self._post(turn.job, body, response))
         except BaseException as raised:  # noqa: BLE001 - as_error raises again what is no failure
             try:
                 error = as_error(raised)
@@ -106,12 +106,14 @@ class Submission:
         finally:
             lock.release()
 
-    async def _post(self, job: Job, body: Body, response: anyio.CancelScope) -> Acceptance:
+    async def _post(self, job: Job, body: MultipartBody, response: anyio.CancelScope) -> Acceptance:
         with response:
-            answer = await self._context.http.send(self._url, body)
-            what = f"The submit of {job.title}"
-            return protocol.read_acceptance(answer, now=time.time(), what=what)
-        raise StalledError("The whole upload went out, and its response did not come in time.")
+            reply = await self._context.http.post(self._url, body)
+            subject = f"The submit of {job.title}"
+            return protocol.parse_acceptance(reply, now=time.time(), subject=subject)
+        raise TransportTimeoutError(
+            "The whole upload went out, and its response did not come in time."
+        )
 
     async def _before_commit(
         self, turn: Turn, size: int | None, digest: Digest | None, lock: _HeldLock
@@ -129,7 +131,7 @@ class Submission:
         )
         _stop_if_detached(turn)
 
-    async def _retract(self, job: Job, body: Body) -> None:
+    async def _retract(self, job: Job, body: MultipartBody) -> None:
         """Record that a delivery was broken off after its record and before its boundary."""
         if not body.delivered and job.record.sent_at is not None:
             with anyio.CancelScope(shield=True):
@@ -139,10 +141,10 @@ class Submission:
         self,
         job: Job,
         location: str,
-        content: Content | None,
+        content: ReadableTrack | None,
         before_commit: Callable[[], Awaitable[None]],
         digest: Digest | None,
-    ) -> Body:
+    ) -> MultipartBody:
         fields = payloads.submit_fields(
             stems=job.record.stems,
             preprocessing=job.record.preprocessing,
@@ -150,18 +152,18 @@ class Submission:
             audio_url=location if content is None else "",
             webhook_url=self._deliveries.subscribe(job),
         )
-        return Body(
+        return MultipartBody(
             fields,
             content,
             stall_timeout=self._context.stall_timeout,
-            hand_over=before_commit,
+            before_commit=before_commit,
             progress=partial(self._progress, job, None if content is None else content.size),
             digest=digest,
         )
 
     def _progress(self, job: Job, total: int | None, sent: int) -> None:
-        if self._context.feed:
-            self._context.feed.publish(job.event(Uploading, sent=sent, total=total))
+        if self._context.event_bus:
+            self._context.event_bus.publish(job.make_event(Uploading, sent=sent, total=total))
 
 
 class _HeldLock:
@@ -187,13 +189,13 @@ class _HeldLock:
 def _stop_if_detached(turn: Turn) -> None:
     # aiohttp writes the body in a task of its own, which a cancellation reaches a step later.
     if turn.scope.cancel_called:
-        raise ReleasedError(f"{turn.job.title} was detached before it was sent.")
+        raise JobDetachedError(f"{turn.job.title} was detached before it was sent.")
 
 
-def _judge(job: Job, body: Body, error: BaseException) -> Result:
+def _judge(job: Job, body: MultipartBody, error: BaseException) -> Result:
     """Return what a failed delivery means: by MusicGPT's response, or by how far the body came."""
     if isinstance(error, MusicGPTError) and not isinstance(error, StrayCancellationError):
-        return Result(retrying.submit_verdict(error, delivered=body.delivered), error=error)
+        return Result(retrying.submit_outcome(error, delivered=body.delivered), error=error)
     _log.error("Submitting %s failed unexpectedly", job.title, exc_info=error)
     failure = MusicGPTError(f"Submitting {job.title} failed unexpectedly: {error!r}.")
-    return Result(Verdict.UNKNOWN if body.delivered else Verdict.REFUSED, error=failure)
+    return Result(SubmitOutcome.UNKNOWN if body.delivered else SubmitOutcome.REFUSED, error=failure)

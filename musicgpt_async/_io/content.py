@@ -32,12 +32,12 @@ from musicgpt_async.errors import MusicGPTError, SourceChangedError, SourceError
 _T = TypeVar("_T")
 
 # 64 KiB cost two to three times the CPU; 4 MiB hold the loop for milliseconds.
-BLOCK = 1 << 20
+BLOCK_SIZE = 1 << 20
 # A round trip to the executor costs as much as reading half a block.
-READ = 2 * BLOCK
+READ_SIZE = 2 * BLOCK_SIZE
 
 
-class Content(Protocol):
+class ReadableTrack(Protocol):
     """A source that is open and sized; its blocks can be read again for each attempt."""
 
     @property
@@ -52,11 +52,11 @@ class Content(Protocol):
     def version(self) -> str:
         """A text that changes with the content; empty if there is none."""
 
-    def blocks(self, room: Callable[[], memoryview]) -> AsyncGenerator[memoryview, None]:
+    def read_blocks(self, get_buffer: Callable[[], memoryview]) -> AsyncGenerator[memoryview, None]:
         """Yield the content from its start; the caller closes the iterator.
 
         Args:
-            room: Returns the buffer for the next read; the blocks yielded before are then invalid.
+            get_buffer: Returns the buffer for the next read, which invalidates earlier blocks.
         """
 
 
@@ -77,9 +77,9 @@ class InMemory:
     def size(self) -> int:
         return len(self._data)
 
-    async def blocks(
+    async def read_blocks(
         self,
-        room: Callable[[], memoryview],  # noqa: ARG002 - the data is in memory already
+        get_buffer: Callable[[], memoryview],  # noqa: ARG002 - the data is in memory already
     ) -> AsyncGenerator[memoryview, None]:
         for block in _split(memoryview(self._data)):
             yield block
@@ -98,7 +98,7 @@ class InFile:
 
     @classmethod
     async def open(cls, name: str, path: Path, executor: Executor) -> InFile:
-        with _reading(name):
+        with _map_os_errors(name):
             try:
                 async with _open_file(path, executor) as (_, status):
                     is_file = stat.S_ISREG(status.st_mode)
@@ -110,13 +110,15 @@ class InFile:
         version = f"{status.st_size}:{status.st_mtime_ns}"
         return cls(name, status.st_size, version, path, _state_of(status), executor)
 
-    async def blocks(self, room: Callable[[], memoryview]) -> AsyncGenerator[memoryview, None]:
+    async def read_blocks(
+        self, get_buffer: Callable[[], memoryview]
+    ) -> AsyncGenerator[memoryview, None]:
         sent = 0
-        with _reading(self.name):
+        with _map_os_errors(self.name):
             async with _open_file(self._path, self._executor) as (file, status):
                 self._check_unchanged(status)
                 while sent < self.size:
-                    space = room()[: self.size - sent]
+                    space = get_buffer()[: self.size - sent]
                     count = await _completed(file.readinto(space))
                     if not count:
                         break
@@ -165,16 +167,18 @@ class InReader:
         _refuse_empty(name, size)
         return cls(name, size, file, start)
 
-    async def blocks(
+    async def read_blocks(
         self,
-        room: Callable[[], memoryview],  # noqa: ARG002 - read() returns memory of its own
+        get_buffer: Callable[[], memoryview],  # noqa: ARG002 - read() returns memory of its own
     ) -> AsyncGenerator[memoryview, None]:
         left = self.size
-        with _reading(self.name):
+        with _map_os_errors(self.name):
             async with self._file.lock:
                 await self._file.call("seek", self._start)
                 try:
-                    while left and (data := await _completed(self._file.read(min(READ, left)))):
+                    while left and (
+                        data := await _completed(self._file.read(min(READ_SIZE, left)))
+                    ):
                         left -= len(data)
                         for block in _split(memoryview(data)):
                             yield block
@@ -229,7 +233,7 @@ class _CallerFile:
         return bytes(data)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while data := await self.read(READ):
+        while data := await self.read(READ_SIZE):
             yield data
 
 
@@ -253,8 +257,8 @@ class Digest:
 
 def _split(view: memoryview) -> Iterator[memoryview]:
     """Yield a read in blocks to be sent at once, without a copy."""
-    for start in range(0, len(view), BLOCK):
-        yield view[start : start + BLOCK]
+    for start in range(0, len(view), BLOCK_SIZE):
+        yield view[start : start + BLOCK_SIZE]
 
 
 def _refuse_empty(name: str, size: int) -> None:
@@ -262,7 +266,7 @@ def _refuse_empty(name: str, size: int) -> None:
         raise SourceError(f"{name} is empty; nothing was sent.")
 
 
-class _reading:  # noqa: N801 - reads as a word: "with _reading(name)"
+class _map_os_errors:  # noqa: N801 - reads as a word: "with _reading(name)"
     """Turn errors of the source into the library's, so that none passes for the network's."""
 
     def __init__(self, name: str) -> None:
@@ -317,7 +321,7 @@ def _state_of(status: os.stat_result) -> tuple[int, ...]:
 async def spool(name: str, content: Any, executor: Executor, stack: AsyncExitStack) -> Path:
     """Write a stream of unknown length to a temporary file that is removed with the stack."""
     blocks = _CallerFile(content, executor) if hasattr(content, "read") else content
-    with _reading(name):
+    with _map_os_errors(name):
         opening = asyncio.ensure_future(
             aiofiles.tempfile.NamedTemporaryFile("wb", prefix="musicgpt-async-", executor=executor)
         )

@@ -32,11 +32,11 @@ SCHEMA_VERSION = 2
 # "mGPT" in the header of an SQLite file says whose it is, to us and to file(1).
 APPLICATION_ID = 0x6D475054
 # Seconds that a writer waits for another process's transaction.
-PATIENCE = 30.0
+LOCK_TIMEOUT = 30.0
 # Seconds that SQLite itself waits, off the loop: whoever waits longer can be told to stop.
 BUSY_TIMEOUT = 1.0
 # Rows read at a time, so that a slow reader keeps no transaction open.
-PAGE = 100
+PAGE_SIZE = 100
 ADVICE = {
     sqlite3.SQLITE_BUSY: "another process keeps it locked; end that process or try again",
     sqlite3.SQLITE_FULL: "the disk is full; make room and try again",
@@ -56,24 +56,24 @@ class Statements:
     version: sa.Select[Any]
     set_version: sa.Insert
     lock: sa.Select[Any]
-    stay: sa.Update
-    join: sa.Insert
-    leave: sa.Delete
-    others: sa.Select[Any]
-    forget: sa.Delete
+    renew_owner: sa.Update
+    add_owner: sa.Insert
+    delete_owner: sa.Delete
+    other_owners: sa.Select[Any]
+    delete_expired_owners: sa.Delete
     insert: sa.Insert
     save: sa.Update
-    same: sa.Select[Any]
-    take: sa.Update
-    unowned: sa.Select[Any]
-    take_unowned: sa.Update
+    by_fingerprint: sa.Select[Any]
+    acquire: sa.Update
+    claimable: sa.Select[Any]
+    acquire_claimable: sa.Update
     release: sa.Update
     page: sa.Select[Any]
     find: sa.Select[Any]
     owned: sa.Select[Any]
-    placed: sa.Select[Any]
-    last_place: sa.Select[Any]
-    place: sa.Insert
+    number_of: sa.Select[Any]
+    max_number: sa.Select[Any]
+    add_number: sa.Insert
 
 
 @cache
@@ -83,15 +83,15 @@ def _statements() -> Statements:
 
     metadata = sa.MetaData()
     journal, owners, jobs, places = _tables(metadata)
-    which, me = sa.bindparam("which", type_=sa.Text), sa.bindparam("me", type_=sa.Text)
+    key, owner_id = sa.bindparam("key", type_=sa.Text), sa.bindparam("owner_id", type_=sa.Text)
     now, until = sa.bindparam("now", type_=sa.Double), sa.bindparam("until", type_=sa.Double)
     live = sa.exists().where(owners.c.id == jobs.c.owner, owners.c.lease_until > now)
-    mine = jobs.update().where(jobs.c.owner == me)
-    unowned = (
+    owned_jobs = jobs.update().where(jobs.c.owner == owner_id)
+    claimable = (
         sa.select(jobs)
         .where(jobs.c.unfinished, ~live, jobs.c.state.in_(sa.bindparam("states", expanding=True)))
         .order_by(jobs.c.seq)
-        .limit(sa.bindparam("most", type_=sa.BigInteger))
+        .limit(sa.bindparam("max_rows", type_=sa.BigInteger))
     )
     return Statements(
         metadata=metadata,
@@ -99,41 +99,41 @@ def _statements() -> Statements:
         set_version=journal.insert(),
         # One writer at a time: SQLite's BEGIN IMMEDIATE sees to it, PostgreSQL locks this row.
         lock=sa.select(journal.c.version).with_for_update(),
-        stay=owners.update().where(owners.c.id == me).values(lease_until=until),
-        join=owners.insert().values(id=me, lease_until=until),
-        leave=owners.delete().where(owners.c.id == me),
-        others=sa.select(owners.c.id).where(owners.c.id != me),
+        renew_owner=owners.update().where(owners.c.id == owner_id).values(lease_until=until),
+        add_owner=owners.insert().values(id=owner_id, lease_until=until),
+        delete_owner=owners.delete().where(owners.c.id == owner_id),
+        other_owners=sa.select(owners.c.id).where(owners.c.id != owner_id),
         # The dead that left no job behind; what a dead owner still holds is claimed first.
-        forget=owners.delete().where(
+        delete_expired_owners=owners.delete().where(
             owners.c.lease_until <= now, ~sa.exists().where(jobs.c.owner == owners.c.id)
         ),
         insert=jobs.insert(),
-        save=mine.where(jobs.c.id == which),
-        same=sa.select(jobs, (~live).label("free"))
-        .where(jobs.c.fingerprint == which)
+        save=owned_jobs.where(jobs.c.id == key),
+        by_fingerprint=sa.select(jobs, (~live).label("free"))
+        .where(jobs.c.fingerprint == key)
         .order_by(jobs.c.seq.desc()),
-        take=jobs.update().where(jobs.c.id == which).values(owner=me),
-        unowned=unowned,
-        take_unowned=jobs.update()
-        .where(jobs.c.seq.in_(unowned.with_only_columns(jobs.c.seq)))
-        .values(owner=me),
-        release=mine.where(jobs.c.id == which).values(owner=None),
+        acquire=jobs.update().where(jobs.c.id == key).values(owner=owner_id),
+        claimable=claimable,
+        acquire_claimable=jobs.update()
+        .where(jobs.c.seq.in_(claimable.with_only_columns(jobs.c.seq)))
+        .values(owner=owner_id),
+        release=owned_jobs.where(jobs.c.id == key).values(owner=None),
         page=sa.select(jobs)
         .where(jobs.c.seq > sa.bindparam("last"))
         .order_by(jobs.c.seq)
-        .limit(PAGE),
+        .limit(PAGE_SIZE),
         find=sa.select(jobs, (~live).label("free"))
-        .where(sa.or_(jobs.c.id == which, jobs.c.task_id == which))
+        .where(sa.or_(jobs.c.id == key, jobs.c.task_id == key))
         .order_by(jobs.c.seq.desc())
         .limit(1),
         owned=sa.select(jobs.c.id, jobs.c.owner, owners.c.lease_until).join(
             owners, owners.c.id == jobs.c.owner
         ),
-        placed=sa.select(places.c.number).where(
-            places.c.place == which, places.c.task_id == sa.bindparam("task", type_=sa.Text)
+        number_of=sa.select(places.c.number).where(
+            places.c.place == key, places.c.task_id == sa.bindparam("task", type_=sa.Text)
         ),
-        last_place=sa.select(sa.func.max(places.c.number)).where(places.c.place == which),
-        place=places.insert(),
+        max_number=sa.select(sa.func.max(places.c.number)).where(places.c.place == key),
+        add_number=places.insert(),
     )
 
 
@@ -168,7 +168,7 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table, sa.Tab
         sa.Column("sha256", sa.Text),
         sa.Column("task_id", sa.Text, index=True),
         sa.Column("conversion_id", sa.Text),
-        sa.Column("hinted_task", sa.Text),
+        sa.Column("candidate_task_id", sa.Text),
         sa.Column("eta", sa.Double),
         sa.Column("credit_estimate", sa.Double),
         sa.Column("sent_at", sa.Double),
@@ -178,7 +178,7 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table, sa.Tab
         sa.Column("duration", sa.Double),
         sa.Column("directory", json),
         sa.Column("format", sa.Text),
-        sa.Column("wanted", json, nullable=False),
+        sa.Column("requested_stems", json, nullable=False),
         sa.Column("layout", json),
         sa.Column("files", json, nullable=False),
         sa.Column("error", json),
@@ -197,7 +197,7 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table, sa.Tab
     return journal, owners, jobs, places
 
 
-def located(path: str) -> Database:
+def parse_database_url(path: str) -> Database:
     """Return the database of a path or a URL; nothing is loaded and nothing is connected to yet.
 
     Raises:
@@ -207,21 +207,21 @@ def located(path: str) -> Database:
     if not separator:
         database = Database(path, Path(path).absolute())
     elif scheme.partition("+")[0] == "sqlite" and rest[1:].partition("?")[0]:
-        return located(rest[1:].partition("?")[0])
+        return parse_database_url(rest[1:].partition("?")[0])
     elif scheme.partition("+")[0] == "postgresql":
         database = Database(path, None)
     else:
         raise ConfigurationError(_NO_DATABASE)
     for module in ("sqlalchemy", database.driver):
         if find_spec(module) is None:
-            raise _missing(module)
+            raise _missing_extra(module)
     return database
 
 
 _NO_DATABASE = "A journal is a file, or a URL of SQLite or PostgreSQL."
 
 
-def _missing(module: str | None) -> ConfigurationError:
+def _missing_extra(module: str | None) -> ConfigurationError:
     driver = " asyncpg" if module == "asyncpg" else ""
     return ConfigurationError(
         f"A journal needs {module}, which is not installed: "
@@ -265,14 +265,14 @@ class Database:
         Raises:
             ConfigurationError: The extra is not installed whole, or the URL cannot be read.
         """
-        return await anyio.to_thread.run_sync(self._loaded)
+        return await anyio.to_thread.run_sync(self._load)
 
-    def _loaded(self) -> Statements:
+    def _load(self) -> Statements:
         try:
             statements = _statements()
             self.url.get_dialect().import_dbapi()
         except ImportError as error:
-            raise _missing(error.name) from error
+            raise _missing_extra(error.name) from error
         return statements
 
     async def connect(self, sql: Statements) -> AsyncEngine:
@@ -293,7 +293,7 @@ class Database:
         return engine
 
     async def _create_tables(self, engine: AsyncEngine, sql: Statements) -> None:
-        give_up_at = anyio.current_time() + PATIENCE
+        give_up_at = anyio.current_time() + LOCK_TIMEOUT
         while True:
             try:
                 async with engine.begin() as connection:
@@ -317,7 +317,7 @@ class Database:
         _add_columns(connection, sql.metadata.tables["musicgpt_jobs"])
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
+    def map_errors(self) -> Iterator[None]:
         """Turn whatever a database raises into one error that says what to do."""
         import sqlalchemy.exc  # noqa: PLC0415 - see _statements
 
@@ -356,7 +356,7 @@ def _engine(database: Database) -> AsyncEngine:
         "max_overflow": 0,
     }
     if database.file is None:
-        server = {"lock_timeout": str(int(PATIENCE * 1000))}
+        server = {"lock_timeout": str(int(LOCK_TIMEOUT * 1000))}
         return create_async_engine(
             database.url, pool_pre_ping=True, connect_args={"server_settings": server}, **options
         )
@@ -384,7 +384,7 @@ async def _use_wal(engine: AsyncEngine) -> None:
     # Only after the schema is in the file itself: its header then says at any moment whose it is.
     async with engine.connect() as connection:
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        deadline = anyio.current_time() + PATIENCE
+        deadline = anyio.current_time() + LOCK_TIMEOUT
         while True:
             try:
                 async with driver.execute("PRAGMA journal_mode = WAL"):
@@ -397,16 +397,16 @@ async def _use_wal(engine: AsyncEngine) -> None:
 
 
 def _advice(error: BaseException) -> str:
-    code = _code(error)
+    code = _error_code(error)
     return f"{ADVICE[code]} ({error})" if code in ADVICE else f"{error or type(error).__name__}"
 
 
 def is_busy(error: BaseException) -> bool:
     """Return whether another process's transaction is in the way."""
-    return _code(getattr(error, "orig", None) or error) == sqlite3.SQLITE_BUSY
+    return _error_code(getattr(error, "orig", None) or error) == sqlite3.SQLITE_BUSY
 
 
-def _code(error: BaseException) -> int:
+def _error_code(error: BaseException) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
@@ -453,7 +453,7 @@ def _check_header(file: Path) -> None:
     """Read the first 100 bytes by hand: SQLite itself might write on opening."""
     with file.open("rb") as stream:
         header = stream.read(100)
-    if not header and not _has_content(_beside(file, "-wal")):
+    if not header and not _has_content(_sibling(file, "-wal")):
         return
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
         raise JournalError(
@@ -471,7 +471,7 @@ def _check_content(file: Path) -> None:
     while True:
         before = _traces(file)
         try:
-            return _look_into(file)
+            return _verify_content(file)
         except (JournalError, sqlite3.Error):
             if _traces(file) == before:
                 raise
@@ -479,17 +479,17 @@ def _check_content(file: Path) -> None:
 
 
 def _traces(file: Path) -> list[tuple[int, int]]:
-    found = (_stat(path) for path in (file, _beside(file, "-wal"), _beside(file, "-journal")))
+    found = (_stat(path) for path in (file, _sibling(file, "-wal"), _sibling(file, "-journal")))
     return [(entry.st_size, entry.st_mtime_ns) if entry else (0, 0) for entry in found]
 
 
-def _look_into(file: Path) -> None:
-    if _has_content(_beside(file, "-journal")):
+def _verify_content(file: Path) -> None:
+    if _has_content(_sibling(file, "-journal")):
         return  # Its creation was broken off: SQLite undoes that when it opens the file.
     # Without a log beside it the file is all there is, and `immutable` makes no log either.
-    query = "mode=ro" if _has_content(_beside(file, "-wal")) else "mode=ro&immutable=1"
+    query = "mode=ro" if _has_content(_sibling(file, "-wal")) else "mode=ro&immutable=1"
     uri = f"{file.as_uri()}?{query}"
-    with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE)) as database:
+    with closing(sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT)) as database:
         version = database.execute("SELECT version FROM musicgpt_journal").fetchone()
         _check_version(str(file), version and version[0])
         (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
@@ -497,7 +497,7 @@ def _look_into(file: Path) -> None:
         raise JournalError(f"The journal {file} is damaged ({verdict}); restore a copy of it.")
 
 
-def _beside(file: Path, ending: str) -> Path:
+def _sibling(file: Path, ending: str) -> Path:
     real = file.resolve()
     return real.with_name(real.name + ending)
 

@@ -21,30 +21,30 @@ import attrs
 import stamina
 
 from musicgpt_async._io import partial_file
-from musicgpt_async._io.partial_file import PartialFile, Piece
+from musicgpt_async._io.partial_file import Chunk, PartialFile
 from musicgpt_async._rules import audio, hosts, retrying
-from musicgpt_async.errors import DownloadError, StalledError, TransportError
+from musicgpt_async.errors import DownloadError, TransportError, TransportTimeoutError
 
 _T = TypeVar("_T")
 
-Fetch = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[aiohttp.ClientResponse]]
-Receive = Callable[[aiohttp.ClientResponse], AsyncGenerator[list[Piece], None]]
+Stream = Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[aiohttp.ClientResponse]]
+ReadChunks = Callable[[aiohttp.ClientResponse], AsyncGenerator[list[Chunk], None]]
 Progress = Callable[[int, int | None], None]
 
 _log = logging.getLogger(__name__)
 
 # Tries in a row that bring nothing new before a file is given up.
-PATIENCE = 6
+MAX_FRUITLESS_TRIES = 6
 # A captive portal or a proxy may answer with a page of its own for a while.
 PAGE_PAUSES = (1.0, 5.0, 15.0)  # seconds
-MOST_REDIRECTS = 5
+MAX_REDIRECTS = 5
 # Seconds between attempts to lock a temporary file that another process has.
-OTHERS = 0.1
+LOCK_POLL_INTERVAL = 0.1
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
 @attrs.frozen
-class Fetched:
+class DownloadedFile:
     """A file that lies whole under its final name.
 
     Attributes:
@@ -58,7 +58,7 @@ class Fetched:
     sha256: str
 
 
-class _InterruptedError(DownloadError):
+class _RetryableError(DownloadError):
     """It broke off, or came out wrong, and may come right another time."""
 
 
@@ -71,23 +71,23 @@ class Downloader:
     """Brings files down, each whole or not at all.
 
     Attributes:
-        fetch: Opens a URL: the transport's file lane.
+        stream: Opens a URL: the transport's file lane.
         executor: Where files are written.
         allow_loopback: Whether links may lead to this machine.
         digests: Whether to take a digest of each file.
-        receive: Gives an answer's body in pieces; each may be written over when the next is asked
-            for.
+        read_chunks: Yields a response's body in chunks; each may be overwritten when the next is
+            asked for.
     """
 
-    fetch: Fetch
+    stream: Stream
     executor: Executor
     allow_loopback: bool
     digests: bool
-    receive: Receive
+    read_chunks: ReadChunks
 
     async def download(
-        self, url: str, target: Path, *, progress: Progress, what: str | None = None
-    ) -> Fetched:
+        self, url: str, target: Path, *, progress: Progress, content_key: str | None = None
+    ) -> DownloadedFile:
         """Bring ``url`` to ``target``, replacing at once what lies there.
 
         Where another process is bringing the same there, its file is waited for and taken.
@@ -96,41 +96,41 @@ class Downloader:
             url: The link.
             target: The final name.
             progress: Called with the bytes received, which can go back, and the bytes in all.
-            what: Equal for the same content, however its links change; by default the link without
-                its query.
+            content_key: Equal for the same content, however its links change; by default the link
+                without its query.
 
         Raises:
             DownloadError: It did not arrive whole; ``status`` is set where the host said no.
             TransportError: The host could not be reached.
         """
-        what = hosts.without_query(url) if what is None else what
-        making = self._run(PartialFile.beside, target, what, self.digests)
+        content_key = hosts.without_query(url) if content_key is None else content_key
+        creating = self._run(PartialFile.create, target, content_key, self.digests)
         try:
-            part = await asyncio.shield(making)
+            part = await asyncio.shield(creating)
         except asyncio.CancelledError:
-            making.add_done_callback(_discarded)
+            creating.add_done_callback(_discard_when_created)
             raise
         try:
-            if not part.is_ours:
+            if not part.is_locked:
                 _log.info("%s is being downloaded by another process; waiting for it", target)
-            while not part.is_ours:
-                await asyncio.sleep(OTHERS)
-                await self._run(part.take)
-            if part.is_published:
+            while not part.is_locked:
+                await asyncio.sleep(LOCK_POLL_INTERVAL)
+                await self._run(part.try_lock)
+            if part.is_committed:
                 progress(part.size, part.size)
             else:
                 await _Transfer(self, part, url, progress).complete()
-                await self._run(part.publish)
+                await self._run(part.commit)
         finally:
             if part.is_open:
                 # Shielded: whoever cancels a download does not want to keep its half file.
                 # Not on the session's own executor: it may have been closed meanwhile.
                 await asyncio.shield(asyncio.to_thread(part.discard))
-        return Fetched(target, part.size, part.sha256)
+        return DownloadedFile(target, part.size, part.sha256)
 
-    async def has(self, path: Path, *, size: int, sha256: str) -> bool:
+    async def matches(self, path: Path, *, size: int, sha256: str) -> bool:
         """Return whether a file lies there with this content."""
-        return await self._run(partial_file.has, path, size, sha256)
+        return await self._run(partial_file.matches, path, size, sha256)
 
     def _run(self, call: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:
         return asyncio.get_running_loop().run_in_executor(self.executor, call, *args)
@@ -149,7 +149,7 @@ class _Transfer:
         self._progress = progress
         self._total: int | None = None
         self._validator = ""
-        self._most = 0
+        self._furthest = 0
         self._fruitless = 0
         self._pages = 0
         self._wrong = ""  # digest of the last complete file that was not what it should be
@@ -158,37 +158,39 @@ class _Transfer:
         """Fill the part until it is whole."""
         try:
             async for attempt in stamina.retry_context(
-                on=self._worth_another_try, attempts=None, timeout=None, wait_max=10.0
+                on=self._should_retry, attempts=None, timeout=None, wait_max=10.0
             ):
                 with attempt:
-                    await self._attempt(self._url, MOST_REDIRECTS)
-        except (_InterruptedError, _PageError) as error:
+                    await self._attempt(self._url, MAX_REDIRECTS)
+        except (_RetryableError, _PageError) as error:
             raise DownloadError(error.message, status=error.status) from error
 
-    def _worth_another_try(self, error: Exception) -> bool | float:
+    def _should_retry(self, error: Exception) -> bool | float:
         """Return whether to try again, or after how many seconds.
 
-        ``PATIENCE`` tries in a row may get no further than one before them. One that ends in a
-        timeout counts as such a try: a host that trickles gets further each time.
+        ``MAX_FRUITLESS_TRIES`` tries in a row may get no further than one before them. One that
+        ends in a timeout counts as such a try: a host that trickles gets further each time.
         """
         if isinstance(error, _PageError):
             self._pages += 1
             return self._pages <= len(PAGE_PAUSES) and PAGE_PAUSES[self._pages - 1]
-        got_further = self._part.size > self._most and not isinstance(error, StalledError)
+        got_further = self._part.size > self._furthest and not isinstance(
+            error, TransportTimeoutError
+        )
         self._fruitless = 0 if got_further else self._fruitless + 1
-        self._most = max(self._most, self._part.size)
-        passing = isinstance(error, (TransportError, _InterruptedError))
-        return passing and self._fruitless < PATIENCE
+        self._furthest = max(self._furthest, self._part.size)
+        passing = isinstance(error, (TransportError, _RetryableError))
+        return passing and self._fruitless < MAX_FRUITLESS_TRIES
 
     async def _attempt(self, url: str, redirects: int) -> None:
         hosts.check_link(url, allow_loopback=self._downloader.allow_loopback)
-        async with self._downloader.fetch(url, self._range()) as response:
+        async with self._downloader.stream(url, self._range()) as response:
             location = response.headers.get("Location")
             if location is None or not 300 <= response.status < 400:
-                await self._receive(response)
+                await self._read(response)
                 return
         if not redirects:
-            raise self._failure("its redirects do not end")
+            raise self._make_error("its redirects do not end")
         await self._attempt(urljoin(url, location), redirects - 1)
 
     def _range(self) -> dict[str, str]:
@@ -196,29 +198,29 @@ class _Transfer:
             return {}
         return {"Range": f"bytes={self._part.size}-", "If-Range": self._validator}
 
-    async def _receive(self, response: aiohttp.ClientResponse) -> None:
-        await self._take_up(response)
-        async with aclosing(self._downloader.receive(response)) as body:
-            async for pieces in body:
-                await self._append(pieces, response)
+    async def _read(self, response: aiohttp.ClientResponse) -> None:
+        await self._accept_response(response)
+        async with aclosing(self._downloader.read_chunks(response)) as body:
+            async for chunks in body:
+                await self._append(chunks, response)
         await self._check_whole(response)
 
-    async def _take_up(self, response: aiohttp.ClientResponse) -> None:
+    async def _accept_response(self, response: aiohttp.ClientResponse) -> None:
         """Make the part fit what this answer brings."""
         status = response.status
         if status == 206 and self._continues(response):
             return
-        if status in retrying.PASSING:  # what came stays
-            raise self._interruption("the host could not give it", status)
+        if status in retrying.TRANSIENT_STATUSES:  # what came stays
+            raise self._make_retryable("the host could not give it", status)
         if self._part.size:
             await self._run(self._part.restart)
         if status in (206, 416):  # not the range that was asked for: from the start, next time
-            raise self._interruption("the host changed it midway", status)
+            raise self._make_retryable("the host changed it midway", status)
         if status != 200:
-            raise self._failure("the host refused it", status)
+            raise self._make_error("the host refused it", status)
         encoding = response.headers.get("Content-Encoding", "").lower() or "identity"
         if encoding != "identity":  # a small one may unpack to gigabytes
-            raise self._failure(f"it came with the encoding {encoding[:50]!r}")
+            raise self._make_error(f"it came with the encoding {encoding[:50]!r}")
         self._total = response.content_length
         self._validator = _validator(response)
 
@@ -226,51 +228,51 @@ class _Transfer:
         same = response.headers.get("ETag", self._validator) == self._validator
         return same and _content_range(response) == (self._part.size, self._total)
 
-    async def _append(self, pieces: list[Piece], response: aiohttp.ClientResponse) -> None:
+    async def _append(self, chunks: list[Chunk], response: aiohttp.ClientResponse) -> None:
         first = not self._part.size
-        await self._run(self._part.append, pieces)
-        why = audio.refusal(self._part.head, response.content_type) if first else None
-        if why:
+        await self._run(self._part.append, chunks)
+        reason = audio.why_not_audio(self._part.head, response.content_type) if first else None
+        if reason:
             await self._run(self._part.restart)
-            raise _PageError(self._sentence(why, None))
+            raise _PageError(self._format_message(reason, None))
         self._progress(self._part.size, self._total)
 
     async def _check_whole(self, response: aiohttp.ClientResponse) -> None:
         size, own = self._part.size, audio.wav_size(self._part.head)
         if size == 0:
-            raise self._failure("it is empty")
+            raise self._make_error("it is empty")
         if self._total is not None and size != self._total:
-            raise self._interruption(f"only {size} of {self._total} bytes came")
+            raise self._make_retryable(f"only {size} of {self._total} bytes came")
         if own is not None and size < own:
             await self._start_over(f"{size} bytes came and its own header says {own}")
         chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
         if self._total is None and own is None and not chunked:
-            raise self._failure("the host does not say how long it is, so it may be cut short")
+            raise self._make_error("the host does not say how long it is, so it may be cut short")
 
-    async def _start_over(self, why: str) -> None:
+    async def _start_over(self, reason: str) -> None:
         """Try a complete but wrong file again, unless the try before brought the same bytes."""
         digest = await self._run(self._part.content_digest)
         if digest == self._wrong:
-            raise self._failure(why)
+            raise self._make_error(reason)
         self._wrong = digest
         await self._run(self._part.restart)
-        raise self._interruption(why)
+        raise self._make_retryable(reason)
 
-    def _failure(self, why: str, status: int | None = None) -> DownloadError:
-        return DownloadError(self._sentence(why, status), status=status)
+    def _make_error(self, reason: str, status: int | None = None) -> DownloadError:
+        return DownloadError(self._format_message(reason, status), status=status)
 
-    def _interruption(self, why: str, status: int | None = None) -> DownloadError:
-        return _InterruptedError(self._sentence(why, status), status=status)
+    def _make_retryable(self, reason: str, status: int | None = None) -> DownloadError:
+        return _RetryableError(self._format_message(reason, status), status=status)
 
-    def _sentence(self, why: str, status: int | None) -> str:
+    def _format_message(self, reason: str, status: int | None) -> str:
         code = f" (status {status})" if status else ""
-        return f"{hosts.without_query(self._url)} was not downloaded: {why}{code}."
+        return f"{hosts.without_query(self._url)} was not downloaded: {reason}{code}."
 
 
-def _discarded(making: asyncio.Future[PartialFile]) -> None:
+def _discard_when_created(creating: asyncio.Future[PartialFile]) -> None:
     """Remove a part whose download was cancelled while it was being made."""
-    if not making.cancelled() and making.exception() is None:
-        asyncio.get_running_loop().run_in_executor(None, making.result().discard)
+    if not creating.cancelled() and creating.exception() is None:
+        asyncio.get_running_loop().run_in_executor(None, creating.result().discard)
 
 
 def _content_range(response: aiohttp.ClientResponse) -> tuple[int, int] | None:

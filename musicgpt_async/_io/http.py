@@ -23,26 +23,26 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from musicgpt_async._rules import hosts, retrying
-from musicgpt_async._rules.protocol import Answer
+from musicgpt_async._rules.protocol import Response
 from musicgpt_async._version import __version__
 from musicgpt_async.errors import (
     ConfigurationError,
     DownloadError,
     MusicGPTError,
-    StalledError,
     TransportError,
+    TransportTimeoutError,
 )
 
 _log = logging.getLogger(__name__)
 
-LONGEST_ANSWER = 1 << 20
+MAX_RESPONSE_BYTES = 1 << 20
 # Bytes of a file that may wait while the last ones are written: 64 KiB stop the socket each time.
 READ_BUFFER = 1 << 18
 # What may stand in a URL (RFC 3986), "%" included: an encoded link stays as it was signed.
 _URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 # The network's exceptions, whichever layer they come from; a host that no lookup takes is a
 # UnicodeError.
-FAULTS = (aiohttp.ClientError, OSError, UnicodeError)
+NETWORK_ERRORS = (aiohttp.ClientError, OSError, UnicodeError)
 
 
 class SecretKey(str):
@@ -62,7 +62,7 @@ class Transport:
         http: The caller's own session, used for every lane and never closed.
         request_timeout: Seconds without a byte before a call is given up.
         downloads: Connections to file hosts, at most.
-        allows: Decides whether a name that a link bears may lead to an address.
+        is_allowed: Decides whether a name that a link bears may lead to an address.
     """
 
     def __init__(
@@ -72,65 +72,65 @@ class Transport:
         http: aiohttp.ClientSession | None = None,
         request_timeout: float,
         downloads: int,
-        allows: Callable[[str], bool],
+        is_allowed: Callable[[str], bool],
     ) -> None:
         self.request_timeout: float = request_timeout
         self._key = SecretKey(api_key)
-        self._own = http is None
+        self._owns_sessions = http is None
         # `total` would cut long uploads: the whole wait is bounded by deadlines of our own.
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=request_timeout, sock_read=request_timeout
         )
         # aiohttp's own timeout for reads makes a timer for each of them.
         self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=request_timeout)
-        self._proxies = _proxies() if self._own else {}
+        self._proxies = _proxies() if self._owns_sessions else {}
         # A queue of our own: to wait for one's turn is not the host's silence.
         self._files = asyncio.Semaphore(downloads)
-        self._allows = allows
-        self._lanes = [] if http is None else [http]
+        self._is_allowed = is_allowed
+        self._pools = [] if http is None else [http]
 
     def open(self) -> None:
         """Make the lanes, in the loop that runs now."""
-        if not self._own:
-            if self._lanes[0].closed:
+        if not self._owns_sessions:
+            if self._pools[0].closed:
                 raise ConfigurationError("The session given as http= is closed already.")
             return
         proxy_hosts = {each["proxy"].host for each in self._proxies.values()}
-        resolver = _GuardedResolver(self._allows, trusted=proxy_hosts)
-        self._lanes = [
-            self._lane(aiohttp.TCPConnector(limit=64, ttl_dns_cache=300)),
-            self._lane(aiohttp.TCPConnector(limit=0, force_close=True)),
+        resolver = _FilteringResolver(self._is_allowed, trusted=proxy_hosts)
+        self._pools = [
+            self._make_pool(aiohttp.TCPConnector(limit=64, ttl_dns_cache=300)),
+            self._make_pool(aiohttp.TCPConnector(limit=0, force_close=True)),
             # Never kept: aiohttp hands a second, unasked response to the next request.
-            self._lane(aiohttp.TCPConnector(limit=0, force_close=True, resolver=resolver)),
+            self._make_pool(aiohttp.TCPConnector(limit=0, force_close=True, resolver=resolver)),
         ]
 
     async def close(self) -> None:
         """Close the lanes that are our own."""
-        if self._own:
-            for lane in self._lanes:
-                await lane.close()
+        if self._owns_sessions:
+            for pool in self._pools:
+                await pool.close()
 
-    async def ask(self, url: str, query: Mapping[str, str]) -> Answer:
+    async def get(self, url: str, query: Mapping[str, str]) -> Response:
         """GET a call of the API.
 
         Raises:
             TransportError: No whole answer came, or not in time.
         """
-        with translated(url, self._key):
-            async with asyncio.timeout(retrying.answer_timeout(self.request_timeout)):
-                return await self._call(self._lanes[0], "GET", url, params=query)
+        with map_exceptions(url, self._key):
+            async with asyncio.timeout(retrying.response_timeout(self.request_timeout)):
+                return await self._request(self._pools[0], "GET", url, params=query)
 
-    async def send(self, url: str, body: aiohttp.Payload) -> Answer:
+    async def post(self, url: str, body: aiohttp.Payload) -> Response:
         """POST a body to the API on a connection of its own, following no redirect.
 
         Raises:
             TransportError: No whole answer came; the body knows how much of it went out.
         """
-        lane = self._lanes[1] if self._own else self._lanes[0]
-        return await self._call(lane, "POST", url, data=body)
+        pool = self._pools[1] if self._owns_sessions else self._pools[0]
+        return await self._request(pool, "POST", url, data=body)
 
     @asynccontextmanager
-    async def fetch(
+    async def stream(
         self, url: str, headers: Mapping[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """GET a file without the key, its content as it is on the wire.
@@ -141,11 +141,11 @@ class Transport:
             TransportError: The connection failed.
             DownloadError: The host turned out to be in a private network; nothing was read.
         """
-        with translated(url):
+        with map_exceptions(url):
             async with self._files:
                 async with asyncio.timeout(self._timeout.sock_read):
-                    response = await _open(self._lanes[-1]).get(
-                        _parsed(url),
+                    response = await _check_open(self._pools[-1]).get(
+                        _parse_url(url),
                         headers={"Accept-Encoding": "identity", "Connection": "close", **headers},
                         allow_redirects=False,
                         raise_for_status=False,
@@ -171,25 +171,27 @@ class Transport:
         transport = connection.transport if connection is not None else None
         peer = transport.get_extra_info("peername") if transport is not None else None
         if peer is not None:
-            is_allowed = self._allows(peer[0].partition("%")[0])
+            is_allowed = self._is_allowed(peer[0].partition("%")[0])
         else:  # a short body came with the head, and aiohttp has returned the connection
-            is_allowed = self._own or hosts.is_address(url.host or "") or response.status >= 300
+            is_allowed = (
+                self._owns_sessions or hosts.is_address(url.host or "") or response.status >= 300
+            )
         if not is_allowed:
             raise DownloadError(f"{url.host} leads into a private network; it was not followed.")
 
     def _is_proxied(self, url: URL) -> bool:
-        if self._own:
+        if self._owns_sessions:
             return bool(self._proxy(str(url)))
-        http = self._lanes[0]
+        http = self._pools[0]
         if getattr(http, "_default_proxy", None) is not None:  # ClientSession(proxy=…) hides it
             return True
         return http.trust_env and bool(_proxy_for(url, _proxies()))
 
-    async def _call(
-        self, lane: aiohttp.ClientSession, method: str, url: str, **what: Any
-    ) -> Answer:
-        with translated(url, self._key):
-            async with _open(lane).request(
+    async def _request(
+        self, pool: aiohttp.ClientSession, method: str, url: str, **options: Any
+    ) -> Response:
+        with map_exceptions(url, self._key):
+            async with _check_open(pool).request(
                 method,
                 url,
                 headers={"Authorization": self._key},
@@ -197,18 +199,18 @@ class Transport:
                 raise_for_status=False,
                 timeout=self._timeout,
                 **self._proxy(url),
-                **what,
+                **options,
             ) as response:
                 headers = {name.lower(): value for name, value in response.headers.items()}
-                body = await _read(response)
-                return Answer(response.status, headers, body, url=url, secret=self._key)
+                body = await _read_body(response)
+                return Response(response.status, headers, body, url=url, secret=self._key)
 
     def _proxy(self, url: str) -> dict[str, Any]:
         # aiohttp's trust_env also reads ~/.netrc, which clashes with an Authorization header.
         return _proxy_for(URL(url), self._proxies) if self._proxies else {}
 
     @staticmethod
-    def _lane(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    def _make_pool(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -220,7 +222,7 @@ class Transport:
 def _proxies() -> dict[str, dict[str, Any]]:
     """Return the proxies of the environment: scheme → argument of a request."""
     given = urllib.request.getproxies()
-    found = {}
+    resolved = {}
     for scheme in ("http", "https"):
         url = given.get(scheme) or given.get("all")
         if url is None:
@@ -232,10 +234,10 @@ def _proxies() -> dict[str, dict[str, Any]]:
                 f"The proxy for {scheme} is no URL; check {scheme}_proxy."
             ) from error
         if proxy.scheme in ("http", "https"):
-            found[scheme] = {"proxy": proxy}
+            resolved[scheme] = {"proxy": proxy}
         else:
             _warn_of_unknown_proxy(scheme, proxy.scheme)
-    return found
+    return resolved
 
 
 @functools.cache
@@ -258,7 +260,7 @@ def _proxy_for(url: URL, proxies: Mapping[str, dict[str, Any]]) -> dict[str, Any
     return {} if urllib.request.proxy_bypass(f"{url.host}:{url.port}") else proxy
 
 
-class translated:  # noqa: N801 - reads as a word: "with translated(url)"
+class map_exceptions:  # noqa: N801 - reads as a word: "with translated(url)"
     """Turn the network's exceptions into the library's."""
 
     __slots__ = ("_key", "_url")
@@ -271,32 +273,36 @@ class translated:  # noqa: N801 - reads as a word: "with translated(url)"
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, MusicGPTError) or not isinstance(error, FAULTS):
+        if isinstance(error, MusicGPTError) or not isinstance(error, NETWORK_ERRORS):
             return
-        where = URL(self._url).host
+        host = URL(self._url).host
         if isinstance(error, TimeoutError):
-            raise StalledError(f"{where} did not answer in time; try again later.") from error
+            raise TransportTimeoutError(
+                f"{host} did not answer in time; try again later."
+            ) from error
         shows_key = bool(self._key) and self._key in str(error)  # a garbled answer repeats it
         reason = "the answer is garbled" if shows_key else _reason(error)
         raise TransportError(
-            f"The connection to {where} failed ({reason}); check the network."
+            f"The connection to {host} failed ({reason}); check the network."
         ) from (None if shows_key else error)
 
 
-class _GuardedResolver(AbstractResolver):
+class _FilteringResolver(AbstractResolver):
     """Looks names up and leaves out the addresses that a link may not lead to."""
 
-    def __init__(self, allows: Callable[[str], bool], *, trusted: Collection[str | None]) -> None:
+    def __init__(
+        self, is_allowed: Callable[[str], bool], *, trusted: Collection[str | None]
+    ) -> None:
         self._resolver = aiohttp.DefaultResolver()
-        self._allows = allows
+        self._is_allowed = is_allowed
         self._trusted = trusted
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
+        resolved = await self._resolver.resolve(host, port, family)
         trusted = host in self._trusted  # the proxies that the user set
-        allowed = [each for each in found if trusted or self._allows(each["host"])]
+        allowed = [each for each in resolved if trusted or self._is_allowed(each["host"])]
         if not allowed:
             raise OSError(None, f"{host} leads into a private network; it was not followed")
         return allowed
@@ -305,33 +311,33 @@ class _GuardedResolver(AbstractResolver):
         await self._resolver.close()
 
 
-def _open(lane: aiohttp.ClientSession) -> aiohttp.ClientSession:
-    if lane.closed:
+def _check_open(pool: aiohttp.ClientSession) -> aiohttp.ClientSession:
+    if pool.closed:
         raise TransportError(
             "The session given as http= was closed; close the MusicGPTSession first."
         )
-    return lane
+    return pool
 
 
-def _parsed(url: str) -> URL:
+def _parse_url(url: str) -> URL:
     try:
         return URL(quote(url, safe=_URL_CHARACTERS), encoded=True)
     except ValueError as error:
         raise TransportError(f"A link cannot be read as a URL ({error}): {url[:200]!r}.") from error
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body, cut at ``LONGEST_ANSWER``: no answer of the API comes near it."""
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body, cut at ``MAX_RESPONSE_BYTES``: no answer of the API comes near it."""
     body = b""
     try:
-        while len(body) < LONGEST_ANSWER and (chunk := await response.content.readany()):
+        while len(body) < MAX_RESPONSE_BYTES and (chunk := await response.content.readany()):
             body = body + chunk if body else chunk
             if response.content.at_eof():
                 break
     except BaseException:
         body = chunk = b""  # it may repeat the key, and some keep a failed frame's values
         raise
-    return body[:LONGEST_ANSWER]
+    return body[:MAX_RESPONSE_BYTES]
 
 
 def _reason(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from musicgpt_async.errors import DownloadError
 if sys.platform != "win32":
     import fcntl
 
-Piece = bytes | memoryview
+Chunk = bytes | memoryview
 
 _HEAD = 512
 _SUFFIX = ".part"
@@ -43,48 +43,50 @@ class PartialFile:
     Attributes:
         target: The final name.
         path: The temporary one, the same in every process that brings the same content there.
-        is_ours: Whether no other process has it.
-        is_published: Whether another process has completed it while it was waited for.
+        is_locked: Whether no other process has it.
+        is_committed: Whether another process has completed it while it was waited for.
     """
 
     target: Path
     path: Path
     _fd: int
     _digest: Any
-    is_ours: bool = False
-    is_published: bool = False
+    is_locked: bool = False
+    is_committed: bool = False
     size: int = 0
     head: bytes = b""
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
     @classmethod
-    def beside(cls, target: Path, what: str, digest: bool) -> PartialFile:
-        with _disk(target):
+    def create(cls, target: Path, content_key: str, digest: bool) -> PartialFile:
+        with _map_disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            path = _beside(target, hashlib.sha256(what.encode(errors="replace")).hexdigest()[:8])
+            path = _sibling(
+                target, hashlib.sha256(content_key.encode(errors="replace")).hexdigest()[:8]
+            )
             if sys.platform == "win32":  # no other process can remove or rename a file in use
-                path = _beside(target, secrets.token_hex(4))
-            part = cls(target, path, _opened(path), hashlib.sha256() if digest else None)
+                path = _sibling(target, secrets.token_hex(4))
+            part = cls(target, path, _open_partial(path), hashlib.sha256() if digest else None)
         try:
-            part.take()
+            part.try_lock()
         except BaseException:
             part.discard()
             raise
         return part
 
-    def take(self) -> None:
+    def try_lock(self) -> None:
         """Make the file this process's, unless another one has it."""
-        with self._lock, _disk(self.target):
-            while not self.is_ours and self.is_open and self._is_free():
-                if _lies_at(self._fd, self.path):
+        with self._lock, _map_disk_errors(self.target):
+            while not self.is_locked and self.is_open and self._is_free():
+                if _is_same_file(self._fd, self.path):
                     os.ftruncate(self._fd, 0)  # of one that died, whose links are gone
                     _remove_leftovers(self.target, self.path)
-                    self.is_ours = True
-                elif _lies_at(self._fd, self.target):
-                    self._take_published()
+                    self.is_locked = True
+                elif _is_same_file(self._fd, self.target):
+                    self._adopt_committed()
                 else:  # the one before has given up
                     self._close()
-                    self._fd = _opened(self.path)
+                    self._fd = _open_partial(self.path)
 
     def _is_free(self) -> bool:
         try:
@@ -93,12 +95,12 @@ class PartialFile:
             if not os.fstat(self._fd).st_size:
                 self.path.unlink(missing_ok=True)
             self._close()
-            self.path = _beside(self.target, secrets.token_hex(4))
-            self._fd = _opened(self.path)
+            self.path = _sibling(self.target, secrets.token_hex(4))
+            self._fd = _open_partial(self.path)
             return True
 
-    def _take_published(self) -> None:
-        self.is_ours = self.is_published = True
+    def _adopt_committed(self) -> None:
+        self.is_locked = self.is_committed = True
         self.size = os.fstat(self._fd).st_size
         if self._digest:
             with os.fdopen(os.dup(self._fd), "rb") as file:
@@ -115,34 +117,34 @@ class PartialFile:
 
     def content_digest(self) -> str:
         """Return the digest of what was written so far."""
-        with self._lock, _disk(self.target), os.fdopen(os.dup(self._fd), "rb") as file:
+        with self._lock, _map_disk_errors(self.target), os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(0)
             try:
                 return hashlib.file_digest(file, "sha256").hexdigest()
             finally:
                 file.seek(0, os.SEEK_END)  # the two descriptors share their position
 
-    def append(self, pieces: list[Piece]) -> None:
-        with self._lock, _disk(self.target):
-            _write_all(self._fd, pieces)
-            for piece in pieces if self._digest else ():
-                self._digest.update(piece)
-            for piece in pieces if len(self.head) < _HEAD else ():
-                self.head += piece[: _HEAD - len(self.head)]
-            self.size += sum(map(len, pieces))
+    def append(self, chunks: list[Chunk]) -> None:
+        with self._lock, _map_disk_errors(self.target):
+            _write_all(self._fd, chunks)
+            for chunk in chunks if self._digest else ():
+                self._digest.update(chunk)
+            for chunk in chunks if len(self.head) < _HEAD else ():
+                self.head += chunk[: _HEAD - len(self.head)]
+            self.size += sum(map(len, chunks))
 
     def restart(self) -> None:
-        with self._lock, _disk(self.target):
+        with self._lock, _map_disk_errors(self.target):
             os.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)
             self.size, self.head = 0, b""
             self._digest = self._digest and hashlib.sha256()
 
-    def publish(self) -> None:
+    def commit(self) -> None:
         """Give the whole file its name, so that a crash leaves it whole or absent."""
-        with self._lock, _disk(self.target):
+        with self._lock, _map_disk_errors(self.target):
             os.fsync(self._fd)
-            if not _lies_at(self._fd, self.path):
+            if not _is_same_file(self._fd, self.path):
                 raise FileNotFoundError(errno.ENOENT, "its temporary file was taken away")
             if sys.platform == "win32":  # it renames no open file
                 self._close()
@@ -152,8 +154,8 @@ class PartialFile:
 
     def discard(self) -> None:
         with self._lock:
-            ours = self.is_open and (self.is_ours or _lock(self._fd))
-            unfinished = ours and _lies_at(self._fd, self.path)
+            own = self.is_open and (self.is_locked or _lock(self._fd))
+            unfinished = own and _is_same_file(self._fd, self.path)
             if sys.platform == "win32":  # it removes no open file
                 self._close()
             if unfinished:
@@ -167,7 +169,7 @@ class PartialFile:
             self._fd = -1
 
 
-def _beside(target: Path, mark: str) -> Path:
+def _sibling(target: Path, mark: str) -> Path:
     return target.with_name(f"{_prefix(target)}{mark}{_SUFFIX}")
 
 
@@ -177,7 +179,7 @@ def _prefix(target: Path) -> str:
     return f".{os.fsencode(target.name)[:room].decode(errors='ignore')}."
 
 
-def _opened(path: Path) -> int:
+def _open_partial(path: Path) -> int:
     """Open a temporary file; its name can be predicted, so it may be a link or a pipe by now."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -202,36 +204,36 @@ def _unlock(fd: int) -> None:
             fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def _lies_at(fd: int, path: Path) -> bool:
+def _is_same_file(fd: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _write_all(fd: int, pieces: list[Piece]) -> None:
-    if hasattr(os, "writev") and pieces:
-        written = os.writev(fd, pieces[:_MOST_PIECES])
-        if written == sum(map(len, pieces)):
+def _write_all(fd: int, chunks: list[Chunk]) -> None:
+    if hasattr(os, "writev") and chunks:
+        written = os.writev(fd, chunks[:_MAX_BUFFERS])
+        if written == sum(map(len, chunks)):
             return
-        pieces = [b"".join(pieces)[written:]]
-    for piece in pieces:
-        view = memoryview(piece)
+        chunks = [b"".join(chunks)[written:]]
+    for chunk in chunks:
+        view = memoryview(chunk)
         while view:
             view = view[os.write(fd, view) :]
 
 
 # The kernel takes no more pieces in one writev (IOV_MAX on Linux and macOS).
-_MOST_PIECES = 1024
+_MAX_BUFFERS = 1024
 
 
-def _remove_leftovers(target: Path, ours: Path) -> None:
+def _remove_leftovers(target: Path, own: Path) -> None:
     """Remove what killed processes left of this target."""
     prefix = _prefix(target)
     with os.scandir(target.parent) as entries:  # names alone: there may be very many
         names = [entry.name for entry in entries if entry.name.startswith(prefix)]
     for name in names:
-        if name.endswith(_SUFFIX) and name != ours.name:
+        if name.endswith(_SUFFIX) and name != own.name:
             with suppress(OSError):  # it is gone already, or another process has it (Windows)
                 _remove_if_left(target.with_name(name))
 
@@ -242,7 +244,7 @@ def _remove_if_left(path: Path) -> None:
         return
     fd = os.open(path, os.O_RDWR | _FLAGS)
     try:
-        if _lock(fd) and _lies_at(fd, path):
+        if _lock(fd) and _is_same_file(fd, path):
             path.unlink()
     finally:
         os.close(fd)
@@ -258,7 +260,7 @@ def _sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def has(path: Path, size: int, sha256: str) -> bool:
+def matches(path: Path, size: int, sha256: str) -> bool:
     try:
         if path.stat().st_size != size:
             return False
@@ -269,10 +271,10 @@ def has(path: Path, size: int, sha256: str) -> bool:
 
 
 @contextmanager
-def _disk(target: Path) -> Iterator[None]:
+def _map_disk_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "the disk is full; make room" if full else error.strerror or str(error)
-        raise DownloadError(f"{target} cannot be written: {why}.") from error
+        reason = "the disk is full; make room" if full else error.strerror or str(error)
+        raise DownloadError(f"{target} cannot be written: {reason}.") from error

@@ -16,25 +16,25 @@ from pathlib import Path
 _PROC = Path("/proc")
 _BOOT = _PROC / "sys/kernel/random/boot_id"
 # Where a process's start stands behind its name, in ticks since the boot (proc_pid_stat(5)).
-_START = 19
+_START_FIELD = 19
 
 
-def own_name() -> str:
+def process_identity() -> str:
     """Return a new name for this process."""
     pid = os.getpid()
-    start = _start_of(pid) or ""
-    return f"{socket.gethostname()}:{_machine()}:{pid}:{start}:{secrets.token_hex(4)}"
+    start = _start_ticks(pid) or ""
+    return f"{socket.gethostname()}:{_boot_namespace()}:{pid}:{start}:{secrets.token_hex(4)}"
 
 
-def dead(names: Iterable[str]) -> list[str]:
+def dead_processes(names: Iterable[str]) -> list[str]:
     """Return those of the names whose processes ran on this machine and do no more."""
-    machine = _machine()
+    machine = _boot_namespace()
     return [name for name in names if machine and _is_dead(name, machine)]
 
 
 def _is_dead(name: str, machine: str) -> bool:
-    _, there, pid, start, _ = ("::::" + name).rsplit(":", 4)
-    if there != machine or not pid.isdecimal() or not start:
+    _, other_machine, pid, start, _ = ("::::" + name).rsplit(":", 4)
+    if other_machine != machine or not pid.isdecimal() or not start:
         return False
     try:
         os.kill(int(pid), 0)  # asks; /proc may hide other people's processes
@@ -42,10 +42,10 @@ def _is_dead(name: str, machine: str) -> bool:
         return True
     except OSError:
         pass
-    return _start_of(int(pid)) not in (None, start)
+    return _start_ticks(int(pid)) not in (None, start)
 
 
-def _machine() -> str:
+def _boot_namespace() -> str:
     """Return what two processes that see each other have in common, empty if it is unknown."""
     try:
         if (_PROC / "self").readlink().name != str(os.getpid()):  # another namespace's /proc
@@ -56,9 +56,9 @@ def _machine() -> str:
         return ""
 
 
-def _start_of(pid: int) -> str | None:
+def _start_ticks(pid: int) -> str | None:
     try:
         stat = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
         return None
-    return stat.rpartition(")")[2].split()[_START]
+    return stat.rpartition(")")[2].split()[_START_FIELD]

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import attrs
 
-from musicgpt_async._io.content import Content, InFile, InMemory, InReader, spool
-from musicgpt_async._rules.names import name_in_url
+from musicgpt_async._io.content import InFile, InMemory, InReader, ReadableTrack, spool
+from musicgpt_async._rules.filenames import name_in_url
 from musicgpt_async.errors import InvalidOptionError
 
 
@@ -40,7 +40,7 @@ AudioSource = (
 The last three may be given with a name: ``("song.mp3", data)``.
 """
 
-UNNAMED = "audio"  # file name of a source that has none
+DEFAULT_NAME = "audio"  # file name of a source that has none
 
 
 @attrs.frozen
@@ -60,10 +60,10 @@ class Track:
     @property
     def title(self) -> str:
         """The name without its extension."""
-        return PurePath(self.name).stem or UNNAMED
+        return PurePath(self.name).stem or DEFAULT_NAME
 
 
-def track_of(source: AudioSource, *, label: str | None = None) -> Track:
+def parse_source(source: AudioSource, *, label: str | None = None) -> Track:
     """Return a source in its one form; nothing is read yet.
 
     Raises:
@@ -72,7 +72,7 @@ def track_of(source: AudioSource, *, label: str | None = None) -> Track:
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         if not _is_printable(source):
             raise InvalidOptionError(f"{source[:200]!r} is not a URL (it has a control character).")
-        return Track(_name_in(source), source, None)
+        return Track(_name_from_url(source), source, None)
     if isinstance(source, (str, os.PathLike)):
         plain = os.fsdecode(source)
         path = Path(os.path.abspath(plain))  # noqa: PTH100 - Path.absolute() keeps the ".."
@@ -92,8 +92,8 @@ def track_of(source: AudioSource, *, label: str | None = None) -> Track:
     if not isinstance(content, (bytes, AsyncIterable)) and not _is_reader(content):
         raise _cannot_submit(source)
     if name is None:
-        name = _own_name(content) or label or UNNAMED
-    return Track(PurePath(name).name or UNNAMED, "", content)
+        name = _own_name(content) or label or DEFAULT_NAME
+    return Track(PurePath(name).name or DEFAULT_NAME, "", content)
 
 
 def _cannot_submit(source: object) -> InvalidOptionError:
@@ -119,15 +119,15 @@ def _is_printable(url: str) -> bool:
     return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in url)
 
 
-def _name_in(url: str) -> str:
+def _name_from_url(url: str) -> str:
     try:
-        return name_in_url(url) or UNNAMED
+        return name_in_url(url) or DEFAULT_NAME
     except ValueError as error:
         raise InvalidOptionError(f"{url[:200]!r} is not a URL ({error}).") from error
 
 
 @asynccontextmanager
-async def opened(track: Track, executor: Executor) -> AsyncIterator[Content | None]:
+async def open_track(track: Track, executor: Executor) -> AsyncIterator[ReadableTrack | None]:
     """Provide the content of a track for the duration of its submission.
 
     Raises:

@@ -20,9 +20,9 @@ import anyio
 import attrs
 from aiohttp.abc import AbstractStreamWriter
 
-from musicgpt_async._io.content import READ, Content, Digest
+from musicgpt_async._io.content import READ_SIZE, Digest, ReadableTrack
 from musicgpt_async._rules.upload_ahead import HELD_BACK
-from musicgpt_async.errors import MusicGPTError, SourceChangedError, StalledError
+from musicgpt_async.errors import MusicGPTError, SourceChangedError, TransportTimeoutError
 
 DRIP_INTERVAL = 5.0  # seconds between two pieces of a held end; idle bodies are closed after 30 s
 
@@ -42,7 +42,7 @@ class Hold:
     began: Callable[[], None] = lambda: None
 
 
-class Body(aiohttp.Payload):
+class MultipartBody(aiohttp.Payload):
     """One attempt's multipart body, with a true Content-Length.
 
     The closing boundary goes out last and alone: until then no server can have a whole request.
@@ -51,7 +51,8 @@ class Body(aiohttp.Payload):
         fields: The text fields, in order.
         content: The upload, or ``None`` where the fields say where it is.
         stall_timeout: Seconds without the other side taking a byte; aiohttp has no such limit.
-        hand_over: Awaited before the closing boundary goes out; an error from it stops the body.
+        before_commit: Awaited before the closing boundary is written; an error from it stops the
+            body.
         progress: Called with the bytes of the track that have gone out.
         digest: Taken of the track's content.
         hold: Holds back the end of the track; ``None`` if the slot is there already.
@@ -65,26 +66,26 @@ class Body(aiohttp.Payload):
     def __init__(
         self,
         fields: Mapping[str, str],
-        content: Content | None,
+        content: ReadableTrack | None,
         *,
         stall_timeout: float,
-        hand_over: Callable[[], Awaitable[None]],
+        before_commit: Callable[[], Awaitable[None]],
         progress: Callable[[int], None],
         digest: Digest | None = None,
         hold: Hold | None = None,
     ) -> None:
         boundary = f"musicgpt-async-{secrets.token_hex(16)}"
         super().__init__(content, content_type=f'multipart/form-data; boundary="{boundary}"')
-        self._head = _head(boundary, fields, None if content is None else content.name)
+        self._head = _build_head(boundary, fields, None if content is None else content.name)
         self._tail = f"\r\n--{boundary}--\r\n".encode()
         self._content = content
         self._size = len(self._head) + (content.size if content else 0) + len(self._tail)
         self._stall_timeout = stall_timeout
-        self._hand_over = hand_over
+        self._before_commit = before_commit
         self._progress = progress
         self._digest = digest
         self._hold = hold
-        self._handed = 0
+        self._written = 0
         self.is_held = False
         self.delivered = False
         self.failure: BaseException | None = None
@@ -111,45 +112,45 @@ class Body(aiohttp.Payload):
         """Write the body, as aiohttp 3.12 and later ask for it."""
         await self.write(writer)
 
-    def taken(self, transport: asyncio.WriteTransport | None) -> int:
+    def bytes_flushed(self, transport: asyncio.WriteTransport | None) -> int:
         """Return the bytes that the kernel has taken."""
-        return self._handed - (transport.get_write_buffer_size() if transport else 0)
+        return self._written - (transport.get_write_buffer_size() if transport else 0)
 
     async def _write_watched(self, writer: AbstractStreamWriter) -> None:
-        with anyio.CancelScope() as scope, _Watchdog(self, writer, scope, self._stall_timeout):
+        with anyio.CancelScope() as scope, _WriteWatchdog(self, writer, scope, self._stall_timeout):
             await self._write(writer)
         if scope.cancelled_caught:
-            raise StalledError(
+            raise TransportTimeoutError(
                 f"The vendor took no byte of the upload for {self._stall_timeout:g} s."
             )
 
     async def _write(self, writer: AbstractStreamWriter) -> None:
-        await self._put(writer, self._head)
+        await self._write_block(writer, self._head)
         if self._content is not None:
             await self._write_content(writer, self._content)
-        await self._hand_over()
+        await self._before_commit()
         transport = _transport(writer)
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the connection closed before the body was whole")
         self.delivered = True
-        await self._put(writer, self._tail)
+        await self._write_block(writer, self._tail)
         await writer.drain()
 
-    async def _write_content(self, writer: AbstractStreamWriter, content: Content) -> None:
+    async def _write_content(self, writer: AbstractStreamWriter, content: ReadableTrack) -> None:
         read = 0
         goes_ahead = content.size - (min(HELD_BACK, content.size // 2) if self._hold else 0)
         end = bytearray()
         transport = _transport(writer)
         space = memoryview(b"")
 
-        def room() -> memoryview:
+        def buffer() -> memoryview:
             """Return the same memory each time, unless the transport still sends from it."""
             nonlocal space
             if not (space and _is_empty(transport)):
-                space = memoryview(bytearray(min(READ, content.size)))
+                space = memoryview(bytearray(min(READ_SIZE, content.size)))
             return space
 
-        async with _emptied(transport), aclosing(content.blocks(room)) as blocks:
+        async with _flush_every_write(transport), aclosing(content.read_blocks(buffer)) as blocks:
             async for block in blocks:
                 if self._digest is not None:
                     await self._digest.update(block)
@@ -157,7 +158,7 @@ class Body(aiohttp.Payload):
                 end += block[len(ahead) :]
                 read += len(block)
                 if ahead:
-                    await self._put(writer, ahead)
+                    await self._write_block(writer, ahead)
                     self._progress(min(read, goes_ahead))
         if read != content.size:
             raise SourceChangedError(
@@ -175,51 +176,55 @@ class Body(aiohttp.Payload):
         self.is_held = True
         try:
             while not await hold.wait(interval):
-                await self._put(writer, end[:piece])
+                await self._write_block(writer, end[:piece])
                 end = end[piece:]
         finally:
             self.is_held = False
-        await self._put(writer, end)
+        await self._write_block(writer, end)
 
-    async def _put(self, writer: AbstractStreamWriter, block: bytes | memoryview) -> None:
-        self._handed += len(block)
+    async def _write_block(self, writer: AbstractStreamWriter, block: bytes | memoryview) -> None:
+        self._written += len(block)
         await writer.write(block)
 
 
-class _Watchdog:
+class _WriteWatchdog:
     """Cancels a write while the other side takes nothing; aiohttp has no timeout for that."""
 
     def __init__(
-        self, body: Body, writer: AbstractStreamWriter, scope: anyio.CancelScope, timeout: float
+        self,
+        body: MultipartBody,
+        writer: AbstractStreamWriter,
+        scope: anyio.CancelScope,
+        timeout: float,
     ) -> None:
         self._body = body
         self._writer = writer
         self._scope = scope
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
-        self._taken = -1
+        self._flushed = -1
         self._since = self._loop.time()
 
     def __enter__(self) -> None:
-        self._look()
+        self._check()
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
 
-    def _look(self) -> None:
-        taken = self._body.taken(_transport(self._writer))
+    def _check(self) -> None:
+        flushed = self._body.bytes_flushed(_transport(self._writer))
         now = self._loop.time()
         is_idle = self._body.is_held and _is_empty(_transport(self._writer))
-        if taken != self._taken or is_idle:
-            self._taken, self._since = taken, now
+        if flushed != self._flushed or is_idle:
+            self._flushed, self._since = flushed, now
         elif now - self._since >= self._timeout:
             self._scope.cancel()
             return
-        self._timer = self._loop.call_later(self._timeout / 4, self._look)
+        self._timer = self._loop.call_later(self._timeout / 4, self._check)
 
 
 @asynccontextmanager
-async def _emptied(transport: asyncio.WriteTransport | None) -> AsyncIterator[None]:
+async def _flush_every_write(transport: asyncio.WriteTransport | None) -> AsyncIterator[None]:
     """Have each write wait until the transport has nothing left, so that memory is used again."""
     if transport is not None and not transport.is_closing():
         transport.set_write_buffer_limits(high=1, low=0)  # asyncio's TLS never resumes from high=0
@@ -240,20 +245,20 @@ def _transport(writer: AbstractStreamWriter) -> asyncio.WriteTransport | None:
     return getattr(writer, "transport", None)
 
 
-def _head(boundary: str, fields: Mapping[str, str], file_name: str | None) -> bytes:
+def _build_head(boundary: str, fields: Mapping[str, str], file_name: str | None) -> bytes:
     """Return everything before the track's first byte (RFC 7578)."""
     lines: list[str] = []
     for name, value in fields.items():
         disposition = f'Content-Disposition: form-data; name="{name}"'
         lines += [f"--{boundary}", disposition, "", value]
     if file_name is not None:
-        name = _header_safe(file_name)
+        name = _escape_header(file_name)
         disposition = f'Content-Disposition: form-data; name="audio_file"; filename="{name}"'
         lines += [f"--{boundary}", disposition, "Content-Type: application/octet-stream", "", ""]
     return "\r\n".join(lines).encode("utf-8", "replace")
 
 
-def _header_safe(name: str) -> str:
+def _escape_header(name: str) -> str:
     """Return a file name as it may stand between quotes in a header, Unicode kept."""
     kept = name.translate({ord('"'): "'", ord("\\"): "_"})
     return "".join(c if ord(c) >= 32 and ord(c) != 127 else "_" for c in kept)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 # "RIFF", the size of what follows, "WAVE": the first 12 bytes of a WAV file (Microsoft, 1991).
-WAV_HEADER = 12
+WAV_HEADER_SIZE = 12
 _TEXT_TYPES = ("text/", "application/xml", "application/json", "application/xhtml")
 
 
-def refusal(head: bytes, content_type: str) -> str | None:
+def why_not_audio(head: bytes, content_type: str) -> str | None:
     """Return why the start of a file shows that it is not audio, or ``None``."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if start in (b"<", b"{"):
@@ -19,7 +19,7 @@ def refusal(head: bytes, content_type: str) -> str | None:
 
 def wav_size(head: bytes) -> int | None:
     """Return the bytes that a WAV file says it has, ``None`` if it does not say."""
-    if len(head) < WAV_HEADER or head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+    if len(head) < WAV_HEADER_SIZE or head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     size = int.from_bytes(head[4:8], "little")
     return None if _is_unknown(size) else size + 8

@@ -39,7 +39,7 @@ class CreditBudget:
         largest = ASSUMED_ESTIMATE if self._largest is None else self._largest
         return self.estimated + self._unknown * largest
 
-    def allows_another(self) -> bool:
+    def can_reserve(self) -> bool:
         """Return whether a submit may begin now, as far as credit goes."""
         return self._limit is None or self._reserved == 0
 

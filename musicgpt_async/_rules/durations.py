@@ -1,10 +1,10 @@
 """How long jobs take, learned from those that have ended.
 
-`Law` is the distribution of actual time over eta, kept as a table. Each finished job adds a kernel
-at the place where the law itself expects the end within the job's last interval (the middle would
-drag every job seen done at its first look far down). Old jobs are forgotten by and by. In
-`Durations` a law of the time alone stands beside it, and whichever foretold the recent jobs better
-is believed, since an eta may say nothing. Jobs without an eta have their own.
+`DurationDistribution` is the distribution of actual time over eta, kept as a table. Each finished
+job adds a kernel at the place where the distribution itself expects the end within the job's last
+interval (the middle would drag every job seen done at its first poll far down). Old jobs lose
+weight. `DurationModel` has a second distribution, of the time alone, and uses the one that
+predicted the recent jobs better, since an eta may say nothing. Jobs without an eta have their own.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ def _normal_table(mean: float, deviation: float) -> list[float]:
     return [0.0] * first + middle + [1.0] * (_KNOTS - last)
 
 
-_ANYTHING = _normal_table(0.0, 1.2)
+_UNINFORMATIVE = _normal_table(0.0, 1.2)
 
 
-class Law:
+class DurationDistribution:
     """The learned distribution of a ratio, actual time over a scale.
 
     `mean` and `deviation` describe ln(ratio) before anything was seen. They are held to be right
-    for a share `sure` of the jobs, and `deviation` to be three times too narrow for the rest.
+    for a share `confidence` of the jobs, and `deviation` to be three times too narrow for the rest.
     """
 
-    _FORGET = 0.99
+    _DECAY = 0.99
     _PRIOR = 5.0  # finished jobs that the prior weighs as much as
-    _DOUBT = 0.002  # the share of jobs about which nothing is foretold
+    _MIXTURE_WEIGHT = 0.002  # the share of jobs about which nothing is foretold
 
-    def __init__(self, mean: float, deviation: float, *, sure: float = 0.7) -> None:
+    def __init__(self, mean: float, deviation: float, *, confidence: float = 0.7) -> None:
         self._weight = self._PRIOR
         tables = _normal_table(mean, deviation), _normal_table(mean, 3.0 * deviation)
         self._below = [
-            self._PRIOR * (sure * narrow + (1.0 - sure) * wide)
+            self._PRIOR * (confidence * narrow + (1.0 - confidence) * wide)
             for narrow, wide in zip(*tables, strict=True)
         ]
         self._tabulate()
@@ -65,12 +65,12 @@ class Law:
         quartiles = math.log(self.quantile(0.75) / self.quantile(0.25))
         width = min(max(0.35 * quartiles * self._weight**-0.2, 0.03), 0.35)
         deviation = math.sqrt(width * width + variance)
-        self._weight = self._FORGET * self._weight + 1.0
+        self._weight = self._DECAY * self._weight + 1.0
         kernel = _normal_table(mean, deviation)
-        self._below = [self._FORGET * b + k for b, k in zip(self._below, kernel, strict=True)]
+        self._below = [self._DECAY * b + k for b, k in zip(self._below, kernel, strict=True)]
         self._tabulate()
 
-    def chance(self, low: float, high: float) -> float:
+    def probability(self, low: float, high: float) -> float:
         """How likely an end between `low` and `high` was held to be."""
         return self._at(high)[0] - self._at(low)[0]
 
@@ -78,7 +78,9 @@ class Law:
         """The ratio by which this share of the jobs has ended."""
         return _RATIOS[min(bisect_left(self._ended, share), _KNOTS - 1)]
 
-    def undetected(self, last: float, ratio: float, loss: float = 1.0, delay: float = 0.0) -> float:
+    def expected_delay(
+        self, last: float, ratio: float, loss: float = 1.0, delay: float = 0.0
+    ) -> float:
         """The expected time since the end, at `ratio`, of a job not ended at `last`.
 
         Args:
@@ -89,20 +91,20 @@ class Law:
         """
         return self._undetected_since(last, loss, delay)(ratio, *self._at(ratio))
 
-    def next_look(
+    def next_poll(
         self, last: float, worth: float, floor: float, loss: float = 1.0, delay: float = 0.0
     ) -> float:
         """The ratio at which the undetected time since `last` reaches `worth`.
 
         `floor` is the least hazard, in ends per unit of the ratio; `loss` and `delay` are as for
-        `undetected`.
+        `expected_delay`.
         """
-        undetected = self._undetected_since(last, loss, delay)
+        expected_delay = self._undetected_since(last, loss, delay)
         floor *= loss
 
         def expected(k: int) -> float:
             wait = _RATIOS[k] - last
-            learned = undetected(_RATIOS[k], self._ended[k], self._area[k])
+            learned = expected_delay(_RATIOS[k], self._ended[k], self._area[k])
             return learned + 0.5 * floor * wait * wait
 
         first = bisect_right(_RATIOS, last)
@@ -124,7 +126,7 @@ class Law:
         """The undetected time by ratio, the distribution function there, and its integral."""
         ended, area = self._at(last)
 
-        def undetected(ratio: float, ended_there: float, area_there: float) -> float:
+        def expected_delay(ratio: float, ended_there: float, area_there: float) -> float:
             wait = ratio - last
             hidden = ended_there - ended
             missed = area_there - area - wait * ended
@@ -136,7 +138,7 @@ class Law:
                 missed += (1.0 - loss) * (area_there - told_area - delay * told)
             return missed / (1.0 - ended_there + hidden)
 
-        return undetected
+        return expected_delay
 
     def _expected_end(self, low: float, high: float) -> tuple[float, float]:
         """Mean and variance of ln(ratio), given an end between `low` and `high`."""
@@ -159,9 +161,11 @@ class Law:
 
     def _tabulate(self) -> None:
         """Tabulate the distribution function and its integral from 0."""
-        sure = (1.0 - self._DOUBT) / self._weight
-        doubt = self._DOUBT
-        self._ended = [sure * b + doubt * w for b, w in zip(self._below, _ANYTHING, strict=True)]
+        confidence = (1.0 - self._MIXTURE_WEIGHT) / self._weight
+        doubt = self._MIXTURE_WEIGHT
+        self._ended = [
+            confidence * b + doubt * w for b, w in zip(self._below, _UNINFORMATIVE, strict=True)
+        ]
         cells = (
             width * (a + b)
             for width, (a, b) in zip(_HALF_WIDTHS, itertools.pairwise(self._ended), strict=True)
@@ -182,31 +186,37 @@ class Law:
         return ended, self._area[k] + 0.5 * wait * (self._ended[k] + ended)
 
 
-class Durations:
+class DurationModel:
     """How long jobs take: over their eta, or whatever their eta is."""
 
     def __init__(self) -> None:
-        self._over_eta = Law(0.0, 0.35)
-        self._alone = Law(0.0, 0.8)
-        self._without_eta = Law(0.0, 0.8)
-        self._of_no_age = Law(0.0, 1.5)
-        self._belief = 2.0
+        self._over_eta = DurationDistribution(0.0, 0.35)
+        self._alone = DurationDistribution(0.0, 0.8)
+        self._without_eta = DurationDistribution(0.0, 0.8)
+        self._of_no_age = DurationDistribution(0.0, 1.5)
+        self._log_odds = 2.0
 
-    def law(self, eta: float | None, *, age_known: bool) -> tuple[Law, float]:
+    def distribution(
+        self, eta: float | None, *, age_known: bool
+    ) -> tuple[DurationDistribution, float]:
         """The law to believe for a job, and the scale of its ratio in seconds."""
         if not age_known:
             return self._of_no_age, eta or TYPICAL
         if eta is None:
             return self._without_eta, TYPICAL
-        return (self._over_eta, eta) if self._belief >= 0.0 else (self._alone, TYPICAL)
+        return (self._over_eta, eta) if self._log_odds >= 0.0 else (self._alone, TYPICAL)
 
     def chance_of_end(
         self, eta: float | None, age: float, *, within: float, age_known: bool
     ) -> float:
         """How likely a job not ended at an age ends within so many seconds."""
-        law, scale = self.law(eta, age_known=age_known)
-        alive = 1.0 - law.chance(0.0, age / scale)
-        return law.chance(age / scale, (age + within) / scale) / alive if alive > 0.0 else 1.0
+        distribution, scale = self.distribution(eta, age_known=age_known)
+        alive = 1.0 - distribution.probability(0.0, age / scale)
+        return (
+            distribution.probability(age / scale, (age + within) / scale) / alive
+            if alive > 0.0
+            else 1.0
+        )
 
     def observe(self, eta: float | None, low: float, high: float) -> None:
         """Learn that a job ended between `low` and `high` seconds after it was accepted."""
@@ -215,7 +225,10 @@ class Durations:
             return
         over = self._over_eta, low / eta, high / eta
         alone = self._alone, low / TYPICAL, high / TYPICAL
-        gains = [math.log(max(law.chance(a, b * 1.001), 1e-3)) for law, a, b in (over, alone)]
-        self._belief = min(max(0.98 * self._belief + gains[0] - gains[1], -20.0), 20.0)
-        for law, a, b in (over, alone):
-            law.observe(a, b)
+        gains = [
+            math.log(max(distribution.probability(a, b * 1.001), 1e-3))
+            for distribution, a, b in (over, alone)
+        ]
+        self._log_odds = min(max(0.98 * self._log_odds + gains[0] - gains[1], -20.0), 20.0)
+        for distribution, a, b in (over, alone):
+            distribution.observe(a, b)

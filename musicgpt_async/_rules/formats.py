@@ -50,7 +50,7 @@ def is_lacking(links: StemLinks, choice: AudioFormat) -> bool:
 
 def is_downloaded(record: JobRecord) -> bool:
     """Return whether every file that was asked for is among those downloaded."""
-    stems = [stem for stem in record.links if stem in (record.wanted or record.links)]
+    stems = [stem for stem in record.links if stem in (record.requested_stems or record.links)]
     # A job without links is not finished: there is nothing that could have been downloaded.
     return bool(stems) and all(_has_stem(record, stem) for stem in stems)
 

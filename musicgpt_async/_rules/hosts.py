@@ -22,7 +22,7 @@ _NAT64 = ip_network("64:ff9b::/96")
 _LOOPBACK_NAMES = frozenset({"localhost", "localhost.", "ip6-localhost"})
 
 
-def checked_base_url(base_url: str) -> str:
+def validate_base_url(base_url: str) -> str:
     """Return the API's base URL without a trailing slash.
 
     Raises:

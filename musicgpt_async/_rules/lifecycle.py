@@ -95,51 +95,51 @@ TRANSITIONS: Mapping[JobState, Mapping[Trigger, Step]] = {
         _T.SLOT_ACQUIRED: Step(_S.UPLOADING),
         _T.WEBHOOK_RECEIVED: Step(_S.QUEUED),
         _T.REFUSED: Step(_S.FAILED, _ENDS),
-        _T.DETACHED: Step(_S.RELEASED, _ENDS),
+        _T.DETACHED: Step(_S.DETACHED, _ENDS),
         _T.SESSION_LEFT: Step(_S.QUEUED, _ENDS),
         # Attached, resumed from a journal, or the same as another handle's job:
-        _T.ACCEPTED: Step(_S.WAITING, _E.SAVE | _E.START_POLLING),
-        _T.RESPONSE_MISSING: Step(_S.DELIVERED),
+        _T.ACCEPTED: Step(_S.PROCESSING, _E.SAVE | _E.START_POLLING),
+        _T.RESPONSE_MISSING: Step(_S.UNACKNOWLEDGED),
         _T.COMPLETED: Step(_S.COMPLETED, _ENDS),
         _T.EXTRACTION_FAILED: Step(_S.FAILED, _ENDS),
         _T.RESPONSE_LOST: Step(_S.UNKNOWN, _ENDS),
-        _T.TIMED_OUT: Step(_S.EXPIRED, _ENDS),
+        _T.TIMED_OUT: Step(_S.TIMED_OUT, _ENDS),
     },
     _S.UPLOADING: {
-        _T.DELIVERED: Step(_S.DELIVERED, _E.SAVE_FIRST),
+        _T.DELIVERED: Step(_S.UNACKNOWLEDGED, _E.SAVE_FIRST),
         _T.NOT_DELIVERED: Step(_S.UPLOADING),
         _T.REQUEUED: Step(_S.QUEUED, _E.FREE_SLOT),
-        _T.ACCEPTED: Step(_S.WAITING, _E.SAVE | _E.START_POLLING),
+        _T.ACCEPTED: Step(_S.PROCESSING, _E.SAVE | _E.START_POLLING),
         _T.WEBHOOK_RECEIVED: Step(_S.UPLOADING),
         _T.REFUSED: Step(_S.FAILED, _ENDS),
-        _T.DETACHED: Step(_S.RELEASED, _ENDS),
+        _T.DETACHED: Step(_S.DETACHED, _ENDS),
         _T.SESSION_LEFT: Step(_S.UPLOADING, _ENDS),
     },
-    _S.DELIVERED: {
+    _S.UNACKNOWLEDGED: {
         _T.NOT_DELIVERED: Step(_S.UPLOADING, _E.SAVE_FIRST),
         _T.REQUEUED: Step(_S.QUEUED, _E.SAVE_FIRST | _E.FREE_SLOT),
-        _T.ACCEPTED: Step(_S.WAITING, _E.SAVE | _E.START_POLLING),
-        _T.RESPONSE_MISSING: Step(_S.DELIVERED, _E.SAVE | _E.FREE_SLOT),
-        _T.WEBHOOK_RECEIVED: Step(_S.DELIVERED, _E.CHECK_NOW),
+        _T.ACCEPTED: Step(_S.PROCESSING, _E.SAVE | _E.START_POLLING),
+        _T.RESPONSE_MISSING: Step(_S.UNACKNOWLEDGED, _E.SAVE | _E.FREE_SLOT),
+        _T.WEBHOOK_RECEIVED: Step(_S.UNACKNOWLEDGED, _E.CHECK_NOW),
         _T.REFUSED: Step(_S.FAILED, _ENDS),
         _T.RESPONSE_LOST: Step(_S.UNKNOWN, _ENDS),
-        _T.DETACHED: Step(_S.RELEASED, _ENDS),
-        _T.SESSION_LEFT: Step(_S.DELIVERED, _ENDS),
+        _T.DETACHED: Step(_S.DETACHED, _ENDS),
+        _T.SESSION_LEFT: Step(_S.UNACKNOWLEDGED, _ENDS),
     },
-    _S.WAITING: {
-        _T.WEBHOOK_RECEIVED: Step(_S.WAITING, _E.CHECK_NOW),
+    _S.PROCESSING: {
+        _T.WEBHOOK_RECEIVED: Step(_S.PROCESSING, _E.CHECK_NOW),
         _T.COMPLETED: Step(_S.COMPLETED, _ENDS),
         _T.EXTRACTION_FAILED: Step(_S.FAILED, _ENDS),
-        _T.TIMED_OUT: Step(_S.EXPIRED, _ENDS),
-        _T.DETACHED: Step(_S.RELEASED, _ENDS),
-        _T.SESSION_LEFT: Step(_S.WAITING, _ENDS),
+        _T.TIMED_OUT: Step(_S.TIMED_OUT, _ENDS),
+        _T.DETACHED: Step(_S.DETACHED, _ENDS),
+        _T.SESSION_LEFT: Step(_S.PROCESSING, _ENDS),
     },
     _S.COMPLETED: {},
     _S.FAILED: {},
     _S.UNKNOWN: {},
-    _S.EXPIRED: {},
-    _S.RELEASED: {
-        trigger: Step(_S.RELEASED, _E.SAVE)
+    _S.TIMED_OUT: {},
+    _S.DETACHED: {
+        trigger: Step(_S.DETACHED, _E.SAVE)
         for trigger in (
             _T.NOT_DELIVERED,
             _T.REQUEUED,
@@ -154,7 +154,7 @@ TRANSITIONS: Mapping[JobState, Mapping[Trigger, Step]] = {
 TERMINAL = frozenset(
     state for state, row in TRANSITIONS.items() if all(step.state is state for step in row.values())
 )
-MAY_BE_PAID = frozenset({_S.DELIVERED, _S.WAITING, _S.COMPLETED, _S.UNKNOWN, _S.EXPIRED})
+MAY_BE_PAID = frozenset({_S.UNACKNOWLEDGED, _S.PROCESSING, _S.COMPLETED, _S.UNKNOWN, _S.TIMED_OUT})
 """From here on a second submission could be a second payment."""
 
 # How a handle ends that follows the job of another one, by the state that job ended in.
@@ -162,8 +162,8 @@ TRIGGER_OF_END: Mapping[JobState, Trigger] = {
     _S.COMPLETED: _T.COMPLETED,
     _S.FAILED: _T.EXTRACTION_FAILED,
     _S.UNKNOWN: _T.RESPONSE_LOST,
-    _S.EXPIRED: _T.TIMED_OUT,
-    _S.RELEASED: _T.DETACHED,
+    _S.TIMED_OUT: _T.TIMED_OUT,
+    _S.DETACHED: _T.DETACHED,
 }
 
 

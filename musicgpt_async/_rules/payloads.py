@@ -32,7 +32,7 @@ from musicgpt_async.errors import ProtocolError
 from musicgpt_async.models import Acceptance, Extraction, Stem, StemLinks
 
 CONVERSION_TYPE = "EXTRACTION"
-SNIPPET_LENGTH = 200
+EXCERPT_LENGTH = 200
 # A stem name when the vendor sends one plain link and several stems, or none, were asked for.
 UNNAMED_STEM = "audio"
 
@@ -73,7 +73,7 @@ class Conversion:
     Attributes:
         task_id: Empty where the vendor left it out.
         status: The vendor's word in upper case, empty where there is none.
-        known: Whether the word was ever seen before.
+        is_known_status: Whether the word was ever seen before.
         message: ``status_msg``, or whatever words came in its place.
         webhook_url: The URL that the submit gave, where the vendor tells it.
     """
@@ -82,7 +82,7 @@ class Conversion:
     conversion_id: str | None
     progress: Progress
     status: str
-    known: bool
+    is_known_status: bool
     message: str | None
     links: Mapping[str, StemLinks]
     cost: float | None
@@ -126,7 +126,7 @@ def submit_fields(
     return fields if webhook_url is None else {**fields, "webhook_url": webhook_url}
 
 
-def read_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object in ``body``.
 
     Raises:
@@ -137,11 +137,11 @@ def read_object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ProtocolError(f"The answer is not a JSON object: {snippet(body)}")
+        raise ProtocolError(f"The answer is not a JSON object: {excerpt(body)}")
     return value
 
 
-def read_acceptance(data: Mapping[str, Any]) -> Acceptance:
+def parse_acceptance(data: Mapping[str, Any]) -> Acceptance:
     """Return the answer to a submit.
 
     Raises:
@@ -149,7 +149,7 @@ def read_acceptance(data: Mapping[str, Any]) -> Acceptance:
     """
     task_id = _text(data.get("task_id"))
     if task_id is None:
-        raise ProtocolError(f"The answer to the submit has no task_id: {snippet(data)}")
+        raise ProtocolError(f"The answer to the submit has no task_id: {excerpt(data)}")
     eta = _number(data.get("eta"))
     return Acceptance(
         task_id=task_id,
@@ -159,7 +159,7 @@ def read_acceptance(data: Mapping[str, Any]) -> Acceptance:
     )
 
 
-def read_conversion(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -> Conversion:
+def parse_conversion(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -> Conversion:
     """Return the conversion in a byId answer.
 
     Args:
@@ -171,7 +171,7 @@ def read_conversion(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -
     """
     conversion = data.get("conversion", data)
     if not isinstance(conversion, dict) or not {"status", "task_id"} & conversion.keys():
-        raise ProtocolError(f"The answer holds no conversion: {snippet(data)}")
+        raise ProtocolError(f"The answer holds no conversion: {excerpt(data)}")
     return _conversion(conversion, requested, beside=data)
 
 
@@ -184,7 +184,7 @@ def read_failure(data: Mapping[str, Any]) -> Conversion | None:
     return read if read.progress is Progress.FAILED else None
 
 
-def read_listing(data: Mapping[str, Any]) -> list[Conversion]:
+def parse_listing(data: Mapping[str, Any]) -> list[Conversion]:
     """Return the conversions of a byUser listing, passing over what is none.
 
     Raises:
@@ -192,7 +192,7 @@ def read_listing(data: Mapping[str, Any]) -> list[Conversion]:
     """
     conversions = data.get("conversions")
     if not isinstance(conversions, list):
-        raise ProtocolError(f"The answer holds no list of conversions: {snippet(data)}")
+        raise ProtocolError(f"The answer holds no list of conversions: {excerpt(data)}")
     return [_conversion(each, ()) for each in conversions if isinstance(each, dict)]
 
 
@@ -202,7 +202,7 @@ def listing_continues_after(data: Mapping[str, Any]) -> str | None:
     return json.dumps(key) if isinstance(key, dict) else _text(key)
 
 
-def read_delivery(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -> Conversion:
+def parse_delivery(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -> Conversion:
     """Return what a webhook says. It is a hint: it has no status, or a forged one.
 
     The Extraction page's sample is flat and has ``success`` in place of a status.
@@ -212,24 +212,24 @@ def read_delivery(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -> 
     conversion = _conversion(flat, requested, beside=data)
     if conversion.status:
         return conversion
-    progress = Progress.FAILED if refuses(data) else Progress.COMPLETED
+    progress = Progress.FAILED if is_error(data) else Progress.COMPLETED
     return attrs.evolve(conversion, progress=progress)
 
 
-def with_hinted_links(
-    believed: Mapping[str, StemLinks], hinted: Mapping[str, StemLinks]
+def merge_links(
+    polled: Mapping[str, StemLinks], hinted: Mapping[str, StemLinks]
 ) -> dict[str, StemLinks]:
     """Return the links of a byId answer, with what it leaves out taken from a delivery."""
     return {
         stem: StemLinks(
-            mp3=believed.get(stem, _NO_LINKS).mp3 or hinted.get(stem, _NO_LINKS).mp3,
-            wav=believed.get(stem, _NO_LINKS).wav or hinted.get(stem, _NO_LINKS).wav,
+            mp3=polled.get(stem, _NO_LINKS).mp3 or hinted.get(stem, _NO_LINKS).mp3,
+            wav=polled.get(stem, _NO_LINKS).wav or hinted.get(stem, _NO_LINKS).wav,
         )
-        for stem in dict.fromkeys([*believed, *hinted])
+        for stem in dict.fromkeys([*polled, *hinted])
     }
 
 
-def refuses(data: Mapping[str, Any]) -> bool:
+def is_error(data: Mapping[str, Any]) -> bool:
     """Return whether an answer says ``success: false``, in any of its spellings."""
     success = data.get("success", True)
     return success is False or (isinstance(success, str) and success.strip().lower() == "false")
@@ -238,7 +238,7 @@ def refuses(data: Mapping[str, Any]) -> bool:
 def is_object(body: bytes) -> bool:
     """Return whether an answer is a JSON object, as all of the API's are; never fails."""
     try:
-        read_object(body)
+        parse_object(body)
     except ProtocolError:
         return False
     return True
@@ -248,29 +248,29 @@ def is_missing_route(body: bytes) -> bool:
     """Return whether a 404 is about the route; an unknown task has other words (FastAPI)."""
     if not is_object(body):
         return False
-    data = read_object(body)
-    return len(data) == 1 and _words(data.get("detail")) == "Not Found"
+    data = parse_object(body)
+    return len(data) == 1 and _message(data.get("detail")) == "Not Found"
 
 
-def read_words(body: bytes) -> str | None:
+def parse_error_message(body: bytes) -> str | None:
     """Return the vendor's own words in an error's body, whatever its shape; never fails."""
     try:
-        return words_of(read_object(body))
+        return error_message(parse_object(body))
     except ProtocolError:
-        return snippet(body) or None
+        return excerpt(body) or None
 
 
-def words_of(data: Mapping[str, Any]) -> str | None:
+def error_message(data: Mapping[str, Any]) -> str | None:
     """Return the vendor's own words in an answer that says no."""
-    found = (_words(data.get(key)) for key in ("message", "error", "detail", "status_msg"))
+    found = (_message(data.get(key)) for key in ("message", "error", "detail", "status_msg"))
     return next((words for words in found if words), None)
 
 
-def snippet(value: bytes | Mapping[str, Any]) -> str:
+def excerpt(value: bytes | Mapping[str, Any]) -> str:
     """Return a piece of an answer on one line, short enough for a message."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else repr(value)
     line = " ".join("".join(c if c.isprintable() else " " for c in text[:4096]).split())
-    return line if len(line) <= SNIPPET_LENGTH else line[: SNIPPET_LENGTH - 1] + "…"
+    return line if len(line) <= EXCERPT_LENGTH else line[: EXCERPT_LENGTH - 1] + "…"
 
 
 def _conversion(
@@ -285,8 +285,8 @@ def _conversion(
         conversion_id=_text(data.get("conversion_id")),
         progress=_PROGRESS.get(status) or _progress_by_links(status, links, requested),
         status=status,
-        known=status in _PROGRESS,
-        message=_words(data.get("status_msg")) or words_of(data),
+        is_known_status=status in _PROGRESS,
+        message=_message(data.get("status_msg")) or error_message(data),
         links=links,
         cost=_number(data.get("conversion_cost")),
         duration=_number(data.get("conversion_duration")),
@@ -313,10 +313,10 @@ def _links(data: Mapping[str, Any], requested: Sequence[str]) -> dict[str, StemL
         values = [value for format_, value in fields if format_ == named]
         for stem, url in _urls(values, requested):
             format_ = _format_of(url) or named
-            known = links.get(stem, _NO_LINKS)
-            if getattr(known, format_) is None:
-                known = attrs.evolve(known, **{format_: url})
-            links[stem] = known
+            is_known_status = links.get(stem, _NO_LINKS)
+            if getattr(is_known_status, format_) is None:
+                is_known_status = attrs.evolve(is_known_status, **{format_: url})
+            links[stem] = is_known_status
     return links
 
 
@@ -336,7 +336,7 @@ def _link_fields(data: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _urls(values: Sequence[Any], requested: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield (stem, URL) from the values that name their stems, else from the plain URLs."""
-    read = [_decoded(value) for value in values]
+    read = [_decode(value) for value in values]
     named = [
         (str(stem), url.strip())
         for value in read
@@ -382,7 +382,7 @@ def _path_of(url: str) -> str:
         return ""
 
 
-def _decoded(value: Any) -> Any:
+def _decode(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith("{"):
         return value.strip() if isinstance(value, str) else value
     try:
@@ -423,15 +423,15 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _words(value: Any, depth: int = 4) -> str | None:
+def _message(value: Any, depth: int = 4) -> str | None:
     """Return the words in one part of an error: a string, an object, or a list of objects."""
     if not value:
         return None
     if isinstance(value, str):
-        return snippet(value.encode("utf-8", "replace")) or None
+        return excerpt(value.encode("utf-8", "replace")) or None
     if isinstance(value, Mapping):
         inner = map(value.get, ("message", "msg", "code", "details")) if depth else ()
-        return next(filter(None, (_words(each, depth - 1) for each in inner)), None)
+        return next(filter(None, (_message(each, depth - 1) for each in inner)), None)
     if isinstance(value, list) and depth:
         parts = (_detail(each, depth - 1) for each in value[:5])
         return "; ".join(filter(None, parts)) or None
@@ -441,8 +441,8 @@ def _words(value: Any, depth: int = 4) -> str | None:
 def _detail(item: Any, depth: int) -> str | None:
     """Return one entry of a FastAPI validation error: where, and what."""
     if not isinstance(item, Mapping):
-        return _words(item, depth)
-    place = item.get("loc")
-    where = ".".join(_text(part) or "?" for part in place) if isinstance(place, list) else ""
-    what = _words(item, depth)
-    return f"{where}: {what}" if where and what else what
+        return _message(item, depth)
+    location = item.get("loc")
+    path = ".".join(_text(part) or "?" for part in location) if isinstance(location, list) else ""
+    message = _message(item, depth)
+    return f"{path}: {message}" if path and message else message

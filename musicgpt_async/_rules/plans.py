@@ -28,6 +28,6 @@ def check_plan(name: str | None) -> str | None:
     return plan
 
 
-def limits_of(plan: str | None) -> Limits | None:
+def make_limits(plan: str | None) -> Limits | None:
     """Return what a plan allows, ``None`` to learn it."""
     return None if plan is None else PLANS[plan]

@@ -10,10 +10,10 @@ sqrt(2 L / hazard), or, said without the limit of short intervals: *look when th
 expected since the last look reaches L*. That is the rule here. On lognormal durations it costs
 within one per cent of the true optimum from five looks a job on.
 
-The hazard follows from the learned durations (`durations.Durations`). The price is learned as well:
-what the last looks were worth. Under a tight budget jobs wait past their moment, the looks made are
-worth more, the price rises and spreads all intervals; an idle budget lowers it again, down to the
-least price. So the calls go where the expected undetected time is largest.
+The hazard follows from the learned durations (`durations.DurationModel`). The price is learned as
+well: what the last polls were worth. Under a tight budget jobs wait past their moment, the polls
+made are worth more, the price rises and spreads all intervals; an idle budget lowers it again, down
+to the least price. So the calls go where the expected undetected time is largest.
 
 Where a webhook is expected a delivery may tell the end instead. What a look then detects is a job
 that has ended *and* whose delivery does not come, or not yet: the same rule holds with the chance
@@ -24,12 +24,12 @@ about one a job is left, the one that a delivery wakes.
 
 from __future__ import annotations
 
-from musicgpt_async._rules.durations import Durations, Law
+from musicgpt_async._rules.durations import DurationDistribution, DurationModel
 from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 
-_SHORT_JOB = 10.0  # seconds; the undetected time of a shorter one matters the more
-_SHORTEST = 0.02  # seconds between two looks at one job, and the least that one is worth
-_HAZARD_FLOOR = 5e-5  # ends a second, expected of any job at any age
+_SHORT_DURATION = 10.0  # seconds; the undetected time of a shorter one matters the more
+_MIN_INTERVAL = 0.02  # seconds between two looks at one job, and the least that one is worth
+_MIN_HAZARD = 5e-5  # ends a second, expected of any job at any age
 _EXPECTED_PRICE = 0.7  # seconds that a look must be worth where a delivery surely comes
 
 
@@ -44,7 +44,7 @@ class PollPricing:
     """
 
     def __init__(
-        self, durations: Durations, reliability: ReceiverReliability, price: float
+        self, durations: DurationModel, reliability: ReceiverReliability, price: float
     ) -> None:
         self._durations = durations
         self._reliability = reliability
@@ -61,15 +61,15 @@ class PollPricing:
             age_known: whether that is since acceptance.
             loss: the chance that nothing but a look tells the end.
         """
-        law, scale = self._durations.law(eta, age_known=age_known)
+        distribution, scale = self._durations.distribution(eta, age_known=age_known)
         price = self._price_of(loss, scale)
-        soonest = self._wait(law, scale, age, price, loss)
+        soonest = self._wait(distribution, scale, age, price, loss)
         # An eta of a few whole seconds says little.
-        if scale < _SHORT_JOB and age < scale and loss > 0.5:
+        if scale < _SHORT_DURATION and age < scale and loss > 0.5:
             soonest = min(soonest, scale / 5)
         if self._price <= price:
             return soonest, soonest
-        return soonest, self._wait(law, scale, age, self._price, loss)
+        return soonest, self._wait(distribution, scale, age, self._price, loss)
 
     def learn(
         self, eta: float | None, last: float, age: float, *, age_known: bool, loss: float
@@ -78,21 +78,28 @@ class PollPricing:
 
         One that is dear because a delivery surely comes says nothing of the budget.
         """
-        law, scale = self._durations.law(eta, age_known=age_known)
+        distribution, scale = self._durations.distribution(eta, age_known=age_known)
         if self._price_of(loss, scale) > self._price:
             return
         delay = self._reliability.delay / scale
-        worth = scale * law.undetected(last / scale, age / scale, loss, delay)
-        worth += 0.5 * loss * _HAZARD_FLOOR * (age - last) ** 2
+        worth = scale * distribution.expected_delay(last / scale, age / scale, loss, delay)
+        worth += 0.5 * loss * _MIN_HAZARD * (age - last) ** 2
         price = self._price + 0.03 * (min(worth, 4.0 * self._price) - self._price)
         self._price = max(price, self._least_price)
 
     def _price_of(self, loss: float, scale: float) -> float:
         """Seconds that a look must be worth: more, the more surely a delivery will come."""
         price = self._least_price + (1.0 - loss) * _EXPECTED_PRICE
-        return max(price * min(scale / _SHORT_JOB, 1.0), _SHORTEST)
+        return max(price * min(scale / _SHORT_DURATION, 1.0), _MIN_INTERVAL)
 
-    def _wait(self, law: Law, scale: float, age: float, price: float, loss: float) -> float:
+    def _wait(
+        self,
+        distribution: DurationDistribution,
+        scale: float,
+        age: float,
+        price: float,
+        loss: float,
+    ) -> float:
         delay = self._reliability.delay / scale
-        ratio = law.next_look(age / scale, price / scale, _HAZARD_FLOOR * scale, loss, delay)
-        return max(ratio * scale - age, _SHORTEST)
+        ratio = distribution.next_poll(age / scale, price / scale, _MIN_HAZARD * scale, loss, delay)
+        return max(ratio * scale - age, _MIN_INTERVAL)

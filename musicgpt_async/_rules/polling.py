@@ -27,7 +27,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 
-from musicgpt_async._rules.durations import Durations
+from musicgpt_async._rules.durations import DurationModel
 from musicgpt_async._rules.poll_pricing import PollPricing
 from musicgpt_async._rules.rate_budget import Budget
 from musicgpt_async._rules.receiver_reliability import ReceiverReliability
@@ -39,22 +39,22 @@ _FIRST_RECHECK, _RECHECKS = 0.25, 4  # seconds after a look that denied a delive
 
 
 @attrs.define(eq=False)
-class _Job(Generic[K]):
+class _ScheduledJob(Generic[K]):
     key: K
     eta: float | None
-    began: float
+    accepted_at: float
     age_known: bool
     added: float
     webhook: Hashable | None  # names the delivery that is expected
-    looked: float
+    last_poll: float
     entry: int = 0  # the number of its live place in a heap; 0: in none
     earliest: float = 0.0  # the moment from which an idle budget may serve it
     is_woken: bool = False  # that place is among the wakes
-    out: bool = False
+    in_flight: bool = False
     first_due: bool = False  # its first look has not been made, and its age is not known
     delivered_at: float | None = None  # when a delivery came, unless a look denied it since
     denied: int = 0  # looks that a delivery caused and that saw no end
-    again: float | None = None  # the moment for a wake that came while it was out
+    recheck_at: float | None = None  # the moment for a wake that came while it was out
 
     @property
     def spacing(self) -> float:
@@ -62,7 +62,7 @@ class _Job(Generic[K]):
         return min(_FIRST_RECHECK * 2.0 ** min(self.denied, 10), _LONGEST_SPACING)
 
 
-_Heap: TypeAlias = list[tuple[float, int, _Job[K]]]
+_Heap: TypeAlias = list[tuple[float, int, _ScheduledJob[K]]]
 
 
 class Schedule(Generic[K]):
@@ -85,23 +85,23 @@ class Schedule(Generic[K]):
         rng: random.Random | None = None,
         tick: float = 0.02,
         price: float = 0.05,
-        durations: Durations | None = None,
+        durations: DurationModel | None = None,
         reliability: ReceiverReliability | None = None,
     ) -> None:
         self._budget = Budget(polls_per_minute, tick)
-        self._durations = durations or Durations()
+        self._durations = durations or DurationModel()
         self._reliability = reliability or ReceiverReliability()
         self._rng = rng or random.Random()
         self._tick = tick
         self._pricing = PollPricing(self._durations, self._reliability, price)
-        self._jobs: dict[K, _Job[K]] = {}
-        self._looks: _Heap[K] = []
+        self._jobs: dict[K, _ScheduledJob[K]] = {}
+        self._polls: _Heap[K] = []
         self._first_looks: _Heap[K] = []
         self._wakes: _Heap[K] = []
         self._numbers = itertools.count(1)
         self._webhooks = 0
         self._planned_loss = self._reliability.loss
-        self._scarce = False  # a look was worth its price and the budget had no room for it
+        self._is_saturated = False  # a look was worth its price and the budget had no room for it
         self._is_turn_of_first = True  # first looks at unknown ages take every second look at most
 
     def __len__(self) -> int:
@@ -127,18 +127,20 @@ class Schedule(Generic[K]):
         """Begin to look at a job.
 
         Args:
-            key: the job, told back by `due`.
+            key: the job, told back by `take_due`.
             now: monotonic seconds.
             eta: seconds from acceptance as the vendor told; None or negative: unknown.
             age: seconds since the vendor accepted it; None: nobody knows, so look soon.
             webhook: names the delivery that is expected, to the receiver's reliability; None: none
                 is expected.
         """
-        self.forget(key)
+        self.remove(key)
         known = max(eta, 1.0) if eta is not None and 0.0 <= eta < math.inf else None
         age_known = age is not None and age < math.inf
-        began = now - max(age, 0.0) if age is not None and age_known else now
-        job = _Job(key, known, began, age_known, now, webhook, began, first_due=not age_known)
+        accepted_at = now - max(age, 0.0) if age is not None and age_known else now
+        job = _ScheduledJob(
+            key, known, accepted_at, age_known, now, webhook, accepted_at, first_due=not age_known
+        )
         self._jobs[key] = job
         self._webhooks += webhook is not None
         self._plan(job, now)
@@ -146,87 +148,91 @@ class Schedule(Generic[K]):
     def next_due(self) -> float | None:
         """The moment of the next look to make; None while there is none."""
         moments = []
-        if self._settle(self._wakes):
-            moments.append(max(self._wakes[0][0], self._budget.room_at()))
+        if self._drop_stale(self._wakes):
+            moments.append(max(self._wakes[0][0], self._budget.next_allowed_at()))
         ordinary = [
-            heap[0][2].earliest for heap in (self._first_looks, self._looks) if self._settle(heap)
+            heap[0][2].earliest
+            for heap in (self._first_looks, self._polls)
+            if self._drop_stale(heap)
         ]
         if ordinary:
             share = self._share()
-            at = max(min(ordinary), self._budget.paced_at(share=share))
-            if self._budget.gap(share=share) < self._tick:
+            at = max(min(ordinary), self._budget.next_paced_at(share=share))
+            if self._budget.interval(share=share) < self._tick:
                 at = max(at, math.ceil(at / self._tick) * self._tick)
             moments.append(at)
         return min(moments) if moments else None
 
-    def due(self, now: float) -> list[K]:
+    def take_due(self, now: float) -> list[K]:
         """Take the looks to make now; each key is out until it is answered."""
         self._follow_reliability(now)
         taken: list[K] = []
         while (
-            self._settle(self._wakes) and self._wakes[0][0] <= now and self._budget.room_at() <= now
+            self._drop_stale(self._wakes)
+            and self._wakes[0][0] <= now
+            and self._budget.next_allowed_at() <= now
         ):
-            taken.append(self._send(heapq.heappop(self._wakes)[2], now))
+            taken.append(self._mark_in_flight(heapq.heappop(self._wakes)[2], now))
         while (
-            self._budget.paced_at(share=self._share()) <= now
+            self._budget.next_paced_at(share=self._share()) <= now
             and (heap := self._due_heap(now)) is not None
         ):
-            self._is_turn_of_first = heap is self._looks
+            self._is_turn_of_first = heap is self._polls
             job = heapq.heappop(heap)[2]
             self._pricing.learn(
                 job.eta,
-                job.looked - job.began,
-                now - job.began,
+                job.last_poll - job.accepted_at,
+                now - job.accepted_at,
                 age_known=job.age_known,
                 loss=self._chance_of_loss(job),
             )
             self._budget.pace(now, share=self._share())
-            taken.append(self._send(job, now))
-        self._scarce = self._due_heap(now) is not None or self._has_due(self._wakes, now)
+            taken.append(self._mark_in_flight(job, now))
+        self._is_saturated = self._due_heap(now) is not None or self._has_due(self._wakes, now)
         return taken
 
     def _due_heap(self, now: float) -> _Heap[K] | None:
         """The heap whose top is the next ordinary look, None while there is none to make."""
         firsts = self._has_due(self._first_looks, now)
-        if firsts and (self._is_turn_of_first or not self._has_due(self._looks, now)):
+        if firsts and (self._is_turn_of_first or not self._has_due(self._polls, now)):
             return self._first_looks
-        return self._looks if self._has_due(self._looks, now) else None
+        return self._polls if self._has_due(self._polls, now) else None
 
     def _has_due(self, heap: _Heap[K], now: float) -> bool:
-        return self._settle(heap) and heap[0][2].earliest <= now
+        return self._drop_stale(heap) and heap[0][2].earliest <= now
 
-    def pending(self, key: K, *, now: float) -> None:
+    def on_unfinished(self, key: K, *, now: float) -> None:
         """Note a look that saw no end, or failed: the next one is scheduled."""
         job = self._jobs.get(key)
-        if job is None or not job.out:
+        if job is None or not job.in_flight:
             return
-        job.out = False
-        again, job.again = job.again, None
+        job.in_flight = False
+        recheck_at, job.recheck_at = job.recheck_at, None
         if now < self._budget.paused_until:
             # Perhaps this look was the one refused: it saw nothing, and is due after the pause.
-            is_woken = again is not None or job.delivered_at is not None
-            heap = self._wakes if is_woken else self._looks
+            is_woken = recheck_at is not None or job.delivered_at is not None
+            heap = self._wakes if is_woken else self._polls
             self._push(heap, job, self._budget.paused_until)
             return
-        job.looked, job.first_due = now, False
-        if job.delivered_at is not None and (again is None or job.denied):
-            self._deny(job, is_repeated=again is not None)
-        elif again is not None:
-            self._push(self._wakes, job, again)
+        job.last_poll, job.first_due = now, False
+        if job.delivered_at is not None and (recheck_at is None or job.denied):
+            self._deny(job, is_repeated=recheck_at is not None)
+        elif recheck_at is not None:
+            self._push(self._wakes, job, recheck_at)
         else:
             self._plan(job, now)
 
-    def _deny(self, job: _Job[K], *, is_repeated: bool) -> None:
+    def _deny(self, job: _ScheduledJob[K], *, is_repeated: bool) -> None:
         """Look again shortly: a delivery may be ahead of byId, forged, or too early."""
-        at = job.looked + job.spacing
+        at = job.last_poll + job.spacing
         job.denied += 1
         if job.denied <= _RECHECKS or is_repeated:
             self._push(self._wakes, job, at)
         else:
             job.delivered_at = None
-            self._plan(job, job.looked)
+            self._plan(job, job.last_poll)
 
-    def finished(self, key: K, *, now: float) -> None:
+    def on_finished(self, key: K, *, now: float) -> None:
         """Forget a job that is terminal, and learn from it.
 
         What it teaches is how long jobs take, and whether and when deliveries come.
@@ -234,33 +240,35 @@ class Schedule(Generic[K]):
         job = self._jobs.get(key)
         if job is not None:
             self._learn(job, now)
-            self.forget(key)
+            self.remove(key)
             self._follow_reliability(now)
 
-    def _learn(self, job: _Job[K], now: float) -> None:
-        low, high, delivered_at = job.looked, now, job.delivered_at
+    def _learn(self, job: _ScheduledJob[K], now: float) -> None:
+        low, high, delivered_at = job.last_poll, now, job.delivered_at
         if delivered_at is not None and not job.denied:
             low = high = max(low, delivered_at - self._reliability.delay)
         if job.age_known:
-            self._durations.observe(job.eta, low - job.began, high - job.began)
+            self._durations.observe(job.eta, low - job.accepted_at, high - job.accepted_at)
         if job.webhook is None:
             return
         if delivered_at is not None or job.denied:
             # One that came too early proves that the receiver hears, and nothing of the delay.
-            within = math.inf if delivered_at is None or job.denied else delivered_at - job.looked
+            within = (
+                math.inf if delivered_at is None or job.denied else delivered_at - job.last_poll
+            )
             self._reliability.arrived(now=now, within=within)
         elif low >= job.added and not job.first_due:
             # It did not end while nobody was there to hear of it.
             self._reliability.missed(job.webhook, low=low, high=high)
 
-    def forget(self, key: K) -> None:
+    def remove(self, key: K) -> None:
         """Let go of a job without learning from it; unknown keys are ignored."""
         job = self._jobs.pop(key, None)
         if job is not None:
             job.entry = 0
             self._webhooks -= job.webhook is not None
-            for heap in (self._looks, self._first_looks, self._wakes):
-                self._tidy(heap)
+            for heap in (self._polls, self._first_looks, self._wakes):
+                self._compact(heap)
 
     def wake(self, key: K, *, now: float, delay: float = 0.0) -> None:
         """Look at a job at once, or after `delay` seconds, ahead of all others."""
@@ -268,8 +276,8 @@ class Schedule(Generic[K]):
         if job is None:
             return
         at = now + max(0.0, delay)
-        if job.out:
-            job.again = at if job.again is None else min(at, job.again)
+        if job.in_flight:
+            job.recheck_at = at if job.recheck_at is None else min(at, job.recheck_at)
         elif not job.is_woken or at < job.earliest:
             self._push(self._wakes, job, at)
 
@@ -283,18 +291,18 @@ class Schedule(Generic[K]):
             return
         if job.delivered_at is None:
             job.delivered_at = now
-        self.wake(key, now=now, delay=job.looked + job.spacing - now if job.denied else 0.0)
+        self.wake(key, now=now, delay=job.last_poll + job.spacing - now if job.denied else 0.0)
 
-    def throttled(self, *, now: float, retry_after: float | None) -> None:
+    def on_throttled(self, *, now: float, retry_after: float | None) -> None:
         """Pause all looks after a 429, and believe in a smaller budget."""
-        self._budget.throttled(now, retry_after)
+        self._budget.on_throttled(now, retry_after)
 
-    def answered(self, *, now: float) -> None:
+    def on_success(self, *, now: float) -> None:
         """Believe in a larger budget after a real answer, where a larger one is wanted."""
-        self._budget.answered(now)
-        if self._scarce:
+        self._budget.on_success(now)
+        if self._is_saturated:
             # The line through all plans: 20, 200 and 500 looks for 2, 5 and 10 jobs.
-            self._budget.grow(wanted=20.0 + 60.0 * max(0, len(self._jobs) - 2))
+            self._budget.grow(ceiling=20.0 + 60.0 * max(0, len(self._jobs) - 2))
 
     def _share(self) -> float:
         """The part of the budget for ordinary looks: some is kept for what webhooks will wake."""
@@ -307,47 +315,47 @@ class Schedule(Generic[K]):
             return
         self._planned_loss = loss
         for job in self._jobs.values():
-            if job.webhook is not None and not job.out and not job.is_woken:
+            if job.webhook is not None and not job.in_flight and not job.is_woken:
                 self._plan(job, now)
 
-    def _chance_of_loss(self, job: _Job[K]) -> float:
+    def _chance_of_loss(self, job: _ScheduledJob[K]) -> float:
         """How likely nothing but a look will tell a job's end."""
         if job.webhook is None or job.denied:  # what has come does not come again
             return 1.0
         return self._reliability.loss
 
-    def _plan(self, job: _Job[K], now: float) -> None:
-        """Choose the moment of a job's next look, after the one at `job.looked`."""
+    def _plan(self, job: _ScheduledJob[K], now: float) -> None:
+        """Choose the moment of a job's next look, after the one at `job.last_poll`."""
         if job.first_due:
             self._push(self._first_looks, job, now)
             return
-        age, loss = job.looked - job.began, self._chance_of_loss(job)
+        age, loss = job.last_poll - job.accepted_at, self._chance_of_loss(job)
         soonest, wait = self._pricing.waits(job.eta, age, age_known=job.age_known, loss=loss)
         spread = self._rng.uniform(0.95, 1.05)
-        earliest = job.looked + spread * soonest
-        self._push(self._looks, job, job.looked + spread * wait, earliest=earliest)
+        earliest = job.last_poll + spread * soonest
+        self._push(self._polls, job, job.last_poll + spread * wait, earliest=earliest)
 
     def _push(
-        self, heap: _Heap[K], job: _Job[K], at: float, *, earliest: float | None = None
+        self, heap: _Heap[K], job: _ScheduledJob[K], at: float, *, earliest: float | None = None
     ) -> None:
         job.entry, job.is_woken = next(self._numbers), heap is self._wakes
         job.earliest = at if earliest is None else earliest
         heapq.heappush(heap, (at, job.entry, job))
-        self._tidy(heap)
+        self._compact(heap)
 
-    def _tidy(self, heap: _Heap[K]) -> None:
+    def _compact(self, heap: _Heap[K]) -> None:
         """Rebuild a heap of which most is outdated, so that nothing let go of is held long."""
         if len(heap) > 2 * len(self._jobs) + 64:
             heap[:] = [place for place in heap if place[2].entry == place[1]]
             heapq.heapify(heap)
 
-    def _settle(self, heap: _Heap[K]) -> bool:
+    def _drop_stale(self, heap: _Heap[K]) -> bool:
         """Drop outdated entries from the top; True when a live one is left."""
         while heap and heap[0][2].entry != heap[0][1]:
             heapq.heappop(heap)
         return bool(heap)
 
-    def _send(self, job: _Job[K], now: float) -> K:
-        job.entry, job.out, job.is_woken = 0, True, False
-        self._budget.spend(now)
+    def _mark_in_flight(self, job: _ScheduledJob[K], now: float) -> K:
+        job.entry, job.in_flight, job.is_woken = 0, True, False
+        self._budget.record(now)
         return job.key

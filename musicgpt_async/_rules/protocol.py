@@ -39,7 +39,7 @@ from musicgpt_async.models import Acceptance
 T = TypeVar("T")
 
 # A vendor's Retry-After beyond this is an accident, not a wish.
-LONGEST_RETRY_AFTER = 120.0
+MAX_RETRY_AFTER = 120.0
 
 STATUS_ERRORS: Mapping[int, type[APIError]] = {
     400: BadRequestError,
@@ -54,7 +54,7 @@ STATUS_ERRORS: Mapping[int, type[APIError]] = {
 
 
 @attrs.frozen
-class Answer:
+class Response:
     """What came back: the transport's side of every call.
 
     Attributes:
@@ -77,7 +77,7 @@ class Answer:
         return text.replace(self.secret, "***") if self.secret else text
 
 
-def look_query(task_id: str) -> dict[str, str]:
+def status_query(task_id: str) -> dict[str, str]:
     """Return the query of a look: one of the two ids, never both."""
     return {"conversionType": payloads.CONVERSION_TYPE, "task_id": task_id}
 
@@ -97,95 +97,97 @@ def listing_query(start: float, end: float, *, after: str | None = None) -> dict
     return query if after is None else {**query, "LastEvaluatedKey": after}
 
 
-def read(answer: Answer, *, now: float, what: str) -> dict[str, Any]:
+def parse_response(response: Response, *, now: float, subject: str) -> dict[str, Any]:
     """Return the JSON object of an answer that says yes.
 
     Args:
-        answer: What came back.
+        response: What came back.
         now: Seconds since the epoch, for a Retry-After that is a date.
-        what: What was asked, for the message: "The submit", "The look at job …".
+        subject: What was asked, for the message: "The submit", "The look at job …".
 
     Raises:
         APIError: The answer says no.
         EndpointNotFoundError: The API has no such route.
         ProtocolError: The answer is none of the API's.
     """
-    return _read(answer, lambda data: data, now=now, what=what)
+    return _read(response, lambda data: data, now=now, subject=subject)
 
 
-def read_acceptance(answer: Answer, *, now: float, what: str) -> Acceptance:
-    """Return what a submit was answered with; raises what :func:`read` raises."""
-    return _read(answer, payloads.read_acceptance, now=now, what=what)
+def parse_acceptance(response: Response, *, now: float, subject: str) -> Acceptance:
+    """Return what a submit was answered with; raises what :func:`parse_response` raises."""
+    return _read(response, payloads.parse_acceptance, now=now, subject=subject)
 
 
-def read_conversion(
-    answer: Answer, *, now: float, what: str, requested: Sequence[str] = ()
+def parse_conversion(
+    response: Response, *, now: float, subject: str, requested: Sequence[str] = ()
 ) -> Conversion:
-    """Return the conversion of a byId answer; raises what :func:`read` raises.
+    """Return the conversion of a byId answer; raises what :func:`parse_response` raises.
 
     Args:
-        answer: What came back.
+        response: What came back.
         now: Seconds since the epoch.
-        what: What was asked, for the message.
+        subject: What was asked, for the message.
         requested: The stems that were asked for.
     """
-    parse = partial(payloads.read_conversion, requested=requested)
-    conversion = _read(answer, parse, now=now, what=what, failure=payloads.read_failure)
+    parse = partial(payloads.parse_conversion, requested=requested)
+    conversion = _read(response, parse, now=now, subject=subject, failure=payloads.read_failure)
     if conversion.message is None:
         return conversion
-    return attrs.evolve(conversion, message=answer.redact(conversion.message))
+    return attrs.evolve(conversion, message=response.redact(conversion.message))
 
 
-def read_listing(answer: Answer, *, now: float, what: str) -> tuple[list[Conversion], str | None]:
-    """Return a page of the listing and the key of the next; raises what :func:`read` raises."""
+def parse_listing(
+    response: Response, *, now: float, subject: str
+) -> tuple[list[Conversion], str | None]:
+    """Return a page of the listing and the next key; raises as :func:`parse_response` does."""
 
     def parse(data: dict[str, Any]) -> tuple[list[Conversion], str | None]:
-        return payloads.read_listing(data), payloads.listing_continues_after(data)
+        return payloads.parse_listing(data), payloads.listing_continues_after(data)
 
-    return _read(answer, parse, now=now, what=what)
+    return _read(response, parse, now=now, subject=subject)
 
 
 def _read(
-    answer: Answer,
+    response: Response,
     parse: Callable[[dict[str, Any]], T],
     *,
     now: float,
-    what: str,
+    subject: str,
     failure: Callable[[Mapping[str, Any]], T | None] = lambda _: None,
 ) -> T:
     # Raised here, where no local variable holds the key: crash reporters send those home.
-    outcome = _outcome(answer, parse, failure, now=now, what=what)
+    outcome = _outcome(response, parse, failure, now=now, subject=subject)
     if isinstance(outcome, MusicGPTError):
         raise outcome
     return outcome
 
 
 def _outcome(
-    answer: Answer,
+    response: Response,
     parse: Callable[[dict[str, Any]], T],
     failure: Callable[[Mapping[str, Any]], T | None],
     *,
     now: float,
-    what: str,
+    subject: str,
 ) -> T | MusicGPTError:
     try:
-        if not 200 <= answer.status < 300:
-            return _refusal_of_status(answer, now=now, what=what)
-        data = payloads.read_object(answer.body)
-        if not payloads.refuses(data):
+        if not 200 <= response.status < 300:
+            return _refusal_of_status(response, now=now, subject=subject)
+        data = payloads.parse_object(response.body)
+        if not payloads.is_error(data):
             return parse(data)
         failed = failure(data)
         if failed is not None:
             return failed
-        return _refusal(answer, payloads.words_of(data), now=now, what=what)
+        return _refusal(response, payloads.error_message(data), now=now, subject=subject)
     except ProtocolError as error:
-        return ProtocolError(answer.redact(error.message), status=error.status)
+        return ProtocolError(response.redact(error.message), status=error.status)
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
     """Return the seconds that a Retry-After header asks for, in either of its forms.
 
-    RFC 9110, section 10.2.3: seconds, or an HTTP date. Clamped to 0 … ``LONGEST_RETRY_AFTER``.
+    RFC 9110, section 10.2.3: seconds, or an HTTP date. Clamped to 0 … ``MAX_RETRY_AFTER``.
     """
     value = headers.get("retry-after", "").strip()
     try:
@@ -194,22 +196,22 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
         seconds = _seconds_until(value, now)
     if not math.isfinite(seconds):
         return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
-def checked_names(given: Iterable[str], kind: type[StrEnum], what: str) -> tuple[str, ...]:
+def validate_names(chosen: Iterable[str], kind: type[StrEnum], subject: str) -> tuple[str, ...]:
     """Return the names as the API spells them, each once.
 
     Raises:
         InvalidOptionError: One of them does not exist; the message names the closest right one.
     """
-    if isinstance(given, str) and not isinstance(given, kind):
-        raise InvalidOptionError(f"The {what}s are a list of names: [{str(given)!r}].")
-    names = [given] if isinstance(given, str) else list(given)
-    known = [str(member) for member in kind]
+    if isinstance(chosen, str) and not isinstance(chosen, kind):
+        raise InvalidOptionError(f"The {subject}s are a list of names: [{str(chosen)!r}].")
+    names = [chosen] if isinstance(chosen, str) else list(chosen)
+    valid_names = [str(member) for member in kind]
     for name in names:
-        if name not in known:
-            raise InvalidOptionError(_closest(name, known, what))
+        if name not in valid_names:
+            raise InvalidOptionError(_closest(name, valid_names, subject))
     return tuple(dict.fromkeys(map(str, names)))
 
 
@@ -224,56 +226,59 @@ def check_flag(value: Any, name: str) -> bool:
     return value
 
 
-def _closest(name: Any, known: Sequence[str], what: str) -> str:
+def _closest(name: Any, valid_names: Sequence[str], subject: str) -> str:
     import difflib  # noqa: PLC0415 - only a wrong name needs it
 
-    by_lower = {each.lower(): each for each in known}
+    by_lower = {each.lower(): each for each in valid_names}
     close = difflib.get_close_matches(str(name).strip().lower(), by_lower, n=1, cutoff=0.0)
     return (
-        f"There is no {what} named {str(name)[:50]!r}; the closest is {by_lower[close[0]]!r}. "
-        f"All of them: {', '.join(known)}."
+        f"There is no {subject} named {str(name)[:50]!r}; the closest is {by_lower[close[0]]!r}. "
+        f"All of them: {', '.join(valid_names)}."
     )
 
 
-def _refusal_of_status(answer: Answer, *, now: float, what: str) -> MusicGPTError:
-    if answer.status == 404 and payloads.is_missing_route(answer.body):
-        place = answer.url.partition("?")[0] or "that address"
+def _refusal_of_status(response: Response, *, now: float, subject: str) -> MusicGPTError:
+    if response.status == 404 and payloads.is_missing_route(response.body):
+        place = response.url.partition("?")[0] or "that address"
         return EndpointNotFoundError(
-            answer.redact(
-                f"{what} was refused with status 404: there is no API at {place}. "
-                f"{EndpointNotFoundError.hint}"
+            response.redact(
+                f"{subject} was refused with status 404: there is no API at {place}. "
+                f"{EndpointNotFoundError.advice}"
             ),
             status=404,
         )
-    if answer.status >= 400:
-        return _refusal(answer, payloads.read_words(answer.body), now=now, what=what)
-    said = payloads.snippet(answer.body)
-    words = f"{what} was answered with status {answer.status}{_redirect(answer)}. {said}".rstrip()
-    return ProtocolError(answer.redact(words), status=answer.status)
+    if response.status >= 400:
+        return _refusal(
+            response, payloads.parse_error_message(response.body), now=now, subject=subject
+        )
+    said = payloads.excerpt(response.body)
+    words = f"{subject} was answered with status {response.status}{_redirect(response)}. {said}"
+    return ProtocolError(response.redact(words.rstrip()), status=response.status)
 
 
-def _refusal(answer: Answer, words: str | None, *, now: float, what: str) -> APIError:
-    kind = STATUS_ERRORS.get(answer.status, ServerError if answer.status >= 500 else APIError)
-    words = None if words is None else answer.redact(words)
+def _refusal(response: Response, words: str | None, *, now: float, subject: str) -> APIError:
+    kind = STATUS_ERRORS.get(response.status, ServerError if response.status >= 500 else APIError)
+    words = None if words is None else response.redact(words)
     said = f' The vendor says: "{words}".' if words else ""
     return kind(
-        f"{answer.redact(what)} was refused with status {answer.status}.{said} {kind.hint}",
-        status=answer.status,
-        retry_after=retry_after(answer.headers, now=now),
+        f"{response.redact(subject)} was refused with status {response.status}.{said} "
+        f"{kind.advice}",
+        status=response.status,
+        retry_after=retry_after(response.headers, now=now),
         vendor_message=words,
     )
 
 
-def _redirect(answer: Answer) -> str:
+def _redirect(response: Response) -> str:
     """Say where a redirect leads: it is not followed, since the key would go there."""
-    location = answer.headers.get("location")
+    location = response.headers.get("location")
     if not location:
         return "; check MUSICGPT_BASE_URL"
     base = base_url_of(location)
-    place = payloads.snippet(location.encode("utf-8", "replace"))
+    place = payloads.excerpt(location.encode("utf-8", "replace"))
     if base is None:
         return f" (a redirect to {place}); check MUSICGPT_BASE_URL"
-    moved = payloads.snippet(base.encode("utf-8", "replace"))
+    moved = payloads.excerpt(base.encode("utf-8", "replace"))
     return (
         f" (a redirect to {place}, which was not followed); if the API has moved there, "
         f"set MUSICGPT_BASE_URL={moved}"

@@ -29,7 +29,7 @@ def may_be_submitted_again(record: JobRecord) -> bool:
     An accepted job fails by MusicGPT's own verdict only (see ``lifecycle``); one without a task
     fails by a refusal, or before anything was sent.
     """
-    if record.state is JobState.RELEASED:
+    if record.state is JobState.DETACHED:
         return not was_delivered(record)
     return record.state is JobState.FAILED
 
@@ -42,7 +42,7 @@ def is_unfinished(record: JobRecord) -> bool:
     match record.state:
         case JobState.FAILED:
             return False
-        case JobState.RELEASED:
+        case JobState.DETACHED:
             return was_delivered(record)
         case JobState.COMPLETED:
             return record.directory is not None and not is_downloaded(record)
@@ -64,7 +64,7 @@ def is_task_id(text: str) -> bool:
     return 0 < len(text) <= MAX_TASK_ID_LENGTH and text.isprintable()
 
 
-def extraction_of(record: JobRecord) -> Extraction:
+def make_extraction(record: JobRecord) -> Extraction:
     """Return the finished job that a record describes."""
     return Extraction(
         task_id=record.task_id or "",

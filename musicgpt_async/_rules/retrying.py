@@ -13,18 +13,18 @@ from musicgpt_async.errors import (
 )
 
 # Statuses by which the vendor says that it did not take the submission.
-NOT_ACCEPTED = frozenset({429, 503})
+NOT_ACCEPTED_STATUSES = frozenset({429, 503})
 # A link that has run out, or moved: fresh ones come from byId.
-EXPIRED_LINK = frozenset({401, 403, 404, 410})
+EXPIRED_LINK_STATUSES = frozenset({401, 403, 404, 410})
 # Answers of a file host that may be different a moment later.
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 # Refused looks in a row, and seconds that they lasted, before the wait is broken off.
-REFUSED_LOOKS = 5
-REFUSED_FOR = 60.0
+MAX_REFUSED_POLLS = 5
+MIN_REFUSED_TIME = 60.0
 # The same for an attached task_id, which may simply be mistyped.
-REFUSED_ATTACHED_LOOKS = 3
+MAX_REFUSED_ATTACHED_POLLS = 3
 # Seconds after acceptance during which a 404 means "not yet".
-NOT_YET = 60.0
+NOT_FOUND_GRACE = 60.0
 # A whole answer takes a few times as long as the server may be silent within it, at most.
 _ANSWER_FACTOR = 4.0
 # Bytes a second. Before it answers a submit, MusicGPT may push the upload on to its storage; a
@@ -33,7 +33,7 @@ _ANSWER_FACTOR = 4.0
 _SLOWEST_FORWARDING = 2 << 20
 
 
-class Verdict(Enum):
+class SubmitOutcome(Enum):
     """What became of a submit."""
 
     ACCEPTED = "accepted"
@@ -48,21 +48,21 @@ class Verdict(Enum):
     """The track went out whole and may have been accepted: never sent again by itself."""
 
 
-def submit_verdict(error: MusicGPTError, *, delivered: bool) -> Verdict:
+def submit_outcome(error: MusicGPTError, *, delivered: bool) -> SubmitOutcome:
     """Return what a failed submit means.
 
     Args:
         error: What the answer or its absence was turned into.
         delivered: Whether the closing boundary was handed to the transport.
     """
-    if error.status in NOT_ACCEPTED:
-        return Verdict.NOT_ACCEPTED
+    if error.status in NOT_ACCEPTED_STATUSES:
+        return SubmitOutcome.NOT_ACCEPTED
     if _may_have_been_accepted(error):
-        return Verdict.UNKNOWN if delivered else Verdict.NOT_DELIVERED
-    return Verdict.REFUSED
+        return SubmitOutcome.UNKNOWN if delivered else SubmitOutcome.NOT_DELIVERED
+    return SubmitOutcome.REFUSED
 
 
-def answer_timeout(request_timeout: float, size: int | None = None) -> float:
+def response_timeout(request_timeout: float, size: int | None = None) -> float:
     """Return the seconds in which a call has to be answered whole, once its body is out.
 
     A silence of ``request_timeout`` ends a call as well, but a server that sends something now and
@@ -75,7 +75,7 @@ def answer_timeout(request_timeout: float, size: int | None = None) -> float:
     return _ANSWER_FACTOR * request_timeout + (size or 0) / _SLOWEST_FORWARDING
 
 
-def look_is_refused(error: MusicGPTError, *, waited: float | None) -> bool:
+def is_permanent_poll_error(error: MusicGPTError, *, waited: float | None) -> bool:
     """Return whether a failed look speaks against the job itself, not against the moment.
 
     Args:
@@ -83,17 +83,17 @@ def look_is_refused(error: MusicGPTError, *, waited: float | None) -> bool:
         waited: Seconds since the job was accepted, ``None`` where nobody knows.
     """
     if error.status == 404 and not isinstance(error, EndpointNotFoundError):
-        return waited is None or waited > NOT_YET
+        return waited is None or waited > NOT_FOUND_GRACE
     status = error.status or 0
     is_judgement = isinstance(error, (APIError, EndpointNotFoundError))
-    return is_judgement and 400 <= status < 500 and status not in PASSING
+    return is_judgement and 400 <= status < 500 and status not in TRANSIENT_STATUSES
 
 
-def gives_up(refusals: int, *, lasted: float, attached: bool) -> bool:
+def should_give_up(refusals: int, *, duration: float, attached: bool) -> bool:
     """Return whether so many refused looks in a row, over so many seconds, are enough."""
     if attached:
-        return refusals >= REFUSED_ATTACHED_LOOKS
-    return refusals >= REFUSED_LOOKS and lasted >= REFUSED_FOR
+        return refusals >= MAX_REFUSED_ATTACHED_POLLS
+    return refusals >= MAX_REFUSED_POLLS and duration >= MIN_REFUSED_TIME
 
 
 def backoff(attempt: int, *, first: float, most: float) -> float:
@@ -107,17 +107,17 @@ def backoff(attempt: int, *, first: float, most: float) -> float:
     return min(first * 2.0 ** min(max(attempt, 1) - 1, 30), most)
 
 
-def pause_after(refusals: int) -> float:
+def poll_backoff(refusals: int) -> float:
     """Return the seconds to wait after a refused look: 0.5, 1, 2, … 30."""
     return backoff(refusals, first=0.5, most=30.0)
 
 
-def pause_after_delivery(attempt: int) -> float:
+def delivery_backoff(attempt: int) -> float:
     """Return the seconds to wait before an undelivered track is sent again: 0.2, 0.4, … 20."""
     return backoff(attempt, first=0.2, most=20.0)
 
 
-def pause_after_listing(attempt: int) -> float:
+def listing_backoff(attempt: int) -> float:
     """Return the seconds to wait before the account is listed again: 1, 2, … 30."""
     return backoff(attempt, first=1.0, most=30.0)
 

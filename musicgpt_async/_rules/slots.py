@@ -36,9 +36,9 @@ FREE_PARALLEL = 1
 # one of 3 at most 1.3 % slower, and the uploads refused were the same within one.
 _FIRST_GROWTHS = {1: 3, 4: 6, 6: 8, 8: 10}
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds
-_LONGEST_RETRY_AFTER = 300.0  # seconds
-_PATIENCE_WITHIN, _PATIENCE_BEYOND = (1, 32), (16, 256)  # accepted submits, at first and at most
+_MIN_PAUSE, _MAX_PAUSE = 2.0, 60.0  # seconds
+_MAX_RETRY_AFTER = 300.0  # seconds
+_THRESHOLD_WITHIN, _THRESHOLD_BEYOND = (1, 32), (16, 256)  # accepted submits, at first and at most
 _PATIENT_SECONDS, _PATIENT_SUBMITS = 75.0, 3  # enough together up to a limit that proved true
 _LONG_FULL = 3  # refusals in a row with nothing of our own running
 
@@ -54,12 +54,12 @@ class Slots:
     def __init__(self, *, parallel: int | None = None) -> None:
         if parallel is not None and parallel < 1:
             raise ValueError(f"parallel must be at least 1, not {parallel}")
-        self._given = parallel
+        self._configured = parallel
         self._limit = parallel or FREE_PARALLEL
         self._proven = 1  # so many were unfinished at once, each accepted
         self._taken = 0
         self._uploading = 0  # at most; one that was cancelled may still be counted
-        self._patience = 0
+        self._growth_threshold = 0
         self._probing = False  # the limit has grown and has not proved true yet
         self._since_growth = 0
         self._failed_growths = 0
@@ -78,7 +78,7 @@ class Slots:
         """How many slots are taken now."""
         return self._taken
 
-    def take(self, *, now: float) -> bool:
+    def try_acquire(self, *, now: float) -> bool:
         """Take a slot for a job about to be uploaded; False when none may be had now."""
         self._now = now
         if self._retry_at is not None and now >= self._retry_at:
@@ -89,11 +89,11 @@ class Slots:
         self._uploading += 1
         return True
 
-    def occupy(self) -> None:
+    def force_acquire(self) -> None:
         """Count a job that runs already, attached or resumed, even past the limit."""
         self._taken += 1
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Give a slot back: its job is terminal, was refused or is let go of.
 
         Raises:
@@ -104,15 +104,15 @@ class Slots:
         self._taken -= 1
         self._uploading = min(self._uploading, self._taken)
 
-    def accepted(self, *, waiting: bool) -> None:
-        """Learn from an accepted submit; `waiting`: others stand in line for a slot."""
+    def on_accepted(self, *, has_queue: bool) -> None:
+        """Learn from an accepted submit; `has_queue`: others stand in line for a slot."""
         self._uploading = max(0, self._uploading - 1)
         self._since_growth += 1
         if self._refusals >= _LONG_FULL and self._taken <= 1:
-            self._patience = 0  # whoever held every slot has given one back
+            self._growth_threshold = 0  # whoever held every slot has given one back
         self._refusals = 0
         self._proven = max(self._proven, min(self._taken - self._uploading, self._limit))
-        if waiting and self._is_held_full():
+        if has_queue and self._is_held_full():
             self._grow()
 
     def _is_held_full(self) -> bool:
@@ -123,19 +123,19 @@ class Slots:
     def _grow(self) -> None:
         if self._probing:
             self._failed_growths, self._probing = 0, False
-            if self._limit < max(self._proven, self._given or 0):
-                self._patience = 0
+            if self._limit < max(self._proven, self._configured or 0):
+                self._growth_threshold = 0
         if not self._has_been_patient():
             return
-        if self._given is None or self._limit < self._given:
-            first = self._given is None and not self._was_full
+        if self._configured is None or self._limit < self._configured:
+            first = self._configured is None and not self._was_full
             self._limit = (_FIRST_GROWTHS if first else {}).get(self._limit, self._limit + 1)
             self._probing = True
             self._since_growth = self._uploading = 0
 
     def _has_been_patient(self) -> bool:
         """Whether enough was accepted since the last refusal to try a larger limit."""
-        if self._since_growth > self._patience:
+        if self._since_growth > self._growth_threshold:
             return True
         return (
             self._limit < self._proven
@@ -143,7 +143,7 @@ class Slots:
             and self._now - self._refused_at >= _PATIENT_SECONDS
         )
 
-    def refused(
+    def on_rejected(
         self,
         *,
         now: float,
@@ -170,10 +170,10 @@ class Slots:
         if full and left < self._limit:
             self._shrink(max(1, left))
         if retry_after is not None:
-            self._pause(now + min(max(1.0, retry_after), _LONGEST_RETRY_AFTER))
+            self._pause(now + min(max(1.0, retry_after), _MAX_RETRY_AFTER))
         elif left == 0 or not full:
             doublings = min(self._refusals - 1, 10)
-            self._pause(now + min(_FIRST_PAUSE * 2.0**doublings, _LONGEST_PAUSE))
+            self._pause(now + min(_MIN_PAUSE * 2.0**doublings, _MAX_PAUSE))
 
     def _pause(self, until: float) -> None:
         """Try no sooner than this, nor than an earlier refusal asked for."""
@@ -182,14 +182,14 @@ class Slots:
     def _shrink(self, limit: int) -> None:
         if limit == self._limit:
             return
-        within = self._limit <= max(self._proven, self._given or 0)
-        first, longest = _PATIENCE_WITHIN if within else _PATIENCE_BEYOND
-        self._patience = min(first * 2**self._failed_growths, longest)
+        within = self._limit <= max(self._proven, self._configured or 0)
+        first, largest = _THRESHOLD_WITHIN if within else _THRESHOLD_BEYOND
+        self._growth_threshold = min(first * 2**self._failed_growths, largest)
         self._since_growth = 0
         self._failed_growths = min(self._failed_growths + 1, 10)
         self._limit = limit
         self._probing = False
 
-    def next_try(self) -> float | None:
+    def retry_at(self) -> float | None:
         """The moment before which a refusal lets no slot be had; None: as soon as one is free."""
         return self._retry_at

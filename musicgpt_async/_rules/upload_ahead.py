@@ -22,15 +22,15 @@ from collections.abc import Sequence
 
 import attrs
 
-from musicgpt_async._rules.durations import Durations
+from musicgpt_async._rules.durations import DurationModel
 
 HELD_BACK = 64 * 1024
 """Bytes at the end of a body that go out slowly while it is held."""
 
-_PLANNED_HOLD, _LONGEST_HOLD = 180.0, 300.0  # seconds: reckoned with, and until a body is given up
-_SHORTEST_HOLD = 5.0  # seconds; below that nothing goes ahead
+_PLANNED_HOLD, _MAX_HOLD = 180.0, 300.0  # seconds: reckoned with, and until a body is given up
+_MIN_HOLD = 5.0  # seconds; below that nothing goes ahead
 _NEEDED, _USED = 0.005, 0.9  # chances of a slot: at the end of the body, and within the hold
-_LEAST_GAIN = 0.02  # of a job's duration: an upload shorter than this may wait for its slot
+_MIN_GAIN = 0.02  # of a job's duration: an upload shorter than this may wait for its slot
 _RATE_STEP, _RATE_WINDOW = 0.3, 1.0  # weight of the latest measurement of the uplink; its seconds
 
 
@@ -96,21 +96,21 @@ class UploadAhead:
         uplink: How fast bodies go out.
     """
 
-    def __init__(self, durations: Durations, uplink: Uplink) -> None:
+    def __init__(self, durations: DurationModel, uplink: Uplink) -> None:
         self._durations = durations
         self._uplink = uplink
-        self._longest_hold = _LONGEST_HOLD
+        self._max_hold = _MAX_HOLD
         self._is_off = False
 
     @property
-    def longest_hold(self) -> float:
+    def max_hold(self) -> float:
         """Seconds after which a held body is given up, and sent again later."""
-        return self._longest_hold
+        return self._max_hold
 
     @property
     def drip(self) -> float:
         """Bytes a second at which what is held back goes out, so that it lasts for the hold."""
-        return HELD_BACK / self._longest_hold
+        return HELD_BACK / self._max_hold
 
     def may_start(
         self,
@@ -136,9 +136,9 @@ class UploadAhead:
         if self._is_off or not rate or uploading:
             return False  # one at a time: another would take the bandwidth of the next one needed
         seconds = (sum(uploading) + size) / rate
-        if not any(seconds > _LEAST_GAIN * self._typical(job) for job in running):
+        if not any(seconds > _MIN_GAIN * self._typical(job) for job in running):
             return False
-        needed, hold = ahead + 1 - free, min(_PLANNED_HOLD, 0.8 * self._longest_hold)
+        needed, hold = ahead + 1 - free, min(_PLANNED_HOLD, 0.8 * self._max_hold)
         return (
             self._chance_of_slots(needed, running, within=seconds) >= _NEEDED
             and self._chance_of_slots(needed, running, within=seconds + hold) >= _USED
@@ -146,16 +146,16 @@ class UploadAhead:
 
     def closed(self, *, held_for: float) -> None:
         """Learn that the server closed a body that was held for so many seconds."""
-        self._longest_hold = min(self._longest_hold, 0.8 * held_for)
-        self._is_off = self._is_off or self._longest_hold < _SHORTEST_HOLD
+        self._max_hold = min(self._max_hold, 0.8 * held_for)
+        self._is_off = self._is_off or self._max_hold < _MIN_HOLD
 
     def refused_early(self) -> None:
         """Learn that the vendor refuses a full account's body before it is whole."""
         self._is_off = True
 
     def _typical(self, job: Running) -> float:
-        law, scale = self._durations.law(job.eta, age_known=job.age_known)
-        return scale * law.quantile(0.5)
+        distribution, scale = self._durations.distribution(job.eta, age_known=job.age_known)
+        return scale * distribution.quantile(0.5)
 
     def _chance_of_slots(self, count: int, running: Sequence[Running], *, within: float) -> float:
         """The chance that at least so many of the jobs end within so many seconds."""

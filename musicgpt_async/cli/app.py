@@ -14,10 +14,10 @@ from cyclopts import App, Parameter, validators
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from musicgpt_async import AudioFormat, InvalidOptionError, MusicGPTError, Preprocessing, Stem
-from musicgpt_async._rules import names
+from musicgpt_async._rules import filenames
 from musicgpt_async._version import __version__
 from musicgpt_async.cli import streams
-from musicgpt_async.cli.running import Plan, Settings
+from musicgpt_async.cli.run import Plan, Settings
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 
@@ -60,7 +60,7 @@ class Common:
     """Seconds from its acceptance in which a track has to finish."""
     max_credits: Annotated[float | None, Positive] = None
     """Credits after which nothing more is submitted."""
-    layout: str = names.DEFAULT_TEMPLATE
+    layout: str = filenames.DEFAULT_LAYOUT
     """Names of the files below --out, out of {track}, {stem}, {ext} and {folder}, the path of a
     track below the directory that was given."""
     webhook: str | None = None
@@ -80,7 +80,7 @@ class Common:
             jobs=self.jobs,
             deadline=self.deadline,
             max_credits=self.max_credits,
-            layout=checked_layout(self.layout),
+            layout=validate_layout(self.layout),
             webhook=self.webhook,
             listen=host_and_port(self.listen),
             json=self.json,
@@ -123,20 +123,21 @@ def extract(
         journal: Whether to remember in the output directory what was submitted, as is done.
         common: What other commands take, too.
     """
-    from musicgpt_async.cli import extracting, lists  # noqa: PLC0415 - other commands go without
-    from musicgpt_async.cli.sources import OwnFiles, Sources  # noqa: PLC0415 - the same
+    from musicgpt_async.cli import track_list  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.commands import extract as command  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.sources import GeneratedFiles, TrackSources  # noqa: PLC0415 - the same
 
     settings = common.settings(format=format, journal=journal)
-    work = extracting.dry_run if dry_run else extracting.extract
-    with lists.opened(list) as list_file:
-        sources = Sources(
+    work = command.dry_run if dry_run else command.extract
+    with track_list.open_list(list) as list_file:
+        sources = TrackSources(
             named=files_or_urls,
             list_file=list_file,
             stems=tuple(stem),
             preprocessing=tuple(preprocess),
             eco_mode=eco,
-            own=OwnFiles(settings.out, settings.layout),
-            warn=say_to(quiet=settings.quiet),
+            generated=GeneratedFiles(settings.out, settings.layout),
+            warn=make_warn(quiet=settings.quiet),
         )
         return anyio.run(partial(work, settings, sources, force=force))
 
@@ -157,10 +158,10 @@ def resume(
             what it was told goes first.)
         common: What other commands take, too.
     """
-    from musicgpt_async.cli import extracting  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.commands import extract as command  # noqa: PLC0415 - other commands go without
 
     settings = common.settings(format=format)
-    return anyio.run(partial(extracting.resume, settings, found=tasks_by_job(found)))
+    return anyio.run(partial(command.resume, settings, found=tasks_by_job(found)))
 
 
 @app.command(sort_key=2)
@@ -175,9 +176,9 @@ def jobs(
         out: The directory.
         json: One JSON object a job.
     """
-    from musicgpt_async.cli import listing  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.commands import jobs as command  # noqa: PLC0415 - other commands go without
 
-    return anyio.run(listing.show, Settings(out=out, json=json))
+    return anyio.run(command.show, Settings(out=out, json=json))
 
 
 @app.command(sort_key=3)
@@ -208,9 +209,9 @@ def doctor(*, webhook: str | None = None, listen: str = "127.0.0.1:8080") -> int
         webhook: Public URL for the vendor's webhooks; a receiver runs while it is asked.
         listen: Where that receiver listens, as HOST:PORT.
     """
-    from musicgpt_async.cli import doctor as checks  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.commands import doctor as command  # noqa: PLC0415 - other commands go without
 
-    return anyio.run(checks.examine, webhook, host_and_port(listen))
+    return anyio.run(command.examine, webhook, host_and_port(listen))
 
 
 @app.command(sort_key=5)
@@ -244,9 +245,9 @@ def emulate(
         key: The key that is accepted.
         separate: Whether tracks are really split; --pretend makes quick noise instead.
     """
-    from musicgpt_async.cli import emulating  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.commands import emulate as command  # noqa: PLC0415 - other commands go without
 
-    vendor = emulating.Vendor(
+    settings = command.EmulatorSettings(
         generation=generation,
         wav=wav,
         port=port,
@@ -258,7 +259,7 @@ def emulate(
         key=key,
         separate=separate,
     )
-    return anyio.run(emulating.emulate, vendor)
+    return anyio.run(command.emulate, settings)
 
 
 @app.command(sort_key=6)
@@ -275,9 +276,9 @@ def demo(
         out: Directory for the song and its stems.
         quiet: Only the results.
     """
-    from musicgpt_async.cli import demo as show  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.commands import demo as command  # noqa: PLC0415 - other commands go without
 
-    return anyio.run(show.demonstrate, Settings(out=out, quiet=quiet))
+    return anyio.run(command.demonstrate, Settings(out=out, quiet=quiet))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -298,9 +299,9 @@ def _run(arguments: Sequence[str]) -> int:
             or 0
         )
     except CycloptsError as error:
-        return _refused(_explained(error))
+        return _refuse(_explain(error))
     except UsageError as error:
-        return _refused(str(error))
+        return _refuse(str(error))
     except KeyboardInterrupt:  # before anything was sent
         return 128 + signal.SIGINT
     except (streams.OutputError, MusicGPTError, OSError) as error:  # cyclopts prints help itself
@@ -325,7 +326,7 @@ def _with_stdin(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def _explained(error: CycloptsError) -> str:
+def _explain(error: CycloptsError) -> str:
     """Return a message that tells an option left out from one without its value."""
     argument = error.argument
     if isinstance(error, MissingArgumentError) and argument and not error.keyword:
@@ -334,8 +335,8 @@ def _explained(error: CycloptsError) -> str:
     return " ".join(str(error).split())
 
 
-def _refused(why: str) -> int:
-    streams.say(f"musicgpt-async: {plain(why)}")
+def _refuse(message: str) -> int:
+    streams.say(f"musicgpt-async: {plain(message)}")
     return 2
 
 
@@ -368,19 +369,19 @@ def tasks_by_job(found: Sequence[str]) -> dict[str, str]:
     return tasks
 
 
-def checked_layout(layout: str) -> str:
+def validate_layout(layout: str) -> str:
     """Return a layout that can be used.
 
     Raises:
         UsageError: It cannot.
     """
     try:
-        return names.checked_template(layout)
+        return filenames.validate_layout(layout)
     except InvalidOptionError as error:
         raise UsageError(error.message) from error
 
 
-def say_to(*, quiet: bool) -> Callable[[str], None]:
+def make_warn(*, quiet: bool) -> Callable[[str], None]:
     """Return what says a warning on stderr, or nothing where it is to be quiet."""
 
     def say(text: str) -> None:

@@ -6,17 +6,17 @@ import os
 import sys
 from collections.abc import Callable
 
-from musicgpt_async.cli.progress import Board
+from musicgpt_async.cli.progress import ProgressModel
 from musicgpt_async.cli.screen import Screen, Totals
 
 
-def screen_for(
-    board: Board, totals: Callable[[], Totals], *, quiet: bool, shares_terminal: bool
+def make_screen(
+    progress: ProgressModel, totals: Callable[[], Totals], *, quiet: bool, shares_terminal: bool
 ) -> Screen:
     """Return moving bars where they can be drawn, else lines.
 
     Args:
-        board: The tracks on their way.
+        progress: The tracks on their way.
         totals: Returns the batch's numbers.
         quiet: Whether only failures are told.
         shares_terminal: Whether something else is written to the terminal, into the bars.
@@ -26,4 +26,4 @@ def screen_for(
         return Screen(quiet=quiet)
     from musicgpt_async.cli.live import LiveScreen  # noqa: PLC0415 - rich, where it is needed
 
-    return LiveScreen(board, totals)
+    return LiveScreen(progress, totals)

@@ -30,7 +30,7 @@ class Interrupts:
     """
 
     first: int | None = None
-    _asked: anyio.Event = attrs.field(factory=anyio.Event)
+    _interrupted: anyio.Event = attrs.field(factory=anyio.Event)
 
     @property
     def exit_code(self) -> int:
@@ -39,7 +39,7 @@ class Interrupts:
 
     async def wait(self) -> None:
         """Wait for the first signal."""
-        await self._asked.wait()
+        await self._interrupted.wait()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -50,10 +50,10 @@ class Interrupts:
         def handle(number: int, _: FrameType | None) -> None:
             if self.first is not None:
                 if number != HANGUP:
-                    _leave(128 + number)
+                    _exit_now(128 + number)
                 return
             self.first = number
-            call_soon(self._asked.set)
+            call_soon(self._interrupted.set)
 
         # What the parent process ignores for us (nohup, a job in the background) stays ignored.
         heeded = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
@@ -65,7 +65,7 @@ class Interrupts:
                 signal.signal(number, handler)
 
 
-def _leave(code: int) -> None:
+def _exit_now(code: int) -> None:
     """End the process in the middle of whatever it does; the journal is made for that."""
     with suppress(*streams.FAILURES):
         if sys.stderr.isatty():

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from musicgpt_async.cli.progress import Board, Track
+from musicgpt_async.cli.progress import ProgressModel, TrackProgress
 from musicgpt_async.cli.screen import Screen, Totals
 from musicgpt_async.cli.text import count, credit, span
 
@@ -38,15 +38,15 @@ class LiveScreen(Screen):
     """Bars that move in place, with lines above them.
 
     Args:
-        board: The tracks on their way.
+        progress: The tracks on their way.
         totals: Returns the batch's numbers.
     """
 
     shows_progress = True
 
-    def __init__(self, board: Board, totals: Callable[[], Totals]) -> None:
+    def __init__(self, progress: ProgressModel, totals: Callable[[], Totals]) -> None:
         super().__init__()
-        self._board = board
+        self._progress = progress
         self._totals = totals
         self._console = _Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._live = Live(
@@ -58,7 +58,7 @@ class LiveScreen(Screen):
             vertical_overflow="crop",
         )
 
-    def look(self) -> None:
+    def snapshot(self) -> None:
         """Take a snapshot of the state; called in the event loop."""
         self._live.update(self._picture(), refresh=False)
 
@@ -83,10 +83,10 @@ class LiveScreen(Screen):
             self._console.print(Text(text, style, overflow="fold"))
 
     def _picture(self) -> RenderableType:
-        tracks = list(self._board.active.values())
+        tracks = list(self._progress.active.values())
         room = max(1, self._console.height - OTHER_LINES)
         left = [Text(f"… and {len(tracks) - room} more", "dim")] if len(tracks) > room else []
-        if trouble := self._board.trouble:
+        if trouble := self._progress.trouble:
             left = [Text(trouble, "yellow", no_wrap=True, overflow="ellipsis")]
         has_bars = self._console.width >= NARROW
         picture = Group(_overall(self._totals()), _table(tracks[:room], has_bars=has_bars), *left)
@@ -108,7 +108,7 @@ def _overall(totals: Totals) -> RenderableType:
     return line
 
 
-def _table(tracks: Sequence[Track], *, has_bars: bool) -> Table:
+def _table(tracks: Sequence[TrackProgress], *, has_bars: bool) -> Table:
     table = Table.grid(padding=(0, 1, 0, 0), expand=True)
     table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column(width=STATE, no_wrap=True, overflow="ellipsis")

@@ -17,15 +17,15 @@ from musicgpt_async import (
     Outcome,
     SubmissionUnknownError,
 )
-from musicgpt_async._rules import names
+from musicgpt_async._rules import filenames
 from musicgpt_async._rules.formats import describe_formats
-from musicgpt_async.cli.progress import Track
+from musicgpt_async.cli.progress import TrackProgress
 from musicgpt_async.cli.text import count, credit, plain, span
 from musicgpt_async.models import JobRecord
 
 # Groups of reasons that a summary keeps apart, and tracks that it names for each.
-MOST_GROUPS = 12
-MOST_NAMES = 3
+MAX_GROUPS = 12
+MAX_NAMES = 3
 
 # What errors say in words of the library, said in words of the command.
 ADVICE: Mapping[type[MusicGPTError], str] = {
@@ -92,7 +92,7 @@ class _Group:
 
 
 @attrs.define
-class Tally:
+class Summary:
     """The sum of many tracks, in little room.
 
     Attributes:
@@ -147,12 +147,12 @@ class Tally:
 
     def _group(self, error: MusicGPTError, track: str) -> None:
         key = (type(error), error.status, error.vendor_message)
-        if key not in self._groups and len(self._groups) >= MOST_GROUPS:
+        if key not in self._groups and len(self._groups) >= MAX_GROUPS:
             key = (MusicGPTError, None, "and others")
         advice = next((words for kind, words in ADVICE.items() if isinstance(error, kind)), None)
         group = self._groups.setdefault(key, _Group(plain(error.message), advice))
         group.number += 1
-        if len(group.tracks) < MOST_NAMES:
+        if len(group.tracks) < MAX_NAMES:
             group.tracks.append(track)
 
     def lines(self, *, seconds: float, estimated: float) -> list[str]:
@@ -162,11 +162,11 @@ class Tally:
             seconds: Since the beginning.
             estimated: Credits that the vendor expected to charge for what was submitted.
         """
-        found = [f"{count(self.done, 'track')} done in {span(seconds)}{self._of_earlier()}"]
+        found = [f"{count(self.done, 'track')} done in {span(seconds)}{self._format_earlier()}"]
         if self.failed:
             found.append(f"{count(self.failed, 'track')} failed:")
             groups = sorted(self._groups.values(), key=lambda group: -group.number)
-            found += [line for group in groups for line in _told(group)]
+            found += [line for group in groups for line in _format_group(group)]
         if left := self.total - self.ended:
             found.append(f"{count(left, 'track')} not done")
         found.append(
@@ -184,15 +184,15 @@ class Tally:
             return " (charged as estimated)"
         return f" (charged {abs(percent)} % {'more' if percent > 0 else 'less'} than estimated)"
 
-    def _of_earlier(self) -> str:
+    def _format_earlier(self) -> str:
         if not self.earlier:
             return ""
         cost = f", {credit(self.charged_earlier)}" if self.charged_earlier else ""
         return f" ({self.earlier:,} of them submitted by an earlier run{cost})"
 
 
-def left_behind(
-    jobs: Sequence[ExtractionJob], finished: Sequence[Track], *, resume: str | None
+def unfinished_lines(
+    jobs: Sequence[ExtractionJob], finished: Sequence[TrackProgress], *, resume: str | None
 ) -> list[str]:
     """Say what a run that was broken off leaves at the vendor.
 
@@ -225,7 +225,7 @@ def _task(task_id: str | None) -> str:
     return f"task {task_id}" if task_id else "(no answer seen: it may have been accepted)"
 
 
-def _told(group: _Group) -> list[str]:
+def _format_group(group: _Group) -> list[str]:
     names = group.tracks[1:]
     found = [f"  {group.number:,} x {group.example}"]
     if names:
@@ -235,7 +235,7 @@ def _told(group: _Group) -> list[str]:
 
 
 def _title(outcome: Outcome) -> str:
-    return outcome.job.title if outcome.job else names.title_of(str(outcome.source))
+    return outcome.job.title if outcome.job else filenames.title_of(str(outcome.source))
 
 
 def _by_format(paths: Path | Mapping[str, Path]) -> Mapping[str, Path]:

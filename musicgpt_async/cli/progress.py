@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import attrs
 
-from musicgpt_async import ExtractionJob, ReleasedError
+from musicgpt_async import ExtractionJob, JobDetachedError
 from musicgpt_async.cli.text import plain, size, span
 from musicgpt_async.events import (
     Accepted,
@@ -16,18 +16,18 @@ from musicgpt_async.events import (
     Downloading,
     Event,
     Failed,
-    Looked,
+    Polled,
     Queued,
-    Slowed,
+    Throttled,
     Uploading,
 )
 
 # Said where nothing moves because the account's slots are taken, or the vendor is unwell.
-HELD_UP = "in line: the vendor takes no more tracks of this account for now"
+QUEUED_BY_LIMIT = "in line: the vendor takes no more tracks of this account for now"
 # Said once so many looks in a row have failed; one or two are nothing.
-UNANSWERED, LOOKS = "the vendor does not tell how the tracks stand; it is asked again", 3
+UNANSWERED, MAX_FAILED_POLLS = "the vendor does not tell how the tracks stand; it is asked again", 3
 # Seconds over which a speed is measured, so that it can be read.
-MOMENT = 0.5
+SPEED_WINDOW = 0.5
 
 
 @attrs.define
@@ -42,14 +42,14 @@ class Meter:
         """Take in how many bytes have moved so far; it can go back."""
         if self._at is None or moved < self._moved:
             self._moved, self._at = moved, now
-        elif now - self._at >= MOMENT:
+        elif now - self._at >= SPEED_WINDOW:
             latest = (moved - self._moved) / (now - self._at)
             self.speed = latest if not self.speed else (self.speed + latest) / 2
             self._moved, self._at = moved, now
 
 
 @attrs.define
-class Track:
+class TrackProgress:
     """One track on its way.
 
     Attributes:
@@ -59,7 +59,7 @@ class Track:
         done: Share of the state's work done, ``None`` where nobody knows.
         since: When it was accepted.
         eta: Seconds that the vendor expected from then on.
-        fetched: Bytes there and in all of each file, where it is being downloaded.
+        downloaded: Bytes there and in all of each file, where it is being downloaded.
     """
 
     title: str
@@ -68,7 +68,7 @@ class Track:
     done: float | None = None
     since: float | None = None
     eta: float | None = None
-    fetched: dict[tuple[str, str], tuple[int, int]] = attrs.field(factory=dict)
+    downloaded: dict[tuple[str, str], tuple[int, int]] = attrs.field(factory=dict)
     meter: Meter = attrs.field(factory=Meter)
 
     @property
@@ -92,7 +92,7 @@ class Track:
         return self.done
 
 
-class Board:
+class ProgressModel:
     """All tracks on their way.
 
     Args:
@@ -100,52 +100,52 @@ class Board:
 
     Attributes:
         active: Job id → track, from its upload to its last file, the oldest first.
-        released: Handles that were let go of.
+        detached: Handles that were let go of.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.active: dict[str, Track] = {}
-        self.released: list[ExtractionJob] = []
+        self.active: dict[str, TrackProgress] = {}
+        self.detached: list[ExtractionJob] = []
         self._clock = clock
         self._refused = False
-        self._failed_looks = 0
+        self._failed_polls = 0
 
     @property
     def trouble(self) -> str:
         """What holds the batch up, for people; empty where nothing does."""
-        if self._failed_looks >= LOOKS:
+        if self._failed_polls >= MAX_FAILED_POLLS:
             return UNANSWERED
-        return HELD_UP if self._refused and not self.active else ""
+        return QUEUED_BY_LIMIT if self._refused and not self.active else ""
 
-    def take(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         """Take in what happened."""
         match event:
-            case Queued() | Slowed(call="submit"):
+            case Queued() | Throttled(call="submit"):
                 # In line: it is none of the active ones, be it for the first time or again.
                 self.active.pop(event.job_id, None)
-                self._refused = self._refused or isinstance(event, Slowed)
+                self._refused = self._refused or isinstance(event, Throttled)
             case Uploading():
                 self._uploading(event)
             case Accepted():
-                track = self._track(event, "working")
+                track = self._get_track(event, "working")
                 track.since, track.eta = self._clock(), event.eta
-                self._refused, self._failed_looks = False, 0
-            case Looked(status=""):
-                self._failed_looks += 1
-            case Looked():
-                self._failed_looks = 0
-                track = self._track(event, event.status.lower().replace("_", " "))
+                self._refused, self._failed_polls = False, 0
+            case Polled(status=""):
+                self._failed_polls += 1
+            case Polled():
+                self._failed_polls = 0
+                track = self._get_track(event, event.status.lower().replace("_", " "))
                 track.since = track.since or self._clock()
             case Completed():
                 if event.job_id in self.active:  # else it was finished before, and is only checked
-                    self._track(event, "finished")
+                    self._get_track(event, "finished")
             case Downloading():
                 self._downloading(event)
             case Failed() | Downloaded():
                 self._ended(event)
 
-    def _track(self, event: Event, state: str) -> Track:
-        track = self.active.setdefault(event.job_id, Track(plain(event.track)))
+    def _get_track(self, event: Event, state: str) -> TrackProgress:
+        track = self.active.setdefault(event.job_id, TrackProgress(plain(event.title)))
         track.task_id = event.task_id
         if track.is_finished and state not in ("finished", "fetching"):
             return track  # a look that was under way when the job ended
@@ -155,26 +155,26 @@ class Board:
 
     def _uploading(self, event: Uploading) -> None:
         sent_all = event.total is not None and event.sent >= event.total
-        track = self._track(event, "sent" if sent_all else "uploading")
+        track = self._get_track(event, "sent" if sent_all else "uploading")
         track.since = None
         track.meter.measure(event.sent, self._clock())
         track.done = event.sent / event.total if event.total else None
 
     def _downloading(self, event: Downloading) -> None:
-        track = self._track(event, "fetching")
+        track = self._get_track(event, "fetching")
         total = event.total or event.received
-        track.fetched[event.stem, event.format] = (event.received, total)
-        received = sum(there for there, _ in track.fetched.values())
+        track.downloaded[event.stem, event.format] = (event.received, total)
+        received = sum(there for there, _ in track.downloaded.values())
         track.meter.measure(received, self._clock())
-        track.done = received / max(1, sum(_totals(track.fetched)))
+        track.done = received / max(1, sum(_totals(track.downloaded)))
 
     def _ended(self, event: Failed | Downloaded) -> None:
         self.active.pop(event.job_id, None)
-        if isinstance(event, Failed) and isinstance(event.error, ReleasedError):
+        if isinstance(event, Failed) and isinstance(event.error, JobDetachedError):
             job = event.error.job
             if isinstance(job, ExtractionJob):
-                self.released.append(job)
+                self.detached.append(job)
 
 
-def _totals(fetched: Mapping[tuple[str, str], tuple[int, int]]) -> list[int]:
-    return [total for _, total in fetched.values()]
+def _totals(downloaded: Mapping[tuple[str, str], tuple[int, int]]) -> list[int]:
+    return [total for _, total in downloaded.values()]

@@ -17,10 +17,10 @@ import attrs
 from musicgpt_async.cli import streams
 from musicgpt_async.cli.text import plain
 
-PAUSE = 0.125  # seconds between two paintings
+RENDER_INTERVAL = 0.125  # seconds between two paintings
 CLOSE_TIMEOUT = 2.0  # seconds for the last one
 # Different causes of retries that are told.
-MOST_CAUSES = 20
+MAX_CAUSES = 20
 _REPR = re.compile(r"""\w+\((["'])(.*)\1\)""")
 
 
@@ -50,7 +50,7 @@ class Screen:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._lines: deque[tuple[str, str]] = deque()
-        self._painting = threading.Lock()
+        self._rendering = threading.Lock()
         self._is_lost = False
 
     def say(self, text: str, style: str = "") -> None:
@@ -58,7 +58,7 @@ class Screen:
         if not self._is_lost:
             self._lines.append((text, style))
 
-    def look(self) -> None:
+    def snapshot(self) -> None:
         """Take a snapshot of the state; called in the event loop."""
 
     @asynccontextmanager
@@ -71,7 +71,7 @@ class Screen:
             logging.getLogger(name).addHandler(handler)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._repaint)
+                tasks.start_soon(self._render_periodically)
                 yield
                 tasks.cancel_scope.cancel()
         finally:
@@ -80,14 +80,14 @@ class Screen:
             with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await streams.run_in_thread(partial(self._guarded, self._close))
 
-    async def _repaint(self) -> None:
+    async def _render_periodically(self) -> None:
         while not self._is_lost:
-            await anyio.sleep(PAUSE)
-            self.look()
+            await anyio.sleep(RENDER_INTERVAL)
+            self.snapshot()
             await streams.run_in_thread(partial(self._guarded, self._paint))
 
     def _guarded(self, write: Callable[[], None]) -> None:
-        with self._painting:
+        with self._rendering:
             if self._is_lost:
                 return
             try:
@@ -128,11 +128,11 @@ class _RetryLines(logging.Handler):
     def __init__(self, screen: Screen) -> None:
         super().__init__(logging.WARNING)
         self._screen = screen
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         error = str(getattr(record, "stamina.caused_by", ""))
         cause = _REPR.sub(r"\2", error)
-        if cause not in self._told and len(self._told) < MOST_CAUSES:
-            self._told.add(cause)
+        if cause not in self._reported and len(self._reported) < MAX_CAUSES:
+            self._reported.add(cause)
             self._screen.say(f"{plain(cause)} It is tried again.", "yellow")

@@ -14,10 +14,10 @@ from pathlib import Path
 import anyio.to_thread
 import attrs
 
-from musicgpt_async import Item, Preprocessing, Stem
-from musicgpt_async._io.sources import track_of
+from musicgpt_async import BatchItem, Preprocessing, Stem
+from musicgpt_async._io.sources import parse_source
 from musicgpt_async._rules import protocol
-from musicgpt_async.cli import lists
+from musicgpt_async.cli import track_list
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.errors import InvalidOptionError
 
@@ -25,13 +25,13 @@ AUDIO = frozenset(
     {".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
 )
 # Tracks taken from the disk at a time.
-HANDFUL = 32
+READ_AHEAD = 32
 # What a second file that would have the same name gets before its ending.
 _NUMBER = re.compile(r" \(\d+\)(?=\.\w+$)")
 
 
 @attrs.frozen(kw_only=True)
-class Wanted:
+class TrackRequest:
     """One track to submit: a path or URL, its options, and where it was below what was named."""
 
     source: str
@@ -48,7 +48,7 @@ class Wanted:
         return place, frozenset(self.stems), frozenset(self.preprocessing)
 
     @property
-    def item(self) -> Item:
+    def item(self) -> BatchItem:
         """The same, as ``extract_many`` takes it."""
         options = {
             "stems": self.stems,
@@ -56,11 +56,11 @@ class Wanted:
             "eco_mode": self.eco_mode,
             "label": self.label,
         }
-        return Item(source=self.source, options=options, folder=self.folder)
+        return BatchItem(source=self.source, options=options, folder=self.folder)
 
 
 @attrs.frozen(kw_only=True)
-class Sources:
+class TrackSources:
     """The tracks that a command names; each call of `tracks` reads them anew.
 
     Attributes:
@@ -69,19 +69,19 @@ class Sources:
         stems: For every track that has none of its own.
         preprocessing: For every track that has none of its own.
         eco_mode: For every track.
-        own: Tells whether a path is a stem that an earlier run made.
+        generated: Tells whether a path is a stem that an earlier run made.
         warn: Called with what was left out, and why.
     """
 
     named: Sequence[str]
-    list_file: lists.TrackList | None
+    list_file: track_list.TrackList | None
     stems: tuple[str, ...]
     preprocessing: tuple[str, ...]
     eco_mode: bool = attrs.field(default=False, kw_only=True)
-    own: OwnFiles
+    generated: GeneratedFiles
     warn: Callable[[str], None] = attrs.field(default=lambda _: None)
 
-    def checked(self) -> int:
+    def validate(self) -> int:
         """Go through all tracks once and return how many there are.
 
         Raises:
@@ -93,24 +93,24 @@ class Sources:
             raise UsageError("There is nothing to do: no audio file was named or found.")
         return number
 
-    def tracks(self, *, check: bool = False) -> Iterator[Wanted]:
+    def tracks(self, *, check: bool = False) -> Iterator[TrackRequest]:
         """Yield every track once.
 
         Args:
             check: Whether to refuse what cannot be sent, and to warn of what is left out.
         """
         seen: set[int] = set()
-        for wanted in self._all(check=check):
+        for request in self._iterate(check=check):
             # Only its hash: a hundred thousand paths would take many times the room.
-            if (mark := hash(wanted.identity)) not in seen:
+            if (mark := hash(request.identity)) not in seen:
                 seen.add(mark)
-                yield wanted
+                yield request
 
-    def _all(self, *, check: bool) -> Iterator[Wanted]:
+    def _iterate(self, *, check: bool) -> Iterator[TrackRequest]:
         warn = self.warn if check else lambda _: None
         for name in self.named:
-            for source, folder in self._found(name, warn=warn):
-                yield Wanted(
+            for source, folder in self._expand(name, warn=warn):
+                yield TrackRequest(
                     source=source,
                     stems=self.stems,
                     preprocessing=self.preprocessing,
@@ -118,28 +118,28 @@ class Sources:
                     folder=folder,
                 )
         if self.list_file is not None:
-            for row in lists.rows(self.list_file):
-                yield self._listed(row, self.list_file.folder, check=check)
+            for row in track_list.rows(self.list_file):
+                yield self._from_row(row, self.list_file.folder, check=check)
 
-    def _found(self, name: str, *, warn: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+    def _expand(self, name: str, *, warn: Callable[[str], None]) -> Iterator[tuple[str, str]]:
         path = Path(name)
         if is_url(name):
             _check_url(name)
             yield name, ""
         elif path.is_dir():
-            yield from self._walked(path, warn=warn)
+            yield from self._walk(path, warn=warn)
         elif path.exists():
             _check_readable(path)
-            if self.own.made(path):
+            if self.generated.is_generated(path):
                 warn(f"{name} is a stem that an earlier run made; it is left out.")
             else:
                 yield name, ""
         elif glob.has_magic(name):
-            yield from self._globbed(name, warn=warn)
+            yield from self._glob(name, warn=warn)
         else:
             raise UsageError(f"There is no file {name!r}.")
 
-    def _globbed(self, pattern: str, *, warn: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+    def _glob(self, pattern: str, *, warn: Callable[[str], None]) -> Iterator[tuple[str, str]]:
         matched = False
         for match in glob.iglob(pattern, recursive=True):  # noqa: PTH207 - a pattern may be absolute
             matched = True
@@ -147,36 +147,36 @@ class Sources:
             if path.is_dir():
                 # With ** its files match by themselves.
                 if "**" not in pattern:
-                    yield from self._walked(path, warn=warn)
-            elif is_audio(path) and not self.own.made(path):
+                    yield from self._walk(path, warn=warn)
+            elif is_audio(path) and not self.generated.is_generated(path):
                 yield match, ""
         if not matched:
             raise UsageError(f"Nothing matches {pattern!r}.")
 
-    def _walked(self, root: Path, *, warn: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+    def _walk(self, root: Path, *, warn: Callable[[str], None]) -> Iterator[tuple[str, str]]:
         def unreadable(error: OSError) -> None:
             warn(f"{error.filename} is left out: {error.strerror}.")
 
         for folder, subfolders, files in os.walk(root, onerror=unreadable):
             subfolders[:] = sorted(
-                each for each in subfolders if not self.own.is_home(Path(folder, each))
+                each for each in subfolders if not self.generated.is_home(Path(folder, each))
             )
             for file in sorted(files):
                 path = Path(folder, file)
-                if is_audio(path) and not self.own.made(path):
+                if is_audio(path) and not self.generated.is_generated(path):
                     yield str(path), path.parent.relative_to(root).as_posix()
 
-    def _listed(self, row: lists.Row, beside: Path, *, check: bool) -> Wanted:
+    def _from_row(self, row: track_list.ListRow, beside: Path, *, check: bool) -> TrackRequest:
         source = row.source if is_url(row.source) else str(beside / row.source)
         stems = self.stems if row.stems is None else row.stems
         preprocessing = self.preprocessing if row.preprocessing is None else row.preprocessing
         if check:
-            _check_options(stems, preprocessing, f"{row.where}: ")
+            _check_options(stems, preprocessing, f"{row.location}: ")
             if is_url(source):
-                _check_url(source, f"{row.where}: ")
+                _check_url(source, f"{row.location}: ")
             else:
-                _check_readable(Path(source), f"{row.where}: ")
-        return Wanted(
+                _check_readable(Path(source), f"{row.location}: ")
+        return TrackRequest(
             source=source,
             stems=stems,
             preprocessing=preprocessing,
@@ -185,7 +185,7 @@ class Sources:
         )
 
 
-class OwnFiles:
+class GeneratedFiles:
     """Which files below the output directory are stems of earlier runs, and no tracks.
 
     Args:
@@ -197,7 +197,7 @@ class OwnFiles:
         self._out = Path(os.path.realpath(out))
         self._pattern = _pattern(layout)
 
-    def made(self, path: Path) -> bool:
+    def is_generated(self, path: Path) -> bool:
         """Return whether a file lies in the output directory and is named as stems are."""
         real = Path(os.path.realpath(path.parent)) / path.name
         if not real.is_relative_to(self._out):
@@ -220,43 +220,43 @@ def is_audio(path: Path) -> bool:
     return path.suffix.lower() in AUDIO and not path.name.startswith(".")
 
 
-async def taken_by_need(
-    tracks: Iterator[Wanted], *, stopped: Callable[[], bool]
-) -> AsyncIterator[Item]:
+async def iter_lazily(
+    tracks: Iterator[TrackRequest], *, stopped: Callable[[], bool]
+) -> AsyncIterator[BatchItem]:
     """Yield tracks as they are asked for, with the disk read in a thread, until stopped."""
-    while handful := await anyio.to_thread.run_sync(partial(_take, tracks)):
-        for wanted in handful:
+    while chunk := await anyio.to_thread.run_sync(partial(_take_chunk, tracks)):
+        for request in chunk:
             if stopped():
                 return
-            yield wanted.item
+            yield request.item
 
 
-def _take(tracks: Iterator[Wanted]) -> list[Wanted]:
-    return list(islice(tracks, HANDFUL))
+def _take_chunk(tracks: Iterator[TrackRequest]) -> list[TrackRequest]:
+    return list(islice(tracks, READ_AHEAD))
 
 
-def _check_options(stems: Sequence[str], preprocessing: Sequence[str], where: str) -> None:
+def _check_options(stems: Sequence[str], preprocessing: Sequence[str], prefix: str) -> None:
     try:
-        protocol.checked_names(stems, Stem, "stem")
-        protocol.checked_names(preprocessing, Preprocessing, "option")
+        protocol.validate_names(stems, Stem, "stem")
+        protocol.validate_names(preprocessing, Preprocessing, "option")
     except InvalidOptionError as error:
-        raise UsageError(f"{where}{error}") from error
+        raise UsageError(f"{prefix}{error}") from error
 
 
-def _check_url(url: str, where: str = "") -> None:
+def _check_url(url: str, prefix: str = "") -> None:
     try:
-        track_of(url)
+        parse_source(url)
     except InvalidOptionError as error:
-        raise UsageError(f"{where}{error}") from error
+        raise UsageError(f"{prefix}{error}") from error
 
 
-def _check_readable(path: Path, where: str = "") -> None:
+def _check_readable(path: Path, prefix: str = "") -> None:
     if not path.exists():
-        raise UsageError(f"{where}There is no file {str(path)!r}.")
+        raise UsageError(f"{prefix}There is no file {str(path)!r}.")
     if not path.is_file():
-        raise UsageError(f"{where}{str(path)!r} is not a file.")
+        raise UsageError(f"{prefix}{str(path)!r} is not a file.")
     if not os.access(path, os.R_OK):
-        raise UsageError(f"{where}{str(path)!r} may not be read.")
+        raise UsageError(f"{prefix}{str(path)!r} may not be read.")
 
 
 def _pattern(layout: str) -> re.Pattern[str]:

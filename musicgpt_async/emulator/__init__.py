@@ -8,31 +8,31 @@ async with Emulator(seconds=0.2) as vendor:
 ```
 """
 
-from musicgpt_async.emulator.answers import ERROR_BODIES, SHAPES, Shape
-from musicgpt_async.emulator.catalogue import DEFAULT_STEMS, FAMILIES, PREPROCESSING, STEMS
+from musicgpt_async.emulator.catalogue import DEFAULT_STEMS, PREPROCESSING, STEM_GROUPS, STEMS
 from musicgpt_async.emulator.emulator import Emulator
-from musicgpt_async.emulator.faults import KINDS, Fault, Occasion, Script
-from musicgpt_async.emulator.log import Exchange
+from musicgpt_async.emulator.faults import KINDS, Fault, FaultContext, FaultPlan
+from musicgpt_async.emulator.request_log import LoggedRequest
+from musicgpt_async.emulator.responses import ERROR_BODIES, SHAPES, ResponseShape
 from musicgpt_async.emulator.vendor import Submission, Upload
-from musicgpt_async.emulator.webhooks import BEHAVIOURS, Delivered, Delivery
+from musicgpt_async.emulator.webhooks import BEHAVIOURS, DeliveryAttempt, WebhookDelivery
 
 __all__ = [
     "BEHAVIOURS",
     "DEFAULT_STEMS",
     "ERROR_BODIES",
-    "FAMILIES",
     "KINDS",
     "PREPROCESSING",
     "SHAPES",
     "STEMS",
-    "Delivered",
-    "Delivery",
+    "STEM_GROUPS",
+    "DeliveryAttempt",
     "Emulator",
-    "Exchange",
     "Fault",
-    "Occasion",
-    "Script",
-    "Shape",
+    "FaultContext",
+    "FaultPlan",
+    "LoggedRequest",
+    "ResponseShape",
     "Submission",
     "Upload",
+    "WebhookDelivery",
 ]

@@ -7,16 +7,16 @@ import attrs
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from musicgpt_async.emulator import answers, listing
-from musicgpt_async.emulator.api_faults import API_FAULTS, Struck
+from musicgpt_async.emulator import listing, responses
+from musicgpt_async.emulator.api_faults import API_FAULTS, FaultRequest
 from musicgpt_async.emulator.catalogue import CONVERSION_TYPES
-from musicgpt_async.emulator.faults import Fault, Occasion, Script, Stage, Target
+from musicgpt_async.emulator.conversions import Conversions
+from musicgpt_async.emulator.faults import Fault, FaultContext, FaultPlan, Stage, Target
 from musicgpt_async.emulator.generations import Generation
-from musicgpt_async.emulator.jobs import Jobs
-from musicgpt_async.emulator.uploads import Receiver
+from musicgpt_async.emulator.uploads import UploadParser
 from musicgpt_async.emulator.vendor import Refusal, Submission, Vendor, invalid
 
-ShapeOf = Callable[[Submission], answers.Shape]
+ShapeOf = Callable[[Submission], responses.ResponseShape]
 
 
 @attrs.frozen
@@ -24,8 +24,8 @@ class Call:
     """An API call: how its request is read, and the work it asks for."""
 
     on: Target
-    read: Callable[[Occasion, web.Request], Awaitable[Occasion]]
-    work: Callable[[Occasion, web.Request], Awaitable[web.Response]]
+    read: Callable[[FaultContext, web.Request], Awaitable[FaultContext]]
+    work: Callable[[FaultContext, web.Request], Awaitable[web.Response]]
 
 
 @attrs.frozen
@@ -35,13 +35,13 @@ class Api:
     generation: Generation
     path: str
     vendor: Vendor
-    script: Script
-    jobs: Jobs
-    receiver: Receiver
+    fault_plan: FaultPlan
+    conversions: Conversions
+    upload_parser: UploadParser
     shape: ShapeOf
-    refusals: answers.Shape
-    links: Callable[[Submission, str], answers.Links]
-    lists: bool | Literal["strict"]
+    refusals: responses.ResponseShape
+    links: Callable[[Submission, str], responses.Links]
+    listing: bool | Literal["strict"]
     retry_after: bool
 
     def routes(self) -> Sequence[web.RouteDef]:
@@ -54,7 +54,7 @@ class Api:
             web.post(f"{self.path}/{version}/Extraction", self._handler(submit))
             for version in self.generation.submits
         ]
-        if self.lists:
+        if self.listing:
             routes.append(web.get(f"{self.path}/v1/byUser", self._handler(by_user)))
         return routes
 
@@ -63,51 +63,51 @@ class Api:
             try:
                 return await self._answer(call, request)
             except Refusal as refused:
-                return answers.refusal(self.refusals, refused, retry_after=self.retry_after)
+                return responses.refusal(self.refusals, refused, retry_after=self.retry_after)
 
         return handle
 
     async def _answer(self, call: Call, request: web.Request) -> web.StreamResponse:
         if call.on == "byId":
-            self.vendor.asked()
-        occasion = Occasion(on=call.on, request=request)
-        if fault := self.script.take(occasion, Stage.ARRIVAL):
-            return await self._strike(fault, request)
+            self.vendor.count_call()
+        context = FaultContext(on=call.on, request=request)
+        if fault := self.fault_plan.take(context, Stage.ARRIVAL):
+            return await self._inject(fault, request)
         self.vendor.check_key(request.headers.get(hdrs.AUTHORIZATION))
-        occasion = await call.read(occasion, request)
-        if fault := self.script.take(occasion, Stage.INSTEAD):
-            await self.receiver.discard(occasion.upload)
-            return await self._strike(fault, request)
-        answer = await call.work(occasion, request)
-        if fault := self.script.take(occasion, Stage.ANSWER):
-            return await self._strike(fault, request, answer)
+        context = await call.read(context, request)
+        if fault := self.fault_plan.take(context, Stage.INSTEAD):
+            await self.upload_parser.discard(context.upload)
+            return await self._inject(fault, request)
+        answer = await call.work(context, request)
+        if fault := self.fault_plan.take(context, Stage.ANSWER):
+            return await self._inject(fault, request, answer)
         return answer
 
-    async def _strike(
+    async def _inject(
         self, fault: Fault, request: web.Request, answer: web.Response | None = None
     ) -> web.StreamResponse:
-        struck = Struck(fault, request, self.vendor.clock, answer)
-        return await API_FAULTS[fault.kind](struck)
+        faulty = FaultRequest(fault, request, self.vendor.clock, answer)
+        return await API_FAULTS[fault.kind](faulty)
 
-    async def _read_submit(self, occasion: Occasion, request: web.Request) -> Occasion:
-        upload = await self.receiver.receive(request)
+    async def _read_submit(self, context: FaultContext, request: web.Request) -> FaultContext:
+        upload = await self.upload_parser.receive(request)
         if self.generation.checks_urls:
-            await self.jobs.sources.check(upload)
-        duration = await self.jobs.studio.duration(upload.audio, upload.size)
-        return attrs.evolve(occasion, upload=attrs.evolve(upload, duration=duration))
+            await self.conversions.audio_sources.check(upload)
+        duration = await self.conversions.renderer.duration(upload.audio, upload.size)
+        return attrs.evolve(context, upload=attrs.evolve(upload, duration=duration))
 
-    async def _submit(self, occasion: Occasion, _: web.Request) -> web.Response:
-        assert occasion.upload is not None  # noqa: S101  _read_submit put it there
+    async def _submit(self, context: FaultContext, _: web.Request) -> web.Response:
+        assert context.upload is not None  # noqa: S101  _read_submit put it there
         try:
-            submission = self.vendor.accept(occasion.upload)
+            submission = self.vendor.accept(context.upload)
         except Refusal:
-            await self.receiver.discard(occasion.upload)
+            await self.upload_parser.discard(context.upload)
             raise
-        await self.jobs.start(submission)
-        return web.json_response(answers.accepted(self.shape(submission), submission))
+        await self.conversions.start(submission)
+        return web.json_response(responses.accepted(self.shape(submission), submission))
 
-    async def _read_by_id(self, occasion: Occasion, request: web.Request) -> Occasion:
-        self.vendor.admit_look()
+    async def _read_by_id(self, context: FaultContext, request: web.Request) -> FaultContext:
+        self.vendor.admit_poll()
         _check_type(request)
         given = [
             request.query[name] for name in ("task_id", "conversion_id") if _has(request, name)
@@ -117,16 +117,18 @@ class Api:
         if request.query["conversionType"].upper() != "EXTRACTION":
             raise Refusal(404, "Conversion not found")
         submission = self.vendor.find(given[0])
-        return attrs.evolve(occasion, upload=submission.upload, submission=submission)
+        return attrs.evolve(context, upload=submission.upload, submission=submission)
 
-    async def _by_id(self, occasion: Occasion, _: web.Request) -> web.Response:
-        assert occasion.submission is not None  # noqa: S101  _read_by_id put it there
-        self.vendor.looked_at(occasion.submission)
-        return web.json_response(self._tell(answers.by_id, occasion.submission))
+    async def _by_id(self, context: FaultContext, _: web.Request) -> web.Response:
+        assert context.submission is not None  # noqa: S101  _read_by_id put it there
+        self.vendor.count_poll(context.submission)
+        return web.json_response(self._tell(responses.by_id, context.submission))
 
     def _tell(
         self,
-        write: Callable[[answers.Shape, Submission, answers.Links, answers.Links], dict[str, Any]],
+        write: Callable[
+            [responses.ResponseShape, Submission, responses.Links, responses.Links], dict[str, Any]
+        ],
         submission: Submission,
     ) -> dict[str, Any]:
         shape = self.shape(submission)
@@ -135,19 +137,19 @@ class Api:
         mp3, wav = self.links(submission, ".mp3"), self.links(submission, ".wav")
         return write(shape, submission, mp3, wav)
 
-    async def _read_by_user(self, occasion: Occasion, request: web.Request) -> Occasion:
+    async def _read_by_user(self, context: FaultContext, request: web.Request) -> FaultContext:
         if "conversionType" in request.query:
             _check_type(request)
-        return occasion
+        return context
 
-    async def _by_user(self, _: Occasion, request: web.Request) -> web.Response:
-        strict = self.lists == "strict"
+    async def _by_user(self, _: FaultContext, request: web.Request) -> web.Response:
+        strict = self.listing == "strict"
         page, more = listing.page(self.vendor.submissions, request.query, strict=strict)
-        conversions = [self._tell(answers.conversion, each) for each in page]
-        told: dict[str, Any] = {"success": True, "conversions": conversions}
+        conversions = [self._tell(responses.conversion, each) for each in page]
+        content: dict[str, Any] = {"success": True, "conversions": conversions}
         if more:
-            told["LastEvaluatedKey"] = page[-1].task_id
-        return web.json_response(told)
+            content["LastEvaluatedKey"] = page[-1].task_id
+        return web.json_response(content)
 
 
 def _has(request: web.Request, name: str) -> bool:

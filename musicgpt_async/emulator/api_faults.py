@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 import attrs
 from aiohttp import web
 
-from musicgpt_async.emulator import answers, wire
+from musicgpt_async.emulator import raw_response, responses
 from musicgpt_async.emulator.clock import Clock
 from musicgpt_async.emulator.faults import Fault
 
 
 @attrs.frozen
-class Struck:
+class FaultRequest:
     """A call that a fault strikes: `answer` is there where the work has been done."""
 
     fault: Fault
@@ -28,9 +28,9 @@ class Struck:
         return body if isinstance(body, bytes) else b""
 
 
-async def _status(struck: Struck) -> web.StreamResponse:
-    fault = struck.fault
-    return answers.error(
+async def _status(faulty: FaultRequest) -> web.StreamResponse:
+    fault = faulty.fault
+    return responses.error(
         fault.status or 500,
         fault.message,
         body="message" if fault.body is None else fault.body,
@@ -38,58 +38,64 @@ async def _status(struck: Struck) -> web.StreamResponse:
     )
 
 
-async def _redirect(struck: Struck) -> web.StreamResponse:
-    fault = struck.fault
-    return answers.error(fault.status or 302, fault.message, body="empty", location=fault.location)
+async def _redirect(faulty: FaultRequest) -> web.StreamResponse:
+    fault = faulty.fault
+    return responses.error(
+        fault.status or 302, fault.message, body="empty", location=fault.location
+    )
 
 
-async def _not_success(struck: Struck) -> web.StreamResponse:
-    return answers.error(200, struck.fault.message, body=struck.fault.body or "message")
+async def _not_success(faulty: FaultRequest) -> web.StreamResponse:
+    return responses.error(200, faulty.fault.message, body=faulty.fault.body or "message")
 
 
-async def _wrong_json(struck: Struck) -> web.StreamResponse:
-    body = struck.fault.body
+async def _wrong_json(faulty: FaultRequest) -> web.StreamResponse:
+    body = faulty.fault.body
     content = body if isinstance(body, bytes) else json.dumps([{"unexpected": True}]).encode()
     return web.Response(body=content, content_type="application/json")
 
 
-async def _drop(struck: Struck) -> web.StreamResponse:
-    return wire.drop(struck.request)
+async def _drop(faulty: FaultRequest) -> web.StreamResponse:
+    return raw_response.drop(faulty.request)
 
 
-async def _drop_mid_body(struck: Struck) -> web.StreamResponse:
-    await wire.read_body(struck.request, struck.fault.cut(struck.request.content_length or 0))
-    return wire.drop(struck.request)
-
-
-async def _stall_read(struck: Struck) -> web.StreamResponse:
-    await wire.read_body(struck.request, struck.fault.cut(struck.request.content_length or 0))
-    if isinstance(struck.request.transport, asyncio.ReadTransport):
-        struck.request.transport.pause_reading()
-    await wire.stall()
-    return wire.drop(struck.request)
-
-
-async def _drop_mid_answer(struck: Struck) -> web.StreamResponse:
-    length = len(struck.body)
-    answer = wire.RawAnswer(
-        headers={"Content-Type": "application/json", "Content-Length": str(length)},
-        body=struck.body[: struck.fault.cut(length)],
+async def _drop_mid_body(faulty: FaultRequest) -> web.StreamResponse:
+    await raw_response.read_body(
+        faulty.request, faulty.fault.cut(faulty.request.content_length or 0)
     )
-    return await answer.send(struck.request)
+    return raw_response.drop(faulty.request)
 
 
-async def _stall_answer(struck: Struck) -> web.StreamResponse:
-    await wire.stall()
-    return wire.drop(struck.request)
+async def _stall_read(faulty: FaultRequest) -> web.StreamResponse:
+    await raw_response.read_body(
+        faulty.request, faulty.fault.cut(faulty.request.content_length or 0)
+    )
+    if isinstance(faulty.request.transport, asyncio.ReadTransport):
+        faulty.request.transport.pause_reading()
+    await raw_response.stall()
+    return raw_response.drop(faulty.request)
 
 
-async def _slow_answer(struck: Struck) -> web.StreamResponse:
-    await struck.clock.sleep(struck.fault.seconds)
-    return wire.drop(struck.request) if struck.answer is None else struck.answer
+async def _drop_mid_answer(faulty: FaultRequest) -> web.StreamResponse:
+    length = len(faulty.body)
+    answer = raw_response.RawResponse(
+        headers={"Content-Type": "application/json", "Content-Length": str(length)},
+        body=faulty.body[: faulty.fault.cut(length)],
+    )
+    return await answer.send(faulty.request)
 
 
-API_FAULTS: Mapping[str, Callable[[Struck], Awaitable[web.StreamResponse]]] = {
+async def _stall_answer(faulty: FaultRequest) -> web.StreamResponse:
+    await raw_response.stall()
+    return raw_response.drop(faulty.request)
+
+
+async def _slow_answer(faulty: FaultRequest) -> web.StreamResponse:
+    await faulty.clock.sleep(faulty.fault.seconds)
+    return raw_response.drop(faulty.request) if faulty.answer is None else faulty.answer
+
+
+API_FAULTS: Mapping[str, Callable[[FaultRequest], Awaitable[web.StreamResponse]]] = {
     "status": _status,
     "redirect": _redirect,
     "not_success": _not_success,

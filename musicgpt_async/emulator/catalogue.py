@@ -26,9 +26,9 @@ CONVERSION_TYPES = (
 """The 23 conversion types that byId may be asked for (MusicGPT docs, status check)."""
 
 SONG = "song"
-"""The name of the whole in `FAMILIES`: no stem, but what was sent."""
+"""The name of the whole in `STEM_GROUPS`: no stem, but what was sent."""
 
-FAMILIES: Mapping[str, tuple[tuple[str, ...], ...]] = {
+STEM_GROUPS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     SONG: (("vocals", "instrumental"),),
     "instrumental": (("drums", "bass", "guitar", "piano", "keys", "strings", "winds"),),
     "drums": (("kick_drum", "snare_drum", "toms", "hi_hat", "ride", "crash"),),

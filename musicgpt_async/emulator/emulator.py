@@ -18,24 +18,30 @@ import aiohttp
 import attrs
 from aiohttp import web
 
-from musicgpt_async.emulator.answers import SHAPES, Shape
 from musicgpt_async.emulator.api import Api
-from musicgpt_async.emulator.clock import Clock
-from musicgpt_async.emulator.faults import Fault, Script
-from musicgpt_async.emulator.files import FileHost
-from musicgpt_async.emulator.generations import GENERATIONS, PATH
-from musicgpt_async.emulator.jobs import Jobs, Sources
-from musicgpt_async.emulator.log import Exchange, note_answer, noting
-from musicgpt_async.emulator.studio import (
-    PretendingStudio,
-    SeparatingStudio,
-    Studio,
+from musicgpt_async.emulator.audio.renderer import (
+    NoiseRenderer,
+    SeparatingRenderer,
+    StemRenderer,
     require_separation,
 )
-from musicgpt_async.emulator.tasks import Tasks
-from musicgpt_async.emulator.uploads import Receiver
+from musicgpt_async.emulator.clock import Clock
+from musicgpt_async.emulator.conversions import AudioSources, Conversions
+from musicgpt_async.emulator.faults import Fault, FaultPlan
+from musicgpt_async.emulator.files import FileHost
+from musicgpt_async.emulator.generations import GENERATIONS, PATH
+from musicgpt_async.emulator.request_log import LoggedRequest, log_requests, record_response
+from musicgpt_async.emulator.responses import SHAPES, ResponseShape
+from musicgpt_async.emulator.tasks import TaskSet
+from musicgpt_async.emulator.uploads import UploadParser
 from musicgpt_async.emulator.vendor import PROGRESS, Submission, Vendor
-from musicgpt_async.emulator.webhooks import Delivered, Payload, Postman, Webhooks, deliveries
+from musicgpt_async.emulator.webhooks import (
+    DeliveryAttempt,
+    Payload,
+    Webhooks,
+    WebhookSender,
+    deliveries,
+)
 
 GRACE = 0.05
 """Seconds that requests under way have to end by themselves when the emulator goes."""
@@ -43,8 +49,8 @@ GRACE = 0.05
 REQUESTS_KEPT = 100_000
 """Requests that `Emulator.requests` remembers before it forgets the oldest."""
 
-ShapeChoice = str | Shape | Callable[[Submission], str | Shape]
-"""A name out of `SHAPES`, a `Shape`, or either for each submission."""
+ShapeChoice = str | ResponseShape | Callable[[Submission], str | ResponseShape]
+"""A name out of `SHAPES`, a `ResponseShape`, or either for each submission."""
 
 
 class Emulator:
@@ -81,11 +87,11 @@ class Emulator:
         keep_audio: False counts uploads and throws them away, for benchmarks: no
             `upload.audio` and no `sha256`. Needs `separate=False`.
         shape: which of the documented shapes answers have; None: that of the generation.
-        webhooks: how deliveries behave: names out of `BEHAVIOURS`, a `Delivery`, several of them,
-            or a function of the submission that gives one of these.
+        webhooks: how deliveries behave: names out of `BEHAVIOURS`, a `WebhookDelivery`, several of
+            them, or a function of the submission that gives one of these.
         payload: which of the documented payloads a webhook has: "extraction", "general", "status".
         progress: the status words of an unfinished conversion, in order.
-        lists: whether the vendor has byUser; without it, 404. "strict" refuses what the vendor's
+        listing: whether the vendor has byUser; without it, 404. "strict" refuses what the vendor's
             own n8n node would not send.
         faults: what goes wrong; see `Fault`. More can be scripted later.
 
@@ -119,7 +125,7 @@ class Emulator:
         webhooks: Webhooks = "normal",
         payload: Payload = "extraction",
         progress: Sequence[str] = PROGRESS,
-        lists: bool | Literal["strict"] = True,
+        listing: bool | Literal["strict"] = True,
         faults: Iterable[Fault] = (),
     ) -> None:
         if separate:
@@ -130,11 +136,11 @@ class Emulator:
             deliveries(webhooks)  # refuses a name there is none of
         self.api_key: str = api_key
         """The key that is accepted."""
-        self.faults: Script = Script(faults)
+        self.faults: FaultPlan = FaultPlan(faults)
         """The faults to come; see `script`."""
-        self.deliveries: list[Delivered] = []
+        self.deliveries: list[DeliveryAttempt] = []
         """Every attempt at a webhook delivery, in order, and what it got."""
-        self.requests: deque[Exchange] = deque(maxlen=REQUESTS_KEPT)
+        self.requests: deque[LoggedRequest] = deque(maxlen=REQUESTS_KEPT)
         """Every request to either port, in order of arrival."""
         self._host, self._port, self._file_port, self._tls = host, port, file_port, tls
         self._separate, self._stem_bytes, self._keep_audio = separate, stem_bytes, keep_audio
@@ -142,7 +148,7 @@ class Emulator:
         self._wav = self._generation.wav if wav is None else wav
         self._shape = self._generation.shape if shape is None else shape
         self._webhooks, self._payload = webhooks, payload
-        self._progress, self._lists, self._retry_after = tuple(progress), lists, retry_after
+        self._progress, self._listing, self._retry_after = tuple(progress), listing, retry_after
         self._clock = Clock(speed)
         self._vendor = Vendor(
             clock=self._clock,
@@ -183,9 +189,9 @@ class Emulator:
         return self._vendor.most_unfinished
 
     @property
-    def looks(self) -> int:
+    def polls(self) -> int:
         """All byId calls so far, refused ones too."""
-        return self._vendor.looks
+        return self._vendor.polls
 
     @property
     def throttled(self) -> Counter[str]:
@@ -213,7 +219,7 @@ class Emulator:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            await self._stand(stack)
+            await self._start(stack)
             self._stack = stack.pop_all()
         return self
 
@@ -225,34 +231,34 @@ class Emulator:
     ) -> None:
         await self._stack.aclose()
 
-    async def _stand(self, stack: AsyncExitStack) -> None:
+    async def _start(self, stack: AsyncExitStack) -> None:
         """Build the parts from the ground up; `stack` takes them down in reverse order."""
         directory = await _directory(stack)
         disk = _threads(stack, "disk")
         client = await stack.enter_async_context(aiohttp.ClientSession())
-        studio = self._studio(directory, stack)
-        tasks = Tasks()
+        renderer = self._make_renderer(directory, stack)
+        tasks = TaskSet()
         stack.push_async_callback(tasks.aclose)
         files = FileHost(
             vendor=self._vendor,
-            script=self.faults,
-            studio=studio,
+            fault_plan=self.faults,
+            renderer=renderer,
             clock=self._clock,
             wav=self._wav,
             leaked_keys=self._leaked,
         )
-        jobs = Jobs(
+        conversions = Conversions(
             vendor=self._vendor,
             clock=self._clock,
             tasks=tasks,
-            script=self.faults,
-            studio=studio,
-            sources=Sources(client, disk, directory, self._tone()),
-            postman=Postman(
+            fault_plan=self.faults,
+            renderer=renderer,
+            audio_sources=AudioSources(client, disk, directory, self._tone()),
+            webhook_sender=WebhookSender(
                 client=client,
                 clock=self._clock,
                 tasks=tasks,
-                script=self.faults,
+                fault_plan=self.faults,
                 behaviour=self._webhooks,
                 payload=self._payload,
                 links=files.links,
@@ -264,45 +270,47 @@ class Emulator:
             generation=self._generation,
             path=self._path,
             vendor=self._vendor,
-            script=self.faults,
-            jobs=jobs,
-            receiver=Receiver(disk, directory if self._keep_audio else None, self._generation),
+            fault_plan=self.faults,
+            conversions=conversions,
+            upload_parser=UploadParser(
+                disk, directory if self._keep_audio else None, self._generation
+            ),
             shape=self._shape_of,
             refusals=self._shape_of(None),
             links=files.links,
-            lists=self._lists,
+            listing=self._listing,
             retry_after=self._retry_after,
         )
         self.files_url = files.root = await self._listen(stack, files.routes(), self._file_port)
         self.url = await self._listen(stack, api.routes(), self._port)
 
-    def _studio(self, directory: Path, stack: AsyncExitStack) -> Studio:
+    def _make_renderer(self, directory: Path, stack: AsyncExitStack) -> StemRenderer:
         executor = _threads(stack, "studio")
         if self._separate:
-            studio = SeparatingStudio(directory, executor)
-            stack.callback(studio.stop)
-            return studio
-        return PretendingStudio(directory, executor, self._stem_bytes)
+            renderer = SeparatingRenderer(directory, executor)
+            stack.callback(renderer.stop)
+            return renderer
+        return NoiseRenderer(directory, executor, self._stem_bytes)
 
     def _tone(self) -> Callable[[Path, str], None] | None:
         if not self._separate:
             return None
-        from musicgpt_async.emulator.song import tone  # noqa: PLC0415  numpy is an extra
+        from musicgpt_async.emulator.audio.song import tone  # noqa: PLC0415  numpy is an extra
 
         return tone
 
-    def _shape_of(self, submission: Submission | None) -> Shape:
+    def _shape_of(self, submission: Submission | None) -> ResponseShape:
         shape = self._shape
         if callable(shape):
-            shape = Shape() if submission is None else shape(submission)
+            shape = ResponseShape() if submission is None else shape(submission)
         chosen = SHAPES[shape] if isinstance(shape, str) else shape
         return chosen if self._wav else attrs.evolve(chosen, wav=False)
 
     async def _listen(
         self, stack: AsyncExitStack, routes: Sequence[web.RouteDef], port: int
     ) -> str:
-        application = web.Application(middlewares=[noting(self.requests)])
-        application.on_response_prepare.append(note_answer)
+        application = web.Application(middlewares=[log_requests(self.requests)])
+        application.on_response_prepare.append(record_response)
         application.add_routes(routes)
         runner = web.AppRunner(
             application, access_log=None, shutdown_timeout=GRACE, read_bufsize=1 << 20

@@ -1,7 +1,7 @@
 """Faults that can be scripted: what goes wrong, where, when and how often.
 
 `KINDS` is the whole table. How a fault is carried out stands beside the part that it strikes:
-`api_faults.py`, `file_faults.py`, `jobs.py` and `webhooks.py`.
+`api_faults.py`, `file_faults.py`, `conversions.py` and `webhooks.py`.
 """
 
 import enum
@@ -32,7 +32,7 @@ class Kind:
 
     targets: frozenset[str]
     stage: Stage
-    what: str
+    effect: str
 
 
 _API = frozenset({"submit", "byId", "byUser"})
@@ -88,7 +88,7 @@ KINDS: dict[str, Kind] = {
 
 
 @attrs.frozen
-class Occasion:
+class FaultContext:
     """What a fault's predicate is shown.
 
     Attributes:
@@ -115,9 +115,9 @@ class Fault:
         kind: what happens; a name out of `KINDS`.
         times: how many times it strikes; None for ever.
         after: how many occasions it lets pass first.
-        when: strikes only where this is true of the `Occasion`.
+        when: strikes only where this is true of the `FaultContext`.
         status: the status of kinds that answer one; each has a fitting default.
-        body: the shape of an error's body, a name out of `answers.ERROR_BODIES`, or bytes to be
+        body: the shape of an error's body, a name out of `responses.ERROR_BODIES`, or bytes to be
             sent as they are.
         retry_after: seconds, a timedelta (sent as an HTTP date that far ahead), or any text.
         location: where a redirect points.
@@ -134,7 +134,7 @@ class Fault:
     kind: str
     times: int | None = attrs.field(default=1, kw_only=True)
     after: int = attrs.field(default=0, kw_only=True)
-    when: Callable[[Occasion], bool] | None = attrs.field(default=None, kw_only=True)
+    when: Callable[[FaultContext], bool] | None = attrs.field(default=None, kw_only=True)
     status: int | None = attrs.field(default=None, kw_only=True)
     body: str | bytes | None = attrs.field(default=None, kw_only=True)
     retry_after: float | str | timedelta | None = attrs.field(default=None, kw_only=True)
@@ -171,16 +171,16 @@ class Fault:
 
 
 @attrs.define(eq=False)
-class _Scripted:
+class _PlannedFault:
     fault: Fault
     seen: int = 0
     fired: int = 0
 
-    def fires(self, occasion: Occasion, stage: Stage) -> bool:
+    def fires(self, context: FaultContext, stage: Stage) -> bool:
         fault = self.fault
-        if fault.on != occasion.on or fault.stage is not stage or self.is_spent:
+        if fault.on != context.on or fault.stage is not stage or self.is_spent:
             return False
-        if fault.when is not None and not fault.when(occasion):
+        if fault.when is not None and not fault.when(context):
             return False
         self.seen += 1
         if self.seen <= fault.after:
@@ -193,31 +193,31 @@ class _Scripted:
         return self.fault.times is not None and self.fired >= self.fault.times
 
 
-class Script:
+class FaultPlan:
     """The faults to come, in order: of several that fit an occasion the first one strikes."""
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
-        self._scripted = [_Scripted(fault) for fault in faults]
+        self._planned = [_PlannedFault(fault) for fault in faults]
 
     def add(self, *faults: Fault) -> None:
         """Script more faults, behind those there are."""
-        self._scripted += [_Scripted(fault) for fault in faults]
+        self._planned += [_PlannedFault(fault) for fault in faults]
 
     def clear(self) -> None:
         """Forget them all."""
-        self._scripted.clear()
+        self._planned.clear()
 
-    def take(self, occasion: Occasion, stage: Stage) -> Fault | None:
+    def take(self, context: FaultContext, stage: Stage) -> Fault | None:
         """The fault that strikes now, if any; counts it."""
-        for scripted in self._scripted:
-            if scripted.fires(occasion, stage):
-                return scripted.fault
+        for planned in self._planned:
+            if planned.fires(context, stage):
+                return planned.fault
         return None
 
     def fired(self, kind: str | None = None) -> int:
         """How many times faults (of one kind) have struck."""
-        return sum(each.fired for each in self._scripted if kind in (None, each.fault.kind))
+        return sum(each.fired for each in self._planned if kind in (None, each.fault.kind))
 
     def __iter__(self) -> Iterator[Fault]:
         """The faults that may still strike."""
-        return iter([each.fault for each in self._scripted if not each.is_spent])
+        return iter([each.fault for each in self._planned if not each.is_spent])

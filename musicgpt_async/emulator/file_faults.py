@@ -11,9 +11,9 @@ from typing import Self
 import attrs
 from aiohttp import hdrs, web
 
-from musicgpt_async.emulator import answers
+from musicgpt_async.emulator import responses
 from musicgpt_async.emulator.faults import Fault
-from musicgpt_async.emulator.wire import RawAnswer
+from musicgpt_async.emulator.raw_response import RawResponse
 
 _HEADER = 4096
 """Bytes at the head of a file that `replace_content` keeps, so that it still opens."""
@@ -33,7 +33,7 @@ def replace_content(path: Path) -> None:
 
 
 @attrs.frozen
-class Served:
+class ServedFile:
     """A file about to be served, and the range of it that was asked for."""
 
     content: bytes
@@ -47,93 +47,93 @@ class Served:
         """Read the file; If-Range is not heeded here."""
         loop = asyncio.get_running_loop()
         content, stat = await loop.run_in_executor(None, lambda: (path.read_bytes(), path.stat()))
-        asked = request.http_range
-        start, stop, _ = asked.indices(len(content))
+        count_call = request.http_range
+        start, stop, _ = count_call.indices(len(content))
         headers: dict[str, str] = {
             hdrs.CONTENT_TYPE: content_type,
             hdrs.ETAG: etag(stat),
             hdrs.LAST_MODIFIED: email.utils.formatdate(stat.st_mtime, usegmt=True),
         }
-        return cls(content, start, stop, asked.start is not None, headers)
+        return cls(content, start, stop, count_call.start is not None, headers)
 
-    def part(self, start: int, stop: int) -> RawAnswer:
+    def part(self, start: int, stop: int) -> RawResponse:
         """A right answer with this part of the file."""
         body = self.content[start:stop]
         headers = {**self.headers, hdrs.CONTENT_LENGTH: str(len(body)), hdrs.ACCEPT_RANGES: "bytes"}
         if not self.is_range:
-            return RawAnswer(headers=headers, body=body)
+            return RawResponse(headers=headers, body=body)
         headers[hdrs.CONTENT_RANGE] = f"bytes {start}-{start + len(body) - 1}/{len(self.content)}"
-        return RawAnswer(status=206, headers=headers, body=body)
+        return RawResponse(status=206, headers=headers, body=body)
 
     @property
-    def answer(self) -> RawAnswer:
+    def answer(self) -> RawResponse:
         """The right answer."""
         return self.part(self.start, self.stop)
 
 
-def _cut(answer: RawAnswer, fault: Fault) -> bytes:
+def _cut(answer: RawResponse, fault: Fault) -> bytes:
     return answer.body[: fault.cut(len(answer.body))]
 
 
-def _truncated(served: Served, fault: Fault) -> RawAnswer:
-    return attrs.evolve(served.answer, body=_cut(served.answer, fault))
+def _truncated(file_content: ServedFile, fault: Fault) -> RawResponse:
+    return attrs.evolve(file_content.answer, body=_cut(file_content.answer, fault))
 
 
-def _stall(served: Served, fault: Fault) -> RawAnswer:
-    return attrs.evolve(_truncated(served, fault), then="stall")
+def _stall(file_content: ServedFile, fault: Fault) -> RawResponse:
+    return attrs.evolve(_truncated(file_content, fault), then="stall")
 
 
-def _mis_sized(served: Served, fault: Fault) -> RawAnswer:
-    body = _cut(served.answer, fault)
-    headers = {**served.answer.headers, hdrs.CONTENT_LENGTH: str(len(body))}
-    return attrs.evolve(served.answer, headers=headers, body=body)
+def _mis_sized(file_content: ServedFile, fault: Fault) -> RawResponse:
+    body = _cut(file_content.answer, fault)
+    headers = {**file_content.answer.headers, hdrs.CONTENT_LENGTH: str(len(body))}
+    return attrs.evolve(file_content.answer, headers=headers, body=body)
 
 
-def _no_length(served: Served, _: Fault) -> RawAnswer:
-    headers = {**served.answer.headers, hdrs.CONNECTION: "close"}
+def _no_length(file_content: ServedFile, _: Fault) -> RawResponse:
+    headers = {**file_content.answer.headers, hdrs.CONNECTION: "close"}
     del headers[hdrs.CONTENT_LENGTH]
-    return attrs.evolve(served.answer, headers=headers)
+    return attrs.evolve(file_content.answer, headers=headers)
 
 
-def _no_length_truncated(served: Served, fault: Fault) -> RawAnswer:
-    return attrs.evolve(_no_length(served, fault), body=_cut(served.answer, fault))
+def _no_length_truncated(file_content: ServedFile, fault: Fault) -> RawResponse:
+    return attrs.evolve(_no_length(file_content, fault), body=_cut(file_content.answer, fault))
 
 
-def _gzip(served: Served, _: Fault) -> RawAnswer:
-    body = gzip.compress(served.answer.body, compresslevel=1)
-    headers = {**served.answer.headers, hdrs.CONTENT_LENGTH: str(len(body))}
+def _gzip(file_content: ServedFile, _: Fault) -> RawResponse:
+    body = gzip.compress(file_content.answer.body, compresslevel=1)
+    headers = {**file_content.answer.headers, hdrs.CONTENT_LENGTH: str(len(body))}
     headers[hdrs.CONTENT_ENCODING] = "gzip"
-    return attrs.evolve(served.answer, headers=headers, body=body)
+    return attrs.evolve(file_content.answer, headers=headers, body=body)
 
 
-def _as_it_is(served: Served, _: Fault) -> RawAnswer:
-    return served.answer
+def _as_it_is(file_content: ServedFile, _: Fault) -> RawResponse:
+    return file_content.answer
 
 
-def _no_ranges(served: Served, _: Fault) -> RawAnswer:
-    whole = attrs.evolve(served, is_range=False).part(0, len(served.content))
+def _no_ranges(file_content: ServedFile, _: Fault) -> RawResponse:
+    whole = attrs.evolve(file_content, is_range=False).part(0, len(file_content.content))
     headers = {name: value for name, value in whole.headers.items() if name != hdrs.ACCEPT_RANGES}
     return attrs.evolve(whole, headers=headers)
 
 
-def _wrong_range(served: Served, _: Fault) -> RawAnswer:
-    return served.part(served.start // 2, served.stop)
+def _wrong_range(file_content: ServedFile, _: Fault) -> RawResponse:
+    return file_content.part(file_content.start // 2, file_content.stop)
 
 
-def _other_body(kind: str) -> Callable[[Served, Fault], RawAnswer]:
-    def spoil(_: Served, fault: Fault) -> RawAnswer:
-        body = answers.error(200, fault.message, body=kind)
+def _other_body(kind: str) -> Callable[[ServedFile, Fault], RawResponse]:
+    def spoil(_: ServedFile, fault: Fault) -> RawResponse:
+        body = responses.error(200, fault.message, body=kind)
         content = body.body if isinstance(body.body, bytes) else b""
         headers: dict[str, str] = {
             hdrs.CONTENT_TYPE: body.content_type,
             hdrs.CONTENT_LENGTH: str(len(content)),
         }
-        return RawAnswer(headers=headers, body=content)
+        return RawResponse(headers=headers, body=content)
 
     return spoil
 
 
-FILE_FAULTS: Mapping[str, Callable[[Served, Fault], RawAnswer]] = {
+FILE_FAULTS: Mapping[str, Callable[[ServedFile, Fault], RawResponse]] = {
     "truncated": _truncated,
     "stall": _stall,
     "mis_sized": _mis_sized,

@@ -10,12 +10,12 @@ import attrs
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
-from musicgpt_async.emulator import answers, wire
+from musicgpt_async.emulator import raw_response, responses
+from musicgpt_async.emulator.audio.renderer import StemRenderer
 from musicgpt_async.emulator.catalogue import STEMS
 from musicgpt_async.emulator.clock import Clock
-from musicgpt_async.emulator.faults import Fault, Occasion, Script, Stage
-from musicgpt_async.emulator.file_faults import FILE_FAULTS, Served, etag, replace_content
-from musicgpt_async.emulator.studio import Studio
+from musicgpt_async.emulator.faults import Fault, FaultContext, FaultPlan, Stage
+from musicgpt_async.emulator.file_faults import FILE_FAULTS, ServedFile, etag, replace_content
 from musicgpt_async.emulator.vendor import Refusal, Submission, Vendor
 
 TYPES = {".wav": "audio/wav", ".mp3": "audio/mpeg"}
@@ -26,8 +26,8 @@ class FileHost:
     """Serves files by signed links; takes no key, and notes every one that is sent to it."""
 
     vendor: Vendor
-    script: Script
-    studio: Studio
+    fault_plan: FaultPlan
+    renderer: StemRenderer
     clock: Clock
     wav: bool = True
     root: str = ""
@@ -57,15 +57,15 @@ class FileHost:
         try:
             submission, name = self._find(request)
         except Refusal as refused:
-            return answers.error(refused.status, refused.message, body="xml")
-        occasion = Occasion(
+            return responses.error(refused.status, refused.message, body="xml")
+        context = FaultContext(
             on="file", request=request, upload=submission.upload, submission=submission, file=name
         )
-        if fault := self.script.take(occasion, Stage.INSTEAD):
+        if fault := self.fault_plan.take(context, Stage.INSTEAD):
             return self._instead(fault, submission)
-        path = await self.studio.file(submission, Path(name).stem, Path(name).suffix)
-        if fault := self.script.take(occasion, Stage.ANSWER):
-            return await self._strike(fault, request, path)
+        path = await self.renderer.file(submission, Path(name).stem, Path(name).suffix)
+        if fault := self.fault_plan.take(context, Stage.ANSWER):
+            return await self._inject(fault, request, path)
         return _File(path)
 
     def _watch(self, request: web.Request) -> None:
@@ -86,32 +86,32 @@ class FileHost:
     def _instead(self, fault: Fault, submission: Submission) -> web.Response:
         if fault.kind == "expired":
             self.vendor.expire_links(submission)
-            return answers.error(403, "Request has expired", body="xml")
+            return responses.error(403, "Request has expired", body="xml")
         if fault.kind == "redirect":
-            return answers.error(
+            return responses.error(
                 fault.status or 302, fault.message, body="empty", location=fault.location
             )
-        return answers.error(
+        return responses.error(
             fault.status or 403,
             fault.message,
             body="xml" if fault.body is None else fault.body,
             retry_after=fault.retry_after,
         )
 
-    async def _strike(self, fault: Fault, request: web.Request, path: Path) -> web.StreamResponse:
+    async def _inject(self, fault: Fault, request: web.Request, path: Path) -> web.StreamResponse:
         if fault.kind == "slow_answer":
             await self.clock.sleep(fault.seconds)
             return _File(path)
         if fault.kind == "stall_answer":
-            await wire.stall()
+            await raw_response.stall()
         if fault.kind in {"stall_answer", "drop_before_answer"}:
-            return wire.drop(request)
+            return raw_response.drop(request)
         if fault.kind in {"changed", "changed_anyway"}:
             await asyncio.get_running_loop().run_in_executor(None, replace_content, path)
         if fault.kind == "changed":
             return _File(path)
-        served = await Served.of(request, path, content_type=TYPES[path.suffix])
-        return await FILE_FAULTS[fault.kind](served, fault).send(request)
+        file_content = await ServedFile.of(request, path, content_type=TYPES[path.suffix])
+        return await FILE_FAULTS[fault.kind](file_content, fault).send(request)
 
 
 class _File(web.FileResponse):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from musicgpt_async.emulator.vendor import Submission, invalid
 
-MOST, USUAL = 100, 50
+MAX_PAGE_SIZE, USUAL = 100, 50
 """Conversions on the longest page, and where the query names no limit."""
 
 _NODE_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -62,8 +62,10 @@ def _limit(query: Mapping[str, str]) -> int:
         limit = int(query.get("limit") or USUAL)
     except ValueError:
         limit = 0
-    if not 1 <= limit <= MOST:
-        raise invalid(["query", "limit"], f"Input should be an integer from 1 to {MOST}", "int")
+    if not 1 <= limit <= MAX_PAGE_SIZE:
+        raise invalid(
+            ["query", "limit"], f"Input should be an integer from 1 to {MAX_PAGE_SIZE}", "int"
+        )
     return limit
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Tasks:
+class TaskSet:
     """Owns every task it starts, so that none outlives the emulator."""
 
     def __init__(self) -> None:

@@ -19,9 +19,9 @@ def running(**settings: Any) -> Iterator[Emulator]:
         settings: As for `Emulator`.
     """
     vendor = Emulator(**settings)
-    thread = _Standing(vendor)
+    thread = _EmulatorThread(vendor)
     thread.start()
-    thread.standing.wait()
+    thread.started.wait()
     try:
         if thread.error is not None:
             raise thread.error
@@ -30,7 +30,7 @@ def running(**settings: Any) -> Iterator[Emulator]:
         thread.stop()
 
 
-class _Standing(threading.Thread):
+class _EmulatorThread(threading.Thread):
     """The thread that an emulator stands in."""
 
     def __init__(self, vendor: Emulator) -> None:
@@ -38,25 +38,25 @@ class _Standing(threading.Thread):
         self._vendor = vendor
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end: asyncio.Event | None = None
-        self.standing = threading.Event()
+        self.started = threading.Event()
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            asyncio.run(self._stand())
+            asyncio.run(self._start())
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever started the thread
             self.error = error
         finally:
-            self.standing.set()
+            self.started.set()
 
     def stop(self) -> None:
         if self._loop is not None and self._end is not None and self.is_alive():
             self._loop.call_soon_threadsafe(self._end.set)
         self.join()
 
-    async def _stand(self) -> None:
+    async def _start(self) -> None:
         self._end = asyncio.Event()
         async with self._vendor:
             self._loop = asyncio.get_running_loop()
-            self.standing.set()
+            self.started.set()
             await self._end.wait()

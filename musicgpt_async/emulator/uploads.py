@@ -28,7 +28,7 @@ BLOCK = 1 << 20
 """Bytes gathered before they are written to disk, off the event loop."""
 
 
-class _Sink:
+class _UploadFile:
     """Takes the bytes of one upload; a block is written while the next one is gathered."""
 
     def __init__(self, executor: Executor, directory: Path | None) -> None:
@@ -84,9 +84,9 @@ class _Sink:
         if keep:
             await self._flush()
         await self._wait()
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._end, keep)
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._finish, keep)
 
-    def _end(self, keep: bool) -> None:
+    def _finish(self, keep: bool) -> None:
         if self._file is not None:
             self._file.close()
         if self.path is not None and not keep:
@@ -94,7 +94,7 @@ class _Sink:
 
 
 @attrs.frozen
-class Receiver:
+class UploadParser:
     """Reads submits; `directory` is None where audio is counted and thrown away."""
 
     executor: Executor
@@ -107,7 +107,7 @@ class Receiver:
         if request.content_type != "multipart/form-data":
             form = await request.post()  # a form without files, for an audio_url
             fields |= {name: value for name, value in form.items() if isinstance(value, str)}
-            return self._validated(fields, None, _Sink(self.executor, None))
+            return self._validated(fields, None, _UploadFile(self.executor, None))
         async with self._sink() as sink:
             name = await self._read(request, sink, fields)
             return self._validated(fields, name, sink)
@@ -117,7 +117,7 @@ class Receiver:
         if upload is not None and upload.audio is not None:
             await asyncio.get_running_loop().run_in_executor(self.executor, upload.audio.unlink)
 
-    def _validated(self, fields: dict[str, str], name: str | None, sink: _Sink) -> Upload:
+    def _validated(self, fields: dict[str, str], name: str | None, sink: _UploadFile) -> Upload:
         if fields.get("audio_file"):  # an empty text is no file
             raise invalid(["body", "audio_file"], "Expected UploadFile, received: <class 'str'>")
         url = fields.get("audio_url", "").strip() or None
@@ -149,15 +149,17 @@ class Receiver:
             raise Refusal(self.generation.invalid_options, "Invalid request parameters") from None
 
     @contextlib.asynccontextmanager
-    async def _sink(self) -> AsyncIterator[_Sink]:
-        sink = _Sink(self.executor, self.directory)
+    async def _sink(self) -> AsyncIterator[_UploadFile]:
+        sink = _UploadFile(self.executor, self.directory)
         try:
             yield sink
         except BaseException:
             await asyncio.shield(sink.close(keep=False))
             raise
 
-    async def _read(self, request: web.Request, sink: _Sink, fields: dict[str, str]) -> str | None:
+    async def _read(
+        self, request: web.Request, sink: _UploadFile, fields: dict[str, str]
+    ) -> str | None:
         """Take in every part up to the closing boundary; the name of the file, if one came."""
         name = None
         try:
@@ -187,7 +189,7 @@ def _is_file(part: BodyPartReader) -> bool:
     return any(name in parameters for name in ("filename", "filename*"))
 
 
-async def _drain(part: BodyPartReader, sink: _Sink) -> None:
+async def _drain(part: BodyPartReader, sink: _UploadFile) -> None:
     while chunk := await part.read_chunk(BLOCK):
         await sink.write(chunk)
 

@@ -77,7 +77,7 @@ class Submission:
         cost: credits charged; None before the end.
         duration: seconds of audio; None before it was read.
         sha256: of the audio; known by the end.
-        looks: byId calls about it.
+        polls: byId calls about it.
         link_version: how often its links were made anew, counted from 1.
     """
 
@@ -97,7 +97,7 @@ class Submission:
     cost: float | None = None
     duration: float | None = None
     sha256: str | None = None
-    looks: int = 0
+    polls: int = 0
     link_version: int = 1
 
     @property
@@ -187,7 +187,7 @@ class Vendor:
     submissions: list[Submission] = attrs.field(factory=list)
     unfinished: int = 0
     most_unfinished: int = 0
-    looks: int = 0
+    polls: int = 0
     throttled: collections.Counter[str] = attrs.field(factory=collections.Counter)
     _by_id: dict[str, Submission] = attrs.field(factory=dict)
     _window: collections.deque[float] = attrs.field(factory=collections.deque)
@@ -232,11 +232,11 @@ class Vendor:
         self._by_id[submission.task_id] = self._by_id[submission.conversion_id] = submission
         return submission
 
-    def asked(self) -> None:
+    def count_call(self) -> None:
         """Count a byId call, whatever comes of it."""
-        self.looks += 1
+        self.polls += 1
 
-    def admit_look(self) -> None:
+    def admit_poll(self) -> None:
         """Let a byId call pass, or refuse it (429) past the account's calls a minute."""
         now = self.clock.now()
         while self._window and self._window[0] <= now - MINUTE:
@@ -254,9 +254,9 @@ class Vendor:
             raise Refusal(404, "Conversion not found")
         return submission
 
-    def looked_at(self, submission: Submission) -> None:
+    def count_poll(self, submission: Submission) -> None:
         """Count a byId call that was about this conversion."""
-        submission.looks += 1
+        submission.polls += 1
 
     def advance(self, submission: Submission, status: str) -> None:
         """Move an unfinished conversion to its next status word."""

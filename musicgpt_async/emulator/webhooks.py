@@ -11,10 +11,10 @@ from urllib.parse import urlsplit, urlunsplit
 import aiohttp
 import attrs
 
-from musicgpt_async.emulator import answers
+from musicgpt_async.emulator import responses
 from musicgpt_async.emulator.clock import Clock
-from musicgpt_async.emulator.faults import Fault, Occasion, Script, Stage
-from musicgpt_async.emulator.tasks import Tasks
+from musicgpt_async.emulator.faults import Fault, FaultContext, FaultPlan, Stage
+from musicgpt_async.emulator.tasks import TaskSet
 from musicgpt_async.emulator.vendor import COMPLETED, Submission
 
 Payload = Literal["extraction", "general", "status"]
@@ -27,7 +27,7 @@ TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 
 @attrs.frozen(kw_only=True)
-class Delivery:
+class WebhookDelivery:
     """One delivery, as it is to be made.
 
     Args:
@@ -48,28 +48,28 @@ class Delivery:
     garbled: bool = False
 
 
-BEHAVIOURS: Mapping[str, tuple[Delivery, ...]] = {
-    "normal": (Delivery(),),
-    "before_answer": (Delivery(moment="before_answer"),),
-    "early": (Delivery(moment="processing"),),
-    "twice": (Delivery(), Delivery()),
-    "late": (Delivery(delay=5.0),),
+BEHAVIOURS: Mapping[str, tuple[WebhookDelivery, ...]] = {
+    "normal": (WebhookDelivery(),),
+    "before_answer": (WebhookDelivery(moment="before_answer"),),
+    "early": (WebhookDelivery(moment="processing"),),
+    "twice": (WebhookDelivery(), WebhookDelivery()),
+    "late": (WebhookDelivery(delay=5.0),),
     "lost": (),
-    "garbled": (Delivery(garbled=True),),
-    "forged": (Delivery(forged=True),),
-    "other_task": (Delivery(other_task=True),),
+    "garbled": (WebhookDelivery(garbled=True),),
+    "forged": (WebhookDelivery(forged=True),),
+    "other_task": (WebhookDelivery(other_task=True),),
 }
 """Ways to deliver, by name; they mix: `webhooks=("forged", "early", "normal")`."""
 
-Behaviour = str | Delivery | Sequence["str | Delivery"]
-"""A name out of `BEHAVIOURS`, a `Delivery`, or several of either, all of which are made."""
+Behaviour = str | WebhookDelivery | Sequence["str | WebhookDelivery"]
+"""A name out of `BEHAVIOURS`, a `WebhookDelivery`, or several of either, all of which are made."""
 
 Webhooks = Behaviour | Callable[[Submission], Behaviour]
 """How deliveries behave, for all submissions or for each one."""
 
 
 @attrs.define(eq=False)
-class Delivered:
+class DeliveryAttempt:
     """One attempt at a delivery, and what it got: a status, or the error in its place.
 
     Attributes:
@@ -85,7 +85,7 @@ class Delivered:
 
     task_id: str
     url: str
-    delivery: Delivery
+    delivery: WebhookDelivery
     attempt: int
     started: float
     ended: float | None = None
@@ -98,9 +98,9 @@ class Delivered:
         return self.status is not None and 200 <= self.status < 300
 
 
-def deliveries(behaviour: Behaviour) -> tuple[Delivery, ...]:
+def deliveries(behaviour: Behaviour) -> tuple[WebhookDelivery, ...]:
     """The deliveries that a behaviour, or a mixture of them, amounts to."""
-    if isinstance(behaviour, Delivery):
+    if isinstance(behaviour, WebhookDelivery):
         return (behaviour,)
     if isinstance(behaviour, str):
         if behaviour not in BEHAVIOURS:
@@ -109,25 +109,27 @@ def deliveries(behaviour: Behaviour) -> tuple[Delivery, ...]:
     return tuple(each for one in behaviour for each in deliveries(one))
 
 
-def _extraction(submission: Submission, mp3: answers.Links, wav: answers.Links) -> dict[str, Any]:
+def _extraction(
+    submission: Submission, mp3: responses.Links, wav: responses.Links
+) -> dict[str, Any]:
     """The Extraction page's sample: links in strings of JSON, a string for the cost, no status."""
-    told: dict[str, Any] = {
+    content: dict[str, Any] = {
         "success": True,
         "conversion_type": "Extraction",
         "task_id": submission.task_id,
         "conversion_id": submission.conversion_id,
     }
     if submission.is_finished and not submission.is_completed:
-        return told | {"success": False, "message": submission.status_msg}
-    return told | {
-        "audio_url": answers.indented(mp3),
-        **({"audio_url_wav": answers.indented(wav)} if wav else {}),
+        return content | {"success": False, "message": submission.status_msg}
+    return content | {
+        "audio_url": responses.indented(mp3),
+        **({"audio_url_wav": responses.indented(wav)} if wav else {}),
         "conversion_cost": str(submission.cost or submission.credit_estimate),
         "conversion_duration": submission.duration or 0.0,
     }
 
 
-def _general(submission: Submission, mp3: answers.Links, wav: answers.Links) -> dict[str, Any]:
+def _general(submission: Submission, mp3: responses.Links, wav: responses.Links) -> dict[str, Any]:
     """The general page's sample: a status, one plain URL, a number for the cost."""
     failed = submission.is_finished and not submission.is_completed
     return {
@@ -140,19 +142,19 @@ def _general(submission: Submission, mp3: answers.Links, wav: answers.Links) -> 
         "audio_url": None if failed else next(iter(mp3.values())),
         **({"audio_url_wav": None if failed else next(iter(wav.values()))} if wav else {}),
         "conversion_cost": submission.cost or 0.0,
-        "createdAt": answers.date(submission.created_at),
-        "updatedAt": answers.date(submission.updated_at),
+        "createdAt": responses.date(submission.created_at),
+        "updatedAt": responses.date(submission.updated_at),
     }
 
 
-def _status(submission: Submission, mp3: answers.Links, wav: answers.Links) -> dict[str, Any]:
+def _status(submission: Submission, mp3: responses.Links, wav: responses.Links) -> dict[str, Any]:
     """The general sample without `success`: the status alone tells how it ended."""
-    told = _general(submission, mp3, wav)
-    del told["success"]
-    return told
+    content = _general(submission, mp3, wav)
+    del content["success"]
+    return content
 
 
-PAYLOADS: Mapping[str, Callable[[Submission, answers.Links, answers.Links], dict[str, Any]]] = {
+PAYLOADS: Mapping[str, Callable[[Submission, responses.Links, responses.Links], dict[str, Any]]] = {
     "extraction": _extraction,
     "general": _general,
     "status": _status,
@@ -161,30 +163,32 @@ PAYLOADS: Mapping[str, Callable[[Submission, answers.Links, answers.Links], dict
 
 
 @attrs.define(eq=False)
-class Postman:
+class WebhookSender:
     """Makes deliveries: tries, tries again, and keeps a record of what they got."""
 
     client: aiohttp.ClientSession
     clock: Clock
-    tasks: Tasks
-    script: Script
+    tasks: TaskSet
+    fault_plan: FaultPlan
     behaviour: Webhooks
     payload: Payload
-    links: Callable[[Submission, str], answers.Links]
-    record: list[Delivered]
+    links: Callable[[Submission, str], responses.Links]
+    record: list[DeliveryAttempt]
 
-    def plan(self, submission: Submission) -> tuple[Delivery, ...]:
+    def plan(self, submission: Submission) -> tuple[WebhookDelivery, ...]:
         """The deliveries that are to be made about a conversion."""
         if submission.webhook_url is None:
             return ()
-        occasion = Occasion(on="webhook", upload=submission.upload, submission=submission)
-        fault = self.script.take(occasion, Stage.ANSWER)
+        context = FaultContext(on="webhook", upload=submission.upload, submission=submission)
+        fault = self.fault_plan.take(context, Stage.ANSWER)
         if fault is not None:
-            return _scripted(fault)
+            return _planned(fault)
         behaviour = self.behaviour(submission) if callable(self.behaviour) else self.behaviour
         return deliveries(behaviour)
 
-    async def post(self, submission: Submission, plan: Sequence[Delivery], moment: Moment) -> None:
+    async def send(
+        self, submission: Submission, plan: Sequence[WebhookDelivery], moment: Moment
+    ) -> None:
         """Start the deliveries due at this moment; returns when each has been tried once."""
         due = [delivery for delivery in plan if delivery.moment == moment]
         tried = [asyncio.Event() for _ in due]
@@ -194,12 +198,12 @@ class Postman:
             await event.wait()
 
     async def _deliver(
-        self, submission: Submission, delivery: Delivery, tried: asyncio.Event
+        self, submission: Submission, delivery: WebhookDelivery, tried: asyncio.Event
     ) -> None:
         await self.clock.sleep(delivery.delay)
-        url, body = self._letter(submission, delivery)
+        url, body = self._build_request(submission, delivery)
         for attempt, pause in enumerate((*RETRIES, None), start=1):
-            record = Delivered(
+            record = DeliveryAttempt(
                 task_id=submission.task_id,
                 url=url,
                 delivery=delivery,
@@ -213,21 +217,23 @@ class Postman:
                 return
             await self.clock.sleep(pause)
 
-    def _letter(self, submission: Submission, delivery: Delivery) -> tuple[str, bytes]:
+    def _build_request(
+        self, submission: Submission, delivery: WebhookDelivery
+    ) -> tuple[str, bytes]:
         url = submission.webhook_url or ""
         if delivery.forged:
-            url = _altered(url)
+            url = _tampered_url(url)
         if delivery.garbled:
             return url, b'{"success": true, "task_id": '
         mp3, wav = self.links(submission, ".mp3"), self.links(submission, ".wav")
         if delivery.forged or delivery.other_task:
-            mp3, wav = _astray(mp3), _astray(wav)
-        told = PAYLOADS[delivery.payload or self.payload](submission, mp3, wav)
+            mp3, wav = _broken_links(mp3), _broken_links(wav)
+        content = PAYLOADS[delivery.payload or self.payload](submission, mp3, wav)
         if delivery.other_task:
-            told |= {"task_id": str(uuid.uuid4()), "conversion_id": str(uuid.uuid4())}
-        return url, json.dumps(told).encode()
+            content |= {"task_id": str(uuid.uuid4()), "conversion_id": str(uuid.uuid4())}
+        return url, json.dumps(content).encode()
 
-    async def _try(self, record: Delivered, body: bytes) -> None:
+    async def _try(self, record: DeliveryAttempt, body: bytes) -> None:
         headers = {"Content-Type": "application/json"}
         try:
             async with self.client.post(
@@ -240,14 +246,14 @@ class Postman:
             record.ended = time.monotonic()
 
 
-def _scripted(fault: Fault) -> tuple[Delivery, ...]:
+def _planned(fault: Fault) -> tuple[WebhookDelivery, ...]:
     planned = BEHAVIOURS[fault.kind]
     if fault.kind == "late":
         return tuple(attrs.evolve(delivery, delay=fault.seconds) for delivery in planned)
     return planned
 
 
-def _altered(url: str) -> str:
+def _tampered_url(url: str) -> str:
     """The same URL with another last path segment of the same length."""
     parts = urlsplit(url)
     head, slash, last = parts.path.rpartition("/")
@@ -255,5 +261,5 @@ def _altered(url: str) -> str:
     return urlunsplit(parts._replace(path=head + (slash or "/") + altered))
 
 
-def _astray(links: answers.Links) -> answers.Links:
+def _broken_links(links: responses.Links) -> responses.Links:
     return {stem: url.replace("/files/", "/files/nowhere-") for stem, url in links.items()}

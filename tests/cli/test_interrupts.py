@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from factories.watching import until
 
-from musicgpt_async.emulator import Emulator, Exchange, Fault
+from musicgpt_async.emulator import Emulator, Fault, LoggedRequest
 
 pytestmark = pytest.mark.anyio
 
 QUICK = ("--plan", "pro")
 
 
-def answered(vendor: Emulator) -> list[Exchange]:
+def answered(vendor: Emulator) -> list[LoggedRequest]:
     """Return the submits that got their answer."""
     return [each for each in vendor.requests if each.method == "POST" and each.status == 200]
 
@@ -43,9 +43,9 @@ async def test_the_first_interrupt_lets_go_and_resume_takes_up(open_vendor: Any)
         assert "Traceback" not in ended.err
 
         # Interrupting that is no worse than interrupting what it takes up.
-        before = vendor.looks
+        before = vendor.polls
         async with shell.start("resume", *out, *QUICK) as running:
-            await until(lambda: vendor.looks > before)
+            await until(lambda: vendor.polls > before)
             running.interrupt()
             ended = await running.ended()
         assert ended.code == 130
@@ -87,7 +87,7 @@ async def test_without_a_journal_an_interrupt_says_what_is_left(open_vendor: Any
         async with shell.start(
             "extract", track, "--out", "o", "--no-journal", "-q", *QUICK
         ) as running:
-            await until(lambda: vendor.looks)
+            await until(lambda: vendor.polls)
             running.interrupt(signal.SIGTERM)
             ended = await running.ended()
         assert ended.code == 128 + signal.SIGTERM

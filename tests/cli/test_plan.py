@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from musicgpt_async.cli.running import limits_of
+from musicgpt_async.cli.run import make_limits
 from musicgpt_async.models import Limits
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +39,7 @@ async def test_the_plan_of_the_environment_holds_the_account_to_its_slots(
 
 def test_jobs_change_the_parallel_of_a_plan() -> None:
     """`--jobs` beside a plan keeps the plan's polls."""
-    assert limits_of("pro", 2) == Limits(parallel=2, polls_per_minute=500)
-    assert limits_of("plus", None) == Limits.PLUS
-    assert limits_of(None, 4) == Limits(parallel=4)
-    assert limits_of(None, None) is None
+    assert make_limits("pro", 2) == Limits(parallel=2, polls_per_minute=500)
+    assert make_limits("plus", None) == Limits.PLUS
+    assert make_limits(None, 4) == Limits(parallel=4)
+    assert make_limits(None, None) is None

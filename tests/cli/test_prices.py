@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from musicgpt_async.cli.durations import read_duration
-from musicgpt_async.cli.output import Tally
-from musicgpt_async.emulator.song import compose
+from musicgpt_async.cli.output import Summary
+from musicgpt_async.emulator.audio.song import compose
 
 pytestmark = pytest.mark.anyio
 
@@ -101,5 +101,5 @@ async def test_the_summary_compares_estimate_and_charge(open_vendor: Any) -> Non
 )
 def test_how_far_the_charges_were_off(compared: tuple[float, float], words: str) -> None:
     """In percent of the estimate, of the tracks that have both."""
-    tally = Tally(total=1, began=0.0, done=1, charged=compared[1], compared=compared)
-    assert tally.lines(seconds=1.0, estimated=compared[0])[-1] == words
+    summary = Summary(total=1, began=0.0, done=1, charged=compared[1], compared=compared)
+    assert summary.lines(seconds=1.0, estimated=compared[0])[-1] == words

@@ -15,7 +15,7 @@ import pytest
 from rich.cells import cell_len
 
 from musicgpt_async import Extraction, TransportError
-from musicgpt_async.cli.progress import HELD_UP, UNANSWERED, Board
+from musicgpt_async.cli.progress import QUEUED_BY_LIMIT, UNANSWERED, ProgressModel
 from musicgpt_async.emulator import Fault
 from musicgpt_async.events import (
     Accepted,
@@ -24,9 +24,9 @@ from musicgpt_async.events import (
     Downloading,
     Event,
     Failed,
-    Looked,
+    Polled,
     Queued,
-    Slowed,
+    Throttled,
     Uploading,
 )
 
@@ -46,69 +46,69 @@ class Clock:
 
 def event(kind: type[Event], job: str = "job", **facts: Any) -> Any:
     """Make an event of one track, whose name is odd."""
-    return kind(job_id=job, track="A \x1b[31msong", task_id="task", **facts)
+    return kind(job_id=job, title="A \x1b[31msong", task_id="task", **facts)
 
 
 def test_a_track_is_shown_from_its_upload_to_its_last_file() -> None:
     """States, shares and speeds follow the events, and nothing stays behind."""
     clock = Clock()
-    board = Board(clock=clock)
-    board.take(event(Queued))
-    assert not board.active
-    board.take(event(Uploading, sent=0, total=4_000_000))
+    progress = ProgressModel(clock=clock)
+    progress.handle(event(Queued))
+    assert not progress.active
+    progress.handle(event(Uploading, sent=0, total=4_000_000))
     clock.now += 1
-    board.take(event(Uploading, sent=2_000_000, total=4_000_000))
-    track = board.active["job"]
+    progress.handle(event(Uploading, sent=2_000_000, total=4_000_000))
+    track = progress.active["job"]
     assert (track.title, track.state) == ("A \ufffd[31msong", "uploading")
     assert (track.share(clock.now), track.detail(clock.now)) == (0.5, "2.0 MB/s")
-    board.take(event(Uploading, sent=4_000_000, total=4_000_000))
+    progress.handle(event(Uploading, sent=4_000_000, total=4_000_000))
     assert track.state == "sent"
-    board.take(event(Accepted, eta=20.0, credit_estimate=1.0))
+    progress.handle(event(Accepted, eta=20.0, credit_estimate=1.0))
     clock.now += 5
     assert (track.state, track.share(clock.now)) == ("working", 0.25)
     assert track.detail(clock.now) == "0:05 of ~0:20"
-    board.take(event(Looked, status="IN_PROGRESS"))
+    progress.handle(event(Polled, status="IN_PROGRESS"))
     clock.now += 30
     assert (track.state, track.share(clock.now)) == ("in progress", 0.99)
-    board.take(event(Completed, extraction=Extraction(task_id="task")))
-    board.take(event(Looked, status="IN_PROGRESS"))
+    progress.handle(event(Completed, extraction=Extraction(task_id="task")))
+    progress.handle(event(Polled, status="IN_PROGRESS"))
     assert track.state == "finished"
-    board.take(event(Downloading, stem="bass", format="wav", received=30, total=100))
-    board.take(event(Downloading, stem="drums", format="wav", received=100, total=100))
-    board.take(event(Downloading, stem="bass", format="wav", received=0, total=100))
+    progress.handle(event(Downloading, stem="bass", format="wav", received=30, total=100))
+    progress.handle(event(Downloading, stem="drums", format="wav", received=100, total=100))
+    progress.handle(event(Downloading, stem="bass", format="wav", received=0, total=100))
     assert (track.state, track.share(clock.now)) == ("fetching", 0.5)
-    board.take(event(Downloaded, files={}))
-    assert not board.active
+    progress.handle(event(Downloaded, files={}))
+    assert not progress.active
 
 
 def test_a_track_that_is_refused_goes_back_in_line() -> None:
     """After a 429 a track is not shown as uploading; a failure takes it off the board."""
-    board = Board()
-    board.take(event(Uploading, sent=1, total=2))
-    board.take(event(Slowed, call="submit", retry_after=None))
-    assert not board.active
-    board.take(event(Uploading, sent=1, total=2))
-    board.take(event(Slowed, call="look", retry_after=None))
-    assert board.active
-    board.take(event(Failed, error=TransportError("gone")))
-    assert not board.active
+    progress = ProgressModel()
+    progress.handle(event(Uploading, sent=1, total=2))
+    progress.handle(event(Throttled, call="submit", retry_after=None))
+    assert not progress.active
+    progress.handle(event(Uploading, sent=1, total=2))
+    progress.handle(event(Throttled, call="poll", retry_after=None))
+    assert progress.active
+    progress.handle(event(Failed, error=TransportError("gone")))
+    assert not progress.active
 
 
 def test_a_batch_that_is_held_up_is_known() -> None:
     """Nothing under way after a refusal is worth a word, until the vendor takes a track again."""
-    board = Board()
-    board.take(event(Queued))
-    assert not board.trouble
-    board.take(event(Accepted, job="other", eta=None, credit_estimate=None))
-    board.take(event(Uploading, sent=2, total=2))
-    board.take(event(Slowed, call="submit", retry_after=None))
-    assert not board.trouble
-    board.take(event(Downloaded, job="other", files={}))
-    assert board.trouble == HELD_UP
-    board.take(event(Uploading, sent=2, total=2))
-    board.take(event(Accepted, eta=None, credit_estimate=None))
-    board.take(event(Downloaded, files={}))
-    assert not board.trouble
+    progress = ProgressModel()
+    progress.handle(event(Queued))
+    assert not progress.trouble
+    progress.handle(event(Accepted, job="other", eta=None, credit_estimate=None))
+    progress.handle(event(Uploading, sent=2, total=2))
+    progress.handle(event(Throttled, call="submit", retry_after=None))
+    assert not progress.trouble
+    progress.handle(event(Downloaded, job="other", files={}))
+    assert progress.trouble == QUEUED_BY_LIMIT
+    progress.handle(event(Uploading, sent=2, total=2))
+    progress.handle(event(Accepted, eta=None, credit_estimate=None))
+    progress.handle(event(Downloaded, files={}))
+    assert not progress.trouble
 
 
 @pytest.mark.anyio
@@ -122,19 +122,19 @@ async def test_waiting_for_a_slot_is_said(open_vendor: Any) -> None:
             )
         )
     assert [each.code for each in ended] == [0, 0]
-    assert sorted(each.err.count(HELD_UP) for each in ended) == [0, 1]
+    assert sorted(each.err.count(QUEUED_BY_LIMIT) for each in ended) == [0, 1]
 
 
 def test_a_vendor_that_does_not_answer_is_known() -> None:
     """Failed looks in a row are told, one alone is not; neither changes a track's state."""
-    board = Board()
-    board.take(event(Looked, status="PENDING"))
+    progress = ProgressModel()
+    progress.handle(event(Polled, status="PENDING"))
     for trouble in ("", "", UNANSWERED):
-        board.take(event(Looked, status=""))
-        assert board.trouble == trouble
-        assert board.active["job"].state == "pending"
-    board.take(event(Looked, status="PENDING"))
-    assert not board.trouble
+        progress.handle(event(Polled, status=""))
+        assert progress.trouble == trouble
+        assert progress.active["job"].state == "pending"
+    progress.handle(event(Polled, status="PENDING"))
+    assert not progress.trouble
 
 
 @pytest.mark.anyio
@@ -149,12 +149,12 @@ async def test_a_vendor_that_does_not_answer_is_told_once(open_vendor: Any) -> N
 
 def test_a_track_that_was_done_before_is_never_shown() -> None:
     """A completed job from the journal passes the board by, under its own id."""
-    board = Board()
-    board.take(event(Queued, job="new"))
-    board.take(event(Completed, job="old", extraction=Extraction(task_id="task")))
-    assert not board.active
-    board.take(event(Downloaded, job="old", files={}))
-    assert not board.active
+    progress = ProgressModel()
+    progress.handle(event(Queued, job="new"))
+    progress.handle(event(Completed, job="old", extraction=Extraction(task_id="task")))
+    assert not progress.active
+    progress.handle(event(Downloaded, job="old", files={}))
+    assert not progress.active
 
 
 def read_all(terminal: int) -> str:

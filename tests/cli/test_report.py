@@ -15,11 +15,11 @@ from factories.reports import HOSTILE, HOSTILE_FILE, read, record, stem_files, w
 
 from musicgpt_async import JobState
 from musicgpt_async.cli.report import report
-from musicgpt_async.cli.report.card import url
 from musicgpt_async.cli.report.markup import element
-from musicgpt_async.cli.report.tracks import Outcome, of_files, of_records
-from musicgpt_async.cli.report.waves import BLOCK, PARTS, Wave
-from musicgpt_async.cli.running import JOURNAL
+from musicgpt_async.cli.report.track_card import url
+from musicgpt_async.cli.report.tracks import TrackStatus, from_files, from_records
+from musicgpt_async.cli.report.waveforms import BLOCK, PARTS, Waveform
+from musicgpt_async.cli.run import JOURNAL
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.models import StemFile
 
@@ -30,22 +30,22 @@ def test_a_wave_is_what_the_samples_say(tmp_path: Path, channels: int) -> None:
     samples = np.random.default_rng(1).uniform(-1, 1, (2 * BLOCK + 12_345, channels))
     samples[: BLOCK // 2] *= 0.1
     soundfile.write(tmp_path / "a.wav", samples, 8000, "FLOAT")
-    wave = Wave.of(tmp_path / "a.wav")
-    assert wave is not None
-    assert wave.seconds == len(samples) / 8000
+    waveform = Waveform.of(tmp_path / "a.wav")
+    assert waveform is not None
+    assert waveform.seconds == len(samples) / 8000
     edges = [-(-part * len(samples) // PARTS) for part in range(PARTS + 1)]
     parts = [samples[a:b] for a, b in pairwise(edges)]
-    assert wave.peaks == pytest.approx([np.abs(part).max() for part in parts], rel=1e-4)
-    assert wave.levels == pytest.approx([np.sqrt((part**2).mean()) for part in parts], rel=1e-3)
+    assert waveform.peaks == pytest.approx([np.abs(part).max() for part in parts], rel=1e-4)
+    assert waveform.levels == pytest.approx([np.sqrt((part**2).mean()) for part in parts], rel=1e-3)
 
 
 @pytest.mark.parametrize("frames", [1, 7, PARTS - 1, PARTS + 1])
 def test_short_files_have_fewer_parts(tmp_path: Path, frames: int) -> None:
     """No part is without a sample, and each takes two characters, the loudest the last digit."""
     soundfile.write(tmp_path / "a.wav", np.full(frames, 0.25), 8000)
-    wave = Wave.of(tmp_path / "a.wav")
-    assert wave is not None
-    assert wave.written(0.25) == "_" * (2 * min(frames, PARTS))
+    waveform = Waveform.of(tmp_path / "a.wav")
+    assert waveform is not None
+    assert waveform.encode(0.25) == "_" * (2 * min(frames, PARTS))
 
 
 def test_a_steady_tone_in_an_mp3_has_no_holes(tmp_path: Path) -> None:
@@ -53,9 +53,9 @@ def test_a_steady_tone_in_an_mp3_has_no_holes(tmp_path: Path) -> None:
     moments = np.arange(3 * BLOCK) / 44100
     tone = 0.5 * np.sin(2 * np.pi * 330 * moments)
     soundfile.write(tmp_path / "tone.mp3", tone, 44100, format="MP3")
-    wave = Wave.of(tmp_path / "tone.mp3")
-    assert wave is not None
-    assert wave.levels[5:-5].min() > 0.9 * wave.levels.max()
+    waveform = Waveform.of(tmp_path / "tone.mp3")
+    assert waveform is not None
+    assert waveform.levels[5:-5].min() > 0.9 * waveform.levels.max()
 
 
 def test_what_is_no_audio_has_no_wave(tmp_path: Path) -> None:
@@ -64,11 +64,11 @@ def test_what_is_no_audio_has_no_wave(tmp_path: Path) -> None:
     (tmp_path / "nothing.wav").touch()
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 8000)
     for name in ("noise.wav", "nothing.wav", "empty.wav", "missing.wav"):
-        assert Wave.of(tmp_path / name) is None
+        assert Waveform.of(tmp_path / name) is None
     soundfile.write(tmp_path / "nan.wav", np.full(PARTS, np.nan), 8000, "FLOAT")
-    wave = Wave.of(tmp_path / "nan.wav")
-    assert wave is not None
-    assert set(wave.written(1)) == {"A"}
+    waveform = Waveform.of(tmp_path / "nan.wav")
+    assert waveform is not None
+    assert set(waveform.encode(1)) == {"A"}
 
 
 def test_everything_is_escaped_but_markup() -> None:
@@ -96,7 +96,7 @@ def test_files_are_grouped_by_their_names(tmp_path: Path) -> None:
     ):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    tracks = {track.title: track for track in of_files(tmp_path)}
+    tracks = {track.title: track for track in from_files(tmp_path)}
     assert set(tracks) == {"a - b", "a - b (2)", "c"}
     assert tracks["a - b"].song == tmp_path / "a - b.flac"
     assert list(tracks["a - b"].stems) == ["vocals", "bass"]
@@ -113,7 +113,7 @@ def test_a_moved_directory_is_found_again(tmp_path: Path) -> None:
                  sha256="") for stem in ("bass", "drums")
     )  # fmt: skip
     done = record("x", state=JobState.COMPLETED, directory=str(tmp_path / "was"), files=files)
-    (track,) = of_records([done], tmp_path / "now")
+    (track,) = from_records([done], tmp_path / "now")
     assert track.stems == {"bass": (tmp_path / "now/x - bass.wav",)}
     assert track.missing == ("drums",)
 
@@ -123,11 +123,11 @@ def test_attempts_at_one_track_are_one_track(tmp_path: Path) -> None:
     attempts = [
         record("1", fingerprint="a", state=JobState.FAILED, error="first"),
         record("2", fingerprint="a", state=JobState.FAILED, error="second"),
-        record("3", fingerprint="a", state=JobState.WAITING),
+        record("3", fingerprint="a", state=JobState.PROCESSING),
         record("4", fingerprint="b", state=JobState.FAILED),
     ]
-    going, failed = of_records(attempts, tmp_path)
-    assert (going.outcome, failed.outcome) == (Outcome.UNFINISHED, Outcome.FAILED)
+    going, failed = from_records(attempts, tmp_path)
+    assert (going.outcome, failed.outcome) == (TrackStatus.UNFINISHED, TrackStatus.FAILED)
     assert [each.error for each in going.earlier] == ["first", "second"]
 
 
@@ -141,7 +141,7 @@ async def test_the_report_tells_what_the_journal_knows(tmp_path: Path) -> None:
         record("a", state=JobState.FAILED, error=reason.format("a"), cost=1.5, created_at=1e9),
         record("b", state=JobState.FAILED, error=reason.format("b"), credit_estimate=2.0),
         record("c", state=JobState.FAILED, error="Another reason."),
-        record("d", state=JobState.WAITING, label=HOSTILE, task_id="the-task", cost=0.75),
+        record("d", state=JobState.PROCESSING, label=HOSTILE, task_id="the-task", cost=0.75),
         record("e", state=JobState.COMPLETED, duration=61.0, files=(gone,)),
     )
     assert await report(tmp_path) == 0

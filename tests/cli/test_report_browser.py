@@ -13,7 +13,7 @@ import pytest
 from factories.reports import HANG, HOSTILE_FILE, stem_files
 
 from musicgpt_async.cli.report import report
-from musicgpt_async.emulator.song import compose
+from musicgpt_async.emulator.audio.song import compose
 
 
 class Browser:
@@ -187,14 +187,14 @@ def test_a_click_on_a_waveform_moves_all(browser: Browser) -> None:
 
     track = browser.track(A_SONG)
     slider = track.find_element("css selector", ".seek")
-    wave = track.find_elements("css selector", ".wave")[2]
-    ActionChains(browser.driver).move_to_element(wave).click().perform()
+    waveform = track.find_elements("css selector", ".wave")[2]
+    ActionChains(browser.driver).move_to_element(waveform).click().perform()
     assert float(slider.get_property("value")) == pytest.approx(12.5, abs=0.2)
     assert slider.get_attribute("aria-valuetext") == "0:12 of 0:25"
     browser.play(A_SONG)
     assert all(each["at"] >= 12 for each in browser.sounds().values())
     ActionChains(browser.driver).move_to_element_with_offset(
-        wave, -wave.size["width"] // 2 + 2, 0
+        waveform, -waveform.size["width"] // 2 + 2, 0
     ).click().perform()
     browser.until(lambda: browser.is_playing() and browser.spread() < 0.05)
     assert all(each["at"] < 12 for each in browser.sounds().values())

@@ -6,19 +6,25 @@ from pathlib import Path
 import anyio
 import pytest
 
-from musicgpt_async.cli.sources import HANDFUL, OwnFiles, Sources, Wanted, taken_by_need
+from musicgpt_async.cli.sources import (
+    READ_AHEAD,
+    GeneratedFiles,
+    TrackRequest,
+    TrackSources,
+    iter_lazily,
+)
 
 LAYOUT = "{track} - {stem}.{ext}"
 
 
-def sources(*named: Path, out: Path, layout: str = LAYOUT) -> Sources:
+def sources(*named: Path, out: Path, layout: str = LAYOUT) -> TrackSources:
     """Sources that are named on the command line."""
-    return Sources(
+    return TrackSources(
         named=[str(name) for name in named],
         list_file=None,
         stems=(),
         preprocessing=(),
-        own=OwnFiles(out, layout),
+        generated=GeneratedFiles(out, layout),
     )
 
 
@@ -28,15 +34,15 @@ async def test_tracks_are_taken_as_they_are_needed() -> None:
     taken = 0
     got: list[str] = []
 
-    def many() -> Iterator[Wanted]:
+    def many() -> Iterator[TrackRequest]:
         nonlocal taken
         for taken in range(1, 100_001):
-            yield Wanted(source=f"{taken}.wav")
+            yield TrackRequest(source=f"{taken}.wav")
 
     with anyio.fail_after(60):
-        async for item in taken_by_need(many(), stopped=lambda: len(got) == 100):
+        async for item in iter_lazily(many(), stopped=lambda: len(got) == 100):
             got.append(str(item.source))
-            assert taken <= len(got) + HANDFUL
+            assert taken <= len(got) + READ_AHEAD
     assert len(got) == 100
 
 
@@ -55,17 +61,17 @@ async def test_tracks_are_taken_as_they_are_needed() -> None:
     ],
 )
 def test_stems_of_earlier_runs_are_known_by_their_names(
-    tmp_path: Path, name: str, layout: str, *, own: bool
+    tmp_path: Path, name: str, layout: str, *, generated: bool
 ) -> None:
     """A file in the output directory that the layout could have named is no track."""
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     for place in (out, elsewhere):
         (place / name).parent.mkdir(parents=True)
         (place / name).write_bytes(b"RIFF")
-    assert OwnFiles(out, layout).made(out / name) is own
-    assert not OwnFiles(out, layout).made(elsewhere / name)
-    found = {wanted.source for wanted in sources(out, elsewhere, out=out, layout=layout).tracks()}
-    assert found == {str(elsewhere / name)} | (set() if own else {str(out / name)})
+    assert GeneratedFiles(out, layout).is_generated(out / name) is generated
+    assert not GeneratedFiles(out, layout).is_generated(elsewhere / name)
+    found = {request.source for request in sources(out, elsewhere, out=out, layout=layout).tracks()}
+    assert found == {str(elsewhere / name)} | (set() if generated else {str(out / name)})
 
 
 def test_what_cannot_be_read_is_warned_of_once(tmp_path: Path) -> None:
@@ -75,14 +81,14 @@ def test_what_cannot_be_read_is_warned_of_once(tmp_path: Path) -> None:
     for path in (stem, track):
         path.write_bytes(b"RIFF")
     warnings: list[str] = []
-    chosen = Sources(
+    chosen = TrackSources(
         named=[str(stem), str(track)],
         list_file=None,
         stems=(),
         preprocessing=(),
-        own=OwnFiles(tmp_path, LAYOUT),
+        generated=GeneratedFiles(tmp_path, LAYOUT),
         warn=warnings.append,
     )
-    assert chosen.checked() == 1
+    assert chosen.validate() == 1
     assert len(list(chosen.tracks())) == 1
     assert [str(stem) in warning for warning in warnings] == [True]

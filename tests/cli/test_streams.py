@@ -18,7 +18,7 @@ import anyio.to_thread
 import pytest
 from factories.watching import until
 
-from musicgpt_async.emulator import Emulator, Fault, Occasion
+from musicgpt_async.emulator import Emulator, Fault, FaultContext
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +47,7 @@ async def redirected(
         await process.aclose()
 
 
-def is_slow(occasion: Occasion) -> bool:
+def is_slow(occasion: FaultContext) -> bool:
     """Whether a submit is the second track's."""
     return occasion.upload is not None and occasion.upload.file_name == "b.wav"
 
@@ -56,7 +56,7 @@ def is_slow(occasion: Occasion) -> bool:
 async def in_flight(open_vendor: Any) -> AsyncIterator[tuple[Emulator, Any]]:
     """A vendor without a listing that answers the second track's submit after the first is done."""
     slow = Fault("submit", "slow_answer", seconds=2.5, when=is_slow)
-    async with open_vendor(seconds=0.2, faults=[slow], lists=False) as (vendor, shell):
+    async with open_vendor(seconds=0.2, faults=[slow], listing=False) as (vendor, shell):
         shell.track("in/a.wav")
         shell.track("in/b.wav")
         yield vendor, shell

@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 from musicgpt_async.emulator import Emulator
-from musicgpt_async.emulator.song import compose
+from musicgpt_async.emulator.audio.song import compose
 
 FINISHED = {"COMPLETED", "ERROR", "FAILED", "CANCELLED"}
 

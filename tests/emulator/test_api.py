@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from musicgpt_async.emulator import SHAPES, STEMS, Fault, Shape
+from musicgpt_async.emulator import SHAPES, STEMS, Fault, ResponseShape
 
 pytestmark = pytest.mark.anyio
 
@@ -198,7 +198,7 @@ async def test_every_other_shape(open_account: Any) -> None:
         SHAPES["strings"],
         SHAPES["lower"],
         SHAPES["mp3_only"],
-        Shape(links="object", also=("../evil",)),
+        ResponseShape(links="object", also=("../evil",)),
     ]
     async with open_account(shape=lambda submission: shapes[submission.number]) as me:
         plain, strings, lower, mp3_only, evil = [await me.extract() for _ in shapes]
@@ -229,7 +229,7 @@ async def test_refusals_have_the_shape_that_is_set(
     open_account: Any, error: str, body: dict[str, Any]
 ) -> None:
     """What the vendor refuses of its own accord is worded in any documented shape."""
-    async with open_account(shape=Shape(error=error)) as me:
+    async with open_account(shape=ResponseShape(error=error)) as me:
         assert (await me.by_id("nobody")).json == body
 
 
@@ -279,7 +279,7 @@ async def test_the_listing_heeds_dates(open_account: Any) -> None:
 
 async def test_the_listing_can_be_left_out(open_account: Any) -> None:
     """A vendor without byUser answers 404."""
-    async with open_account(lists=False) as me:
+    async with open_account(listing=False) as me:
         assert (await me.api("GET", "/byUser?conversionType=EXTRACTION")).status == 404
 
 
@@ -292,4 +292,4 @@ async def test_requests_are_logged(open_account: Any) -> None:
     assert log[0] == ("POST", "Extraction", 200)
     assert log[1] == ("GET", "byId", 200)
     assert log[-1] == ("GET", "drums.wav", 206)
-    assert me.vendor.looks == sum(path == "byId" for _, path, _ in log)
+    assert me.vendor.polls == sum(path == "byId" for _, path, _ in log)

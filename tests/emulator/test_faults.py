@@ -10,7 +10,7 @@ import aiohttp
 import anyio
 import pytest
 
-from musicgpt_async.emulator import BEHAVIOURS, ERROR_BODIES, KINDS, Fault, Occasion, Script
+from musicgpt_async.emulator import BEHAVIOURS, ERROR_BODIES, KINDS, Fault, FaultContext, FaultPlan
 from musicgpt_async.emulator.api_faults import API_FAULTS
 from musicgpt_async.emulator.faults import Stage
 from musicgpt_async.emulator.file_faults import FILE_FAULTS
@@ -46,8 +46,8 @@ def test_a_fault_that_cannot_be_is_refused(wrong: Any) -> None:
 
 def test_a_fault_strikes_as_often_as_it_is_told() -> None:
     """`after` lets occasions pass, `times` bounds the strikes, and the next fault follows."""
-    script = Script([Fault("byId", "status", after=1, times=2), Fault("byId", "redirect")])
-    look = Occasion(on="byId")
+    script = FaultPlan([Fault("byId", "status", after=1, times=2), Fault("byId", "redirect")])
+    look = FaultContext(on="byId")
     taken = [script.take(look, Stage.INSTEAD) for _ in range(5)]
     kinds = [fault and fault.kind for fault in taken]
     assert kinds == ["redirect", "status", "status", None, None]
@@ -59,9 +59,9 @@ def test_a_fault_strikes_as_often_as_it_is_told() -> None:
 def test_a_fault_strikes_only_where_its_predicate_is_true() -> None:
     """`when` chooses occasions, and those it passes over do not count."""
     fault = Fault("file", "html", when=lambda occasion: occasion.file == "bass.wav", times=None)
-    script = Script([fault])
+    script = FaultPlan([fault])
     files = ("drums.wav", "bass.wav", "bass.wav")
-    taken = [script.take(Occasion(on="file", file=file), Stage.ANSWER) for file in files]
+    taken = [script.take(FaultContext(on="file", file=file), Stage.ANSWER) for file in files]
     assert taken == [None, fault, fault]
     script.clear()
     assert list(script) == []

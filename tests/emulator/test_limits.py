@@ -52,15 +52,15 @@ def test_looks_are_counted_in_a_sliding_minute() -> None:
     clock = vendor.clock
     assert isinstance(clock, HandClock)
     for clock.time in (0, 10, 20):
-        vendor.admit_look()
+        vendor.admit_poll()
     for clock.time in (30, 59.9):
         with pytest.raises(Refusal) as refused:
-            vendor.admit_look()
+            vendor.admit_poll()
         assert refused.value.status == 429
     clock.time = 60
-    vendor.admit_look()
+    vendor.admit_poll()
     with pytest.raises(Refusal) as refused:
-        vendor.admit_look()
+        vendor.admit_poll()
     assert refused.value.retry_after == 10
     assert vendor.throttled == {"polls": 3}
 
@@ -110,7 +110,7 @@ async def test_past_the_look_limit_byid_gets_429(open_account: Any, retry_after:
         refused = await me.by_id(task)
         assert refused.status == 429
         assert ("Retry-After" in refused.headers) is retry_after
-        assert (me.vendor.looks, me.vendor.throttled) == (4, {"polls": 1})
+        assert (me.vendor.polls, me.vendor.throttled) == (4, {"polls": 1})
 
 
 async def test_too_little_credit_gets_402(open_account: Any) -> None:

@@ -12,7 +12,7 @@ import attrs
 import pytest
 from aiohttp import web
 
-from musicgpt_async.emulator import Delivery, Fault
+from musicgpt_async.emulator import Fault, WebhookDelivery
 
 pytestmark = pytest.mark.anyio
 
@@ -220,7 +220,7 @@ async def test_other_task(open_account: Any) -> None:
 
 async def test_behaviours_mix(open_account: Any) -> None:
     """Several deliveries of several kinds may be made about one conversion, differing by job."""
-    mixed = ["forged", "garbled", Delivery(payload="general"), "normal"]
+    mixed = ["forged", "garbled", WebhookDelivery(payload="general"), "normal"]
     behaviour = lambda submission: mixed if submission.number else "lost"  # noqa: E731
     async with door() as hooks, open_account(webhooks=behaviour) as me:
         await me.extract(webhook_url=hooks.url)

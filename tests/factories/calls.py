@@ -12,10 +12,10 @@ import pytest
 
 from musicgpt_async._io import sources
 from musicgpt_async._io.http import Transport
-from musicgpt_async._io.sources import track_of
-from musicgpt_async._io.upload import Body
+from musicgpt_async._io.sources import parse_source
+from musicgpt_async._io.upload import MultipartBody
 from musicgpt_async._rules import protocol
-from musicgpt_async._rules.protocol import Answer
+from musicgpt_async._rules.protocol import Response
 from musicgpt_async.errors import (
     MusicGPTError,
 )
@@ -29,23 +29,23 @@ async def hand_over_nothing() -> None:
     """Hand over without a word."""
 
 
-async def submit(transport: Transport, url: str, data: bytes = b"sound") -> Answer:
+async def submit(transport: Transport, url: str, data: bytes = b"sound") -> Response:
     """Send a small track."""
     with ThreadPoolExecutor(1) as executor:
-        async with sources.opened(track_of(("a.wav", data)), executor) as content:
-            body = Body(
+        async with sources.open_track(parse_source(("a.wav", data)), executor) as content:
+            body = MultipartBody(
                 {"audio_url": ""},
                 content,
                 stall_timeout=30,
-                hand_over=hand_over_nothing,
+                before_commit=hand_over_nothing,
                 progress=lambda _: None,
             )
-            return await transport.send(url, body)
+            return await transport.post(url, body)
 
 
 async def fetch(transport: Transport, url: str) -> tuple[int, bytes]:
     """Bring a file down whole."""
-    async with transport.fetch(url, {}) as response:
+    async with transport.stream(url, {}) as response:
         return response.status, await response.read()
 
 
@@ -81,13 +81,13 @@ async def call_by_name(transport: Transport, call: str, url: str) -> None:
     """Make a call and read its answer."""
     match call:
         case "ask":
-            answer = await transport.ask(url, {"task_id": "t"})
+            answer = await transport.get(url, {"task_id": "t"})
         case "send":
             answer = await submit(transport, url)
         case _:
             await fetch(transport, url)
             return
-    protocol.read(answer, now=time.time(), what="The call")
+    protocol.parse_response(answer, now=time.time(), subject="The call")
 
 
 def seen_by_a_crash_reporter(error: BaseException) -> str:

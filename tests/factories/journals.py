@@ -120,7 +120,7 @@ OWNER = """
     async def main():
         async with Journal(place) as journal:
             for number in range(5):
-                await journal.enter(job(str(number)))
+                await journal._add_or_get(job(str(number)))
             say("entered")
             await asyncio.sleep(3600)
 

@@ -10,9 +10,9 @@ from typing import Any
 import attrs
 
 from musicgpt_async import Journal
-from musicgpt_async.cli.running import JOURNAL
-from musicgpt_async.emulator.separation import separate
-from musicgpt_async.emulator.song import compose
+from musicgpt_async.cli.run import JOURNAL
+from musicgpt_async.emulator.audio.separation import separate
+from musicgpt_async.emulator.audio.song import compose
 from musicgpt_async.models import JobRecord
 
 # Seconds after which something hangs.
@@ -70,4 +70,4 @@ async def with_journal(directory: Path, *records: JobRecord) -> None:
     """Write a journal."""
     async with Journal(directory / JOURNAL) as journal:
         for each in records:
-            await journal.enter(each, force=True)
+            await journal._add_or_get(each, force=True)

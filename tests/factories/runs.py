@@ -49,7 +49,7 @@ def lost(name: str = "a", **changes: Any) -> JobRecord:
             fingerprint=f"print of {name}",
             source=f"/music/{name}.mp3",
             stems=tuple(STEMS),
-            state=JobState.DELIVERED,
+            state=JobState.UNACKNOWLEDGED,
             sent_at=time.time() - 50.0,
             created_at=time.time() - 60.0,
         ),
@@ -61,7 +61,7 @@ async def written(path: Path, *records: JobRecord) -> Path:
     """Write records into a journal that nobody holds."""
     async with Journal(path) as journal:
         for record in records:
-            await journal.enter(record)
+            await journal._add_or_get(record)
     return path
 
 
@@ -142,5 +142,5 @@ async def nobody_holds(path: Path) -> None:
     """Wait until the leases of a killed process have run out."""
     with anyio.fail_after(HANG):
         async with Journal(path) as journal:
-            while any(lease.live for lease in (await journal.owners()).values()):
+            while any(lease.is_live for lease in (await journal.owners()).values()):
                 await anyio.sleep(0.02)

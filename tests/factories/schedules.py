@@ -22,19 +22,19 @@ def next_of(waiting: Schedule[str]) -> float:
     return at
 
 
-def look(
+def poll(
     waiting: Schedule[str], ends: dict[str, float], *, until: float
 ) -> list[tuple[float, str]]:
     """Make every look until a moment, each job ending when told; returns the looks."""
     made: list[tuple[float, str]] = []
     while (at := waiting.next_due()) is not None and at <= until:
-        for key in waiting.due(at):
+        for key in waiting.take_due(at):
             made.append((at, key))
-            waiting.answered(now=at)
+            waiting.on_success(now=at)
             if ends.get(key, math.inf) <= at:
-                waiting.finished(key, now=at)
+                waiting.on_finished(key, now=at)
             else:
-                waiting.pending(key, now=at)
+                waiting.on_unfinished(key, now=at)
     return made
 
 
@@ -44,7 +44,7 @@ def taught(ratio: float, *, eta: float | None = 100.0) -> Schedule[str]:
     for n in range(40):
         begun = n * 1000.0
         waiting.add(f"{n}", now=begun, eta=eta)
-        look(waiting, {f"{n}": begun + ratio * 100.0}, until=begun + 999.0)
+        poll(waiting, {f"{n}": begun + ratio * 100.0}, until=begun + 999.0)
     return waiting
 
 

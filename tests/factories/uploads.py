@@ -13,13 +13,13 @@ from typing import Any
 import attrs
 
 from musicgpt_async._io import sources
-from musicgpt_async._io.content import BLOCK, Content
-from musicgpt_async._io.sources import Track, track_of
-from musicgpt_async._io.upload import Body
+from musicgpt_async._io.content import BLOCK_SIZE, ReadableTrack
+from musicgpt_async._io.sources import Track, parse_source
+from musicgpt_async._io.upload import MultipartBody
 
 FIELDS = {"audio_url": "", "stems": '["vocals"]', "preprocessing_options": "[]"}
 # More than the kernel and the transport hold between a client and a server that does not read.
-MORE_THAN_BUFFERS = 24 * BLOCK
+MORE_THAN_BUFFERS = 24 * BLOCK_SIZE
 NARROW = 1 << 16
 # Guards against hanging; no test passes or fails by it on its own.
 PATIENCE = 60
@@ -29,7 +29,7 @@ async def hand_over_nothing() -> None:
     """Hand over without a word."""
 
 
-def body_of(content: Content | None, **settings: Any) -> Body:
+def body_of(content: ReadableTrack | None, **settings: Any) -> MultipartBody:
     """Make one attempt's body."""
     given = {
         "stall_timeout": 30.0,
@@ -37,21 +37,21 @@ def body_of(content: Content | None, **settings: Any) -> Body:
         "progress": lambda _: None,
         **settings,
     }
-    return Body(given.pop("fields", FIELDS), content, **given)
+    return MultipartBody(given.pop("fields", FIELDS), content, **given)
 
 
 @asynccontextmanager
-async def opened(source: Any, executor: ThreadPoolExecutor) -> AsyncIterator[Content]:
+async def opened(source: Any, executor: ThreadPoolExecutor) -> AsyncIterator[ReadableTrack]:
     """Open a source that has content."""
-    track = source if isinstance(source, Track) else track_of(source)
-    async with sources.opened(track, executor) as content:
+    track = source if isinstance(source, Track) else parse_source(source)
+    async with sources.open_track(track, executor) as content:
         assert content is not None
         yield content
 
 
 def write_track(path: Path, size: int) -> bytes:
     """Write a track and return its bytes."""
-    data = secrets.token_bytes(min(size, BLOCK))
+    data = secrets.token_bytes(min(size, BLOCK_SIZE))
     whole = (data * (size // len(data) + 1))[:size]
     path.write_bytes(whole)
     return whole
@@ -67,7 +67,7 @@ def parts_of(request: Any) -> list[tuple[bytes, bytes]]:
     return [tuple(piece.split(b"\r\n\r\n", 1)) for piece in pieces]  # type: ignore[misc]
 
 
-def closing(body: Body) -> bytes:
+def closing(body: MultipartBody) -> bytes:
     """The closing boundary, which has to go out last."""
     return body._tail
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 
-from musicgpt_async.webhooks import MAX_BODY
+from musicgpt_async.webhooks import MAX_BODY_BYTES
 
 
 def garbage(token: str) -> list[tuple[int, bytes]]:
@@ -24,7 +24,7 @@ def garbage(token: str) -> list[tuple[int, bytes]]:
         post(400, token, b""),
         post(400, token, b"[" * 20_000),
         post(400, token, b"\xff" * 50_000),
-        post(413, token, b"x" * (MAX_BODY + 1)),
+        post(413, token, b"x" * (MAX_BODY_BYTES + 1)),
         (405, f"GET /hooks/{token} HTTP/1.1\r\nHost: x\r\n\r\n".encode()),
         (405, b"DELETE /hooks/ HTTP/1.1\r\nHost: x\r\n\r\n"),
     ]

@@ -20,12 +20,12 @@ from musicgpt_async import (
     InsufficientCreditsError,
     MusicGPTError,
     ProtocolError,
-    StalledError,
     SubmissionUnknownError,
     TransportError,
+    TransportTimeoutError,
     ValidationError,
 )
-from musicgpt_async.emulator import Fault, Occasion
+from musicgpt_async.emulator import Fault, FaultContext
 
 # More than the buffers of two sockets hold, so that the end of a track cannot slip out unread.
 LONG = 24 << 20
@@ -121,7 +121,7 @@ def spoilt(what: str, words: str, kind: str, **how: Any) -> Case:
     return file(what, gets, (kind, how), error=DownloadError, words=words, format=form)
 
 
-def _is_struck(occasion: Occasion) -> bool:
+def _is_struck(occasion: FaultContext) -> bool:
     return (occasion.file or "").startswith(STRUCK)
 
 
@@ -172,7 +172,7 @@ SUBMITS = (
         submissions=0,
         posts=5,
         size=LONG,
-        error=StalledError,
+        error=TransportTimeoutError,
         words="took no byte",
         journals=(False,),
     ),

@@ -23,7 +23,7 @@ import pytest
 from factories.sessions import free_port
 
 from musicgpt_async import JobState
-from musicgpt_async.emulator import Emulator, Fault, Occasion
+from musicgpt_async.emulator import Emulator, Fault, FaultContext
 from musicgpt_async.journal import Journal
 from musicgpt_async.models import JobRecord
 
@@ -224,10 +224,10 @@ def phase(record: JobRecord) -> str:
     return "done" if len(record.files) == len(STEMS) else "not all downloaded"
 
 
-def slow_vendor(pace: Pace, *, lists: bool) -> Emulator:
+def slow_vendor(pace: Pace, *, listing: bool) -> Emulator:
     """A vendor so slow in everything that kills hit every moment of a job's life."""
 
-    def is_long(occasion: Occasion) -> bool:
+    def is_long(occasion: FaultContext) -> bool:
         assert occasion.request is not None
         return (occasion.request.content_length or 0) >= LONG
 
@@ -241,7 +241,7 @@ def slow_vendor(pace: Pace, *, lists: bool) -> Emulator:
         separate=False,
         parallel=None,
         polls_per_minute=None,
-        lists=lists,
+        listing=listing,
         faults=[stalls, late, slow],
     )
 
@@ -251,7 +251,7 @@ async def test_forty_kills_lose_nothing_and_pay_nothing_twice(
 ) -> None:
     """A batch of 60 killed at 40 random moments ends with one submission and one set for each."""
     pace, began = Pace(int(os.environ.get("MUSICGPT_TEST_SEED", "20"))), time.monotonic()
-    async with slow_vendor(pace, lists=True) as vendor:
+    async with slow_vendor(pace, listing=True) as vendor:
         batch = Batch(vendor, tmp_path, tracks=60, door=True)
         await batch.killed_often(40, pace)
         vendor.faults.clear()
@@ -270,22 +270,22 @@ async def test_forty_kills_lose_nothing_and_pay_nothing_twice(
 
 
 @pytest.mark.parametrize(
-    ("lists", "door"),
+    ("listing", "door"),
     [(True, False), (False, True), (False, False)],
     ids=["listing alone", "webhooks alone", "neither"],
 )
 async def test_with_fewer_ways_out_nothing_is_paid_twice_either(
-    lists: bool, door: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    listing: bool, door: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever ways out there are: no track is paid for twice, none is forgotten in silence."""
     pace, began = Pace(7), time.monotonic()
-    async with slow_vendor(pace, lists=lists) as vendor:
+    async with slow_vendor(pace, listing=listing) as vendor:
         batch = Batch(vendor, tmp_path, tracks=10, door=door)
         await batch.killed_often(5, pace)
         vendor.faults.clear()
         await batch.finished()
         await batch.decided()
-        names = {True: "listing", False: "no listing"}[lists], {True: "webhooks", False: "none"}
+        names = {True: "listing", False: "no listing"}[listing], {True: "webhooks", False: "none"}
         with capsys.disabled():
             report(f"{names[0]}, {names[1][door]}", batch, time.monotonic() - began)
         assert Counter(each.file_name for each in vendor.submissions) == dict.fromkeys(

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from musicgpt_async import Item, JobState, Limits, Outcome
+from musicgpt_async import BatchItem, JobState, Limits, Outcome
 from musicgpt_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.anyio
@@ -41,11 +41,11 @@ class Unprintable:
 
 
 BAD_ITEMS: dict[str, Any] = {
-    "label with a lone surrogate": Item(source=("x.mp3", AUDIO), options={"label": "\ud800"}),
-    "label with a NUL": Item(source=("x.mp3", AUDIO), options={"label": "a\0b"}),
-    "stems that are a number": Item(source=("x.mp3", AUDIO), options={"stems": 5}),
-    "stems that are unhashable": Item(source=("x.mp3", AUDIO), options={"stems": [["bass"]]}),
-    "options that are none": Item(source=("x.mp3", AUDIO), options=None),  # type: ignore[arg-type]
+    "label with a lone surrogate": BatchItem(source=("x.mp3", AUDIO), options={"label": "\ud800"}),
+    "label with a NUL": BatchItem(source=("x.mp3", AUDIO), options={"label": "a\0b"}),
+    "stems that are a number": BatchItem(source=("x.mp3", AUDIO), options={"stems": 5}),
+    "stems that are unhashable": BatchItem(source=("x.mp3", AUDIO), options={"stems": [["bass"]]}),
+    "options that are none": BatchItem(source=("x.mp3", AUDIO), options=None),  # type: ignore[arg-type]
     "a number": 7,
     "None": None,
     "a name that is a number": (7, AUDIO),
@@ -69,7 +69,7 @@ async def test_a_bad_track_costs_its_own_outcome_alone(
         many = session.extract_many(sources, tmp_path / "stems", stems=STEMS)
         outcomes = [each async for each in many]
     assert len(outcomes) == 5
-    nonsense = bad.source if isinstance(bad, Item) else bad
+    nonsense = bad.source if isinstance(bad, BatchItem) else bad
     good = [each for each in outcomes if each.source is not nonsense]
     assert [each.error for each in good] == [None] * 4
 
@@ -82,7 +82,7 @@ async def test_a_bad_label_costs_its_own_outcome_alone(
     label: Any, journal: bool, vendor: Emulator, connect: Any, tmp_path: Path
 ) -> None:
     """The same with labels that are no text: five outcomes, of which four are good."""
-    bad = Item(source=("x.mp3", AUDIO), options={"label": label})
+    bad = BatchItem(source=("x.mp3", AUDIO), options={"label": label})
     await test_a_bad_track_costs_its_own_outcome_alone(bad, journal, vendor, connect, tmp_path)
 
 

@@ -59,7 +59,7 @@ async def test_the_last_poll_has_an_end(connect: Any) -> None:
         job = session.submit(TRACK)
         with pytest.raises(DeadlineError):
             await job
-        assert job.state is JobState.EXPIRED
+        assert job.state is JobState.TIMED_OUT
 
 
 @pytest.mark.xfail(strict=True, reason="the deadline ends it unpolled")
@@ -128,7 +128,7 @@ async def test_a_lost_answers_wait_has_an_end(
         seconds=0.1,
         separate=False,
         webhooks="lost",
-        lists=False,
+        listing=False,
         faults=[Fault("submit", "drop_before_answer")],
     )
     async with vendor, open_receiver() as receiver:

@@ -88,7 +88,7 @@ async def test_a_running_job_is_not_written_over(
     await followed(two)
     await anyio.sleep(0.2)
     [record] = await read_records(tmp_path / "journal.db")
-    assert (record.state, record.task_id) == (JobState.WAITING, one.task_id)
+    assert (record.state, record.task_id) == (JobState.PROCESSING, one.task_id)
     assert not one.done()
     assert not two.done()
     assert paid(vendor) == {"song.mp3": 1}

@@ -21,9 +21,9 @@ import stamina
 import trustme
 from factories.downloads import Get, ignore
 
-from musicgpt_async._io.download import Downloader, Fetched
+from musicgpt_async._io.download import DownloadedFile, Downloader
 from musicgpt_async._io.http import Transport
-from musicgpt_async._io.receiving import pieces
+from musicgpt_async._io.response_body import iter_chunks
 
 
 @attrs.frozen
@@ -77,11 +77,11 @@ class Peer:
 
     async def rest(self) -> bytes:
         """Read until the other side hangs up."""
-        pieces = []
+        iter_chunks = []
         with contextlib.suppress(ConnectionError):
             while piece := await self.reader.read(1 << 20):
-                pieces.append(piece)
-        return b"".join(pieces)
+                iter_chunks.append(piece)
+        return b"".join(iter_chunks)
 
     def reset(self) -> None:
         """Hang up with a reset."""
@@ -175,7 +175,7 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 
 @asynccontextmanager
 async def _opened(**settings: object) -> AsyncIterator[Transport]:
-    given = {"request_timeout": 30.0, "downloads": 4, "allows": lambda _: True, **settings}
+    given = {"request_timeout": 30.0, "downloads": 4, "is_allowed": lambda _: True, **settings}
     transport = Transport(given.pop("api_key", "key-3f9a7c51e0"), **given)  # type: ignore[arg-type]
     transport.open()
     try:
@@ -195,14 +195,14 @@ def lanes() -> Callable[..., AbstractAsyncContextManager[Transport]]:
 def get(lanes: Any, executor: ThreadPoolExecutor) -> Get:
     """Download a link to a path, as the session would with the API on loopback."""
 
-    async def download(url: str, target: Path, **settings: Any) -> Fetched:
+    async def download(url: str, target: Path, **settings: Any) -> DownloadedFile:
         given = {"allow_loopback": True, "digests": True, **settings}
         which = {"what": given.pop("what", "a task"), "progress": given.pop("progress", ignore)}
         given = {"executor": executor, **given}
         timeout = given.pop("request_timeout", 30.0)
         async with lanes(request_timeout=timeout) as transport:
-            receive = partial(pieces, patience=timeout)
-            downloader = Downloader(fetch=transport.fetch, receive=receive, **given)
+            receive = partial(iter_chunks, read_timeout=timeout)
+            downloader = Downloader(stream=transport.stream, read_chunks=receive, **given)
             return await downloader.download(url, target, **which)
 
     return download

@@ -23,7 +23,7 @@ from factories.downloads import (
 )
 from factories.watching import held, until
 
-from musicgpt_async._io.download import Downloader, Fetched
+from musicgpt_async._io.download import DownloadedFile, Downloader
 from musicgpt_async.errors import DownloadError, MusicGPTError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_backoff")]
@@ -45,7 +45,7 @@ async def test_a_file_arrives_whole_under_its_name(
             f"{server.url}/a.mp3", target, progress=lambda *step: steps.append(step)
         )
     assert target.read_bytes() == host.data
-    assert fetched == Fetched(target, size, hashlib.sha256(host.data).hexdigest())
+    assert fetched == DownloadedFile(target, size, hashlib.sha256(host.data).hexdigest())
     assert list(target.parent.iterdir()) == [target]
     assert steps[-1] == (size, size)
     assert steps == sorted(steps)
@@ -90,19 +90,19 @@ async def test_has_knows_a_file_by_its_content(
 ) -> None:
     """Same size is not same content; a missing file and a directory are not there."""
     downloader = Downloader(
-        fetch=None,  # type: ignore[arg-type]
+        stream=None,  # type: ignore[arg-type]
         executor=executor,
         allow_loopback=True,
         digests=True,
-        receive=None,  # type: ignore[arg-type]
+        read_chunks=None,  # type: ignore[arg-type]
     )
     (tmp_path / "a.wav").write_bytes(b"sound")
     sha256 = hashlib.sha256(b"sound").hexdigest()
-    assert await downloader.has(tmp_path / "a.wav", size=5, sha256=sha256)
-    assert not await downloader.has(tmp_path / "a.wav", size=6, sha256=sha256)
-    assert not await downloader.has(tmp_path / "a.wav", size=5, sha256="0" * 64)
-    assert not await downloader.has(tmp_path / "b.wav", size=5, sha256=sha256)
-    assert not await downloader.has(tmp_path, size=tmp_path.stat().st_size, sha256=sha256)
+    assert await downloader.matches(tmp_path / "a.wav", size=5, sha256=sha256)
+    assert not await downloader.matches(tmp_path / "a.wav", size=6, sha256=sha256)
+    assert not await downloader.matches(tmp_path / "a.wav", size=5, sha256="0" * 64)
+    assert not await downloader.matches(tmp_path / "b.wav", size=5, sha256=sha256)
+    assert not await downloader.matches(tmp_path, size=tmp_path.stat().st_size, sha256=sha256)
 
 
 # What is no whole audio.
@@ -165,12 +165,14 @@ async def test_a_host_that_announces_less_than_the_wav_has_is_not_believed(
     assert nothing_lies_in(tmp_path)
 
 
-def chunked(pieces: list[bytes], *, end: bool = True, extra: str = "") -> Callable[[Any, Any], Any]:
+def chunked(
+    iter_chunks: list[bytes], *, end: bool = True, extra: str = ""
+) -> Callable[[Any, Any], Any]:
     """Answer in chunks, with or without the last one."""
 
     async def step(peer: Any, _: Any) -> None:
         await peer.say(f"HTTP/1.1 200 OK\r\n{extra}Transfer-Encoding: chunked\r\n\r\n".encode())
-        for piece in pieces:
+        for piece in iter_chunks:
             await peer.say(b"%x\r\n%b\r\n" % (len(piece), piece))
         if end:
             await peer.say(b"0\r\n\r\n")
@@ -185,11 +187,11 @@ async def test_a_chunked_file_is_whole_when_its_last_chunk_says_so(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
     """A chunked answer that breaks off is fetched again; one that ends is taken."""
-    pieces = [mp3(5000), mp3(6000)]
-    host = Host(b"", plan=[chunked(pieces, end=False), chunked(pieces)])
+    iter_chunks = [mp3(5000), mp3(6000)]
+    host = Host(b"", plan=[chunked(iter_chunks, end=False), chunked(iter_chunks)])
     async with serve(host) as server:
         await get(server.url, tmp_path / "a.mp3")
-    assert (tmp_path / "a.mp3").read_bytes() == b"".join(pieces)
+    assert (tmp_path / "a.mp3").read_bytes() == b"".join(iter_chunks)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "br", "zstd", "gzip, br"])

@@ -11,8 +11,8 @@ import anyio.lowlevel
 import pytest
 from factories.downloads import LONG, MIB, Get, Host, mp3, nothing_lies_in, say
 
-from musicgpt_async._io.download import PATIENCE, Fetched
-from musicgpt_async._io.receiving import GATHERED
+from musicgpt_async._io.download import MAX_FRUITLESS_TRIES, DownloadedFile
+from musicgpt_async._io.response_body import CHUNK_SIZE
 from musicgpt_async.errors import DownloadError, MusicGPTError, TransportError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_backoff")]
@@ -45,7 +45,7 @@ async def test_a_host_that_hangs_up_often_is_outlasted(
     host = Host(mp3(MIB))
 
     async def some(peer: Any, request: Any) -> None:
-        await host.serve(peer, request, cut=GATHERED // 16, pause=0.05)
+        await host.serve(peer, request, cut=CHUNK_SIZE // 16, pause=0.05)
 
     host.plan = [some] * 15
     async with serve(host) as server:
@@ -94,7 +94,7 @@ async def test_a_host_without_ranges_starts_over(serve: Any, get: Get, tmp_path:
         fetched = await get(server.url, tmp_path / "a.mp3")
     assert "range" in host.requests[1]
     assert (tmp_path / "a.mp3").read_bytes() == host.data
-    assert fetched == Fetched(
+    assert fetched == DownloadedFile(
         tmp_path / "a.mp3", len(host.data), hashlib.sha256(host.data).hexdigest()
     )
 
@@ -214,14 +214,14 @@ async def test_a_refusal_is_told_at_once(status: int, serve: Any, get: Get, tmp_
 
 
 async def test_a_host_that_keeps_failing_is_given_up(serve: Any, get: Get, tmp_path: Path) -> None:
-    """After ``PATIENCE`` tries that bring nothing, the error says what the host said."""
+    """After ``MAX_FRUITLESS_TRIES`` tries that bring nothing, the error says what the host said."""
     host = Host(b"", plan=[say(503)] * 100)
     async with serve(host) as server:
         with pytest.raises(DownloadError) as caught:
             await get(server.url, tmp_path / "a.mp3")
     assert caught.value.status == 503
     assert type(caught.value) is DownloadError
-    assert PATIENCE <= len(host.requests) <= PATIENCE + 1
+    assert MAX_FRUITLESS_TRIES <= len(host.requests) <= MAX_FRUITLESS_TRIES + 1
     assert nothing_lies_in(tmp_path)
 
 
@@ -234,7 +234,7 @@ async def test_a_host_that_always_cuts_at_the_same_place_is_given_up(
     async with serve(host) as server:
         with anyio.fail_after(LONG), pytest.raises(MusicGPTError):
             await get(server.url, tmp_path / "a.mp3")
-    assert len(host.requests) <= 5 * PATIENCE
+    assert len(host.requests) <= 5 * MAX_FRUITLESS_TRIES
     assert nothing_lies_in(tmp_path)
 
 

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from factories.calls import (
     KEY,
-    PATIENCE,
+    MAX_FRUITLESS_TRIES,
     YES,
     Echo,
     call_by_name,
@@ -18,16 +18,16 @@ from factories.calls import (
     submit,
 )
 
-from musicgpt_async._io.http import LONGEST_ANSWER, Transport
+from musicgpt_async._io.http import MAX_RESPONSE_BYTES, Transport
 from musicgpt_async._rules import hosts
-from musicgpt_async._rules.retrying import Verdict, submit_verdict
+from musicgpt_async._rules.retrying import SubmitOutcome, submit_outcome
 from musicgpt_async.errors import (
     APIError,
     ConfigurationError,
     ProtocolError,
     ServerError,
-    StalledError,
     TransportError,
+    TransportTimeoutError,
 )
 
 pytestmark = pytest.mark.anyio
@@ -43,7 +43,7 @@ async def test_each_submit_has_a_fresh_connection_and_looks_share_one(
     echo = Echo()
     async with serve(echo) as server, lanes() as transport:
         for _ in range(3):
-            await transport.ask(server.url, {"a": "b"})
+            await transport.get(server.url, {"a": "b"})
             await submit(transport, server.url)
     by_method = {"GET": [], "POST": []}  # type: dict[str, list[int]]
     for number, request in echo.requests:
@@ -63,7 +63,7 @@ async def test_a_server_that_drops_idle_connections_loses_no_call(serve: Any, la
 
     async with serve(answer_once) as server, lanes() as transport:
         for _ in range(5):
-            assert (await transport.ask(server.url, {"a": "b"})).status == 200
+            assert (await transport.get(server.url, {"a": "b"})).status == 200
             assert (await submit(transport, server.url)).status == 200
     assert len(requests) == 10
 
@@ -82,10 +82,10 @@ async def test_downloads_do_not_starve_looks(serve: Any, lanes: Any) -> None:
         async with anyio.create_task_group() as group:
             for number in range(12):
                 group.start_soon(fetch, transport, f"{server.url}/{number}")
-            with anyio.fail_after(PATIENCE):
+            with anyio.fail_after(MAX_FRUITLESS_TRIES):
                 while server.open < 3:
                     await anyio.sleep(0.005)
-                answer = await transport.ask(f"{server.url}/look", {"a": "b"})
+                answer = await transport.get(f"{server.url}/look", {"a": "b"})
             assert answer.status == 200
             assert server.most_open <= 4
             release.set()
@@ -120,7 +120,7 @@ async def test_no_redirect_of_a_submit_is_followed(
     assert isinstance(error, ProtocolError)
     assert isinstance(looked, ProtocolError)
     assert (error.status, place in str(error)) == (status, True)
-    assert submit_verdict(error, delivered=True) is Verdict.REFUSED
+    assert submit_outcome(error, delivered=True) is SubmitOutcome.REFUSED
 
 
 # Answers.
@@ -147,7 +147,7 @@ async def test_a_yes_that_cannot_be_read_is_a_protocol_error(
     async with serve(Echo(200, body, Content_Type="text/plain")) as server, lanes() as transport:
         error = await failure_of(transport, "send", server.url)
     assert isinstance(error, ProtocolError)
-    assert submit_verdict(error, delivered=True) is Verdict.UNKNOWN
+    assert submit_outcome(error, delivered=True) is SubmitOutcome.UNKNOWN
 
 
 @pytest.mark.parametrize("call", ["ask", "send"])
@@ -162,18 +162,18 @@ async def test_an_endless_answer_is_cut(call: str, status: int, serve: Any, lane
             await peer.say(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
 
     async with serve(endless) as server, lanes() as transport:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(MAX_FRUITLESS_TRIES):
             if call == "ask":
-                answer = await transport.ask(server.url, {})
+                answer = await transport.get(server.url, {})
             else:
                 answer = await submit(transport, server.url)
-    assert (answer.status, len(answer.body)) == (status, LONGEST_ANSWER)
+    assert (answer.status, len(answer.body)) == (status, MAX_RESPONSE_BYTES)
 
 
 async def test_headers_have_one_spelling(serve: Any, lanes: Any) -> None:
     """Header names are compared in lower case, however they came."""
     async with serve(Echo(429, b"", RETRY_AFTER="7")) as server, lanes() as transport:
-        answer = await transport.ask(server.url, {})
+        answer = await transport.get(server.url, {})
     assert answer.headers["retry-after"] == "7"
 
 
@@ -181,7 +181,7 @@ async def test_headers_have_one_spelling(serve: Any, lanes: Any) -> None:
 async def test_silence_ends_in_a_stalled_error(call: str, serve: Any, lanes: Any) -> None:
     """A server that accepts and says nothing is given up after the request timeout."""
     async with serve(stay_silent) as server, lanes(request_timeout=0.3) as transport:
-        with anyio.fail_after(PATIENCE), pytest.raises(StalledError) as caught:
+        with anyio.fail_after(MAX_FRUITLESS_TRIES), pytest.raises(TransportTimeoutError) as caught:
             await call_by_name(transport, call, server.url)
     assert isinstance(caught.value, TimeoutError)
     assert isinstance(caught.value, ConnectionError)
@@ -198,7 +198,7 @@ async def test_the_callers_session_is_used_and_left_open(serve: Any, lanes: Any)
         aiohttp.ClientSession(headers={"X-Own": "yes"}) as http,
     ):
         async with lanes(http=http, api_key=KEY) as transport:
-            await transport.ask(server.url, {})
+            await transport.get(server.url, {})
             await submit(transport, server.url)
             await fetch(transport, server.url)
         assert not http.closed
@@ -211,7 +211,7 @@ async def test_a_closed_session_is_said_to_be_closed() -> None:
     """A session that cannot be used any more is refused at once."""
     http = aiohttp.ClientSession()
     await http.close()
-    transport = Transport(KEY, http=http, request_timeout=1, downloads=1, allows=lambda _: True)
+    transport = Transport(KEY, http=http, request_timeout=1, downloads=1, is_allowed=lambda _: True)
     with pytest.raises(ConfigurationError, match="closed"):
         transport.open()
 
@@ -228,7 +228,7 @@ async def test_a_session_that_raises_for_status_loses_no_answer(
         lanes(http=http) as transport,
     ):
         error = await failure_of(transport, "send", server.url)
-        async with transport.fetch(server.url, {}) as response:
+        async with transport.stream(server.url, {}) as response:
             assert response.status == status
     assert isinstance(error, APIError)
     assert (error.status, error.vendor_message) == (status, "no")
@@ -242,18 +242,18 @@ async def test_a_name_that_leads_to_a_private_address_is_refused(serve: Any, lan
     echo = Echo()
     async with serve(echo) as server:
         url = f"http://localhost:{server.port}/stem.wav"
-        async with lanes(allows=hosts.is_public) as transport:
+        async with lanes(is_allowed=hosts.is_public) as transport:
             with pytest.raises(TransportError, match="private network"):
                 await fetch(transport, url)
         assert server.connections == 0
-        async with lanes(allows=lambda address: address == "127.0.0.1") as transport:
+        async with lanes(is_allowed=lambda address: address == "127.0.0.1") as transport:
             assert (await fetch(transport, url))[0] == 200
 
 
 async def test_the_guard_is_for_links_not_for_the_api(serve: Any, lanes: Any) -> None:
     """The API's own host is the user's choice, wherever it leads."""
-    async with serve(Echo()) as server, lanes(allows=hosts.is_public) as transport:
-        answer = await transport.ask(f"http://localhost:{server.port}/byId", {})
+    async with serve(Echo()) as server, lanes(is_allowed=hosts.is_public) as transport:
+        answer = await transport.get(f"http://localhost:{server.port}/byId", {})
     assert answer.status == 200
 
 

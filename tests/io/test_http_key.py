@@ -30,7 +30,7 @@ async def test_the_key_goes_on_api_calls_alone(serve: Any, lanes: Any) -> None:
     """Looks and submits carry the bare key; a file's host is told nothing of it."""
     echo = Echo()
     async with serve(echo) as server, lanes(api_key=KEY) as transport:
-        await transport.ask(f"{server.url}/byId", {"task_id": "t"})
+        await transport.get(f"{server.url}/byId", {"task_id": "t"})
         await submit(transport, f"{server.url}/Extraction")
         await fetch(transport, f"{server.url}/stem.wav?sig=1")
     look, sent, file = (request for _, request in echo.requests)
@@ -50,7 +50,7 @@ def test_the_key_shows_stars() -> None:
         "['***']",
         "{'a': '***'}",
     )
-    transport = Transport(KEY, request_timeout=1, downloads=1, allows=lambda _: True)
+    transport = Transport(KEY, request_timeout=1, downloads=1, is_allowed=lambda _: True)
     assert KEY not in repr(transport) + str(transport) + repr(vars(transport))
 
 

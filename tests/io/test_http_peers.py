@@ -45,21 +45,21 @@ async def test_the_peer_of_the_callers_own_session_is_judged(
     async with (
         serve(Echo(200, body)) as server,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_ToLoopback())) as http,
-        lanes(http=http, allows=hosts.is_public) as transport,
+        lanes(http=http, is_allowed=hosts.is_public) as transport,
     ):
         url = f"http://files.example:{server.port}/latest/meta-data"
         with pytest.raises(DownloadError, match="private network"):
-            async with transport.fetch(url, {}):
+            async with transport.stream(url, {}):
                 pytest.fail("a byte could have been taken")
         assert server.connections == 1
 
 
 async def test_the_callers_own_session_may_reach_a_public_peer(serve: Any, lanes: Any) -> None:
-    """What `allows` allows is served, by name and by address."""
+    """What `is_allowed` allows is served, by name and by address."""
     async with (
         serve(Echo(200, LARGE)) as server,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_ToLoopback())) as http,
-        lanes(http=http, allows=hosts.is_loopback_address) as transport,
+        lanes(http=http, is_allowed=hosts.is_loopback_address) as transport,
     ):
         for host in ("files.example", "127.0.0.1"):
             assert await fetch(transport, f"http://{host}:{server.port}/a") == (200, LARGE)
@@ -76,7 +76,7 @@ async def test_the_callers_own_proxy_may_be_in_the_private_network(
             http = aiohttp.ClientSession(trust_env=True)
         else:
             http = aiohttp.ClientSession(proxy=proxy.url)
-        async with http, lanes(http=http, allows=hosts.is_public) as transport:
+        async with http, lanes(http=http, is_allowed=hosts.is_public) as transport:
             assert (await fetch(transport, "http://files.invalid/a"))[0] == 200
 
 
@@ -104,7 +104,7 @@ async def test_loopback_is_never_reached_through_a_proxy(
     async with serve(proxy) as server, serve(echo) as direct:
         monkeypatch.setenv("http_proxy", server.url)
         async with lanes(api_key=KEY) as transport:
-            await transport.ask(f"http://{host}:{direct.port}/byId", {})
+            await transport.get(f"http://{host}:{direct.port}/byId", {})
     assert len(echo.requests) == 1
     assert not proxy.requests
 
@@ -120,7 +120,7 @@ async def test_no_proxy_may_name_a_port(
         async with lanes() as transport:
             await failure_of(transport, "ask", "http://api.invalid:8080/direct")
             await failure_of(transport, "ask", "http://api.invalid/direct")
-            await transport.ask("http://api.invalid:8081/proxied", {})
+            await transport.get("http://api.invalid:8081/proxied", {})
     assert [request.path for _, request in proxy.requests] == ["http://api.invalid:8081/proxied"]
 
 
@@ -131,7 +131,7 @@ def test_a_proxy_of_an_unknown_kind_is_logged_once(
     monkeypatch.setenv("all_proxy", "socks5h://user:pass-7d2@127.0.0.1:1080")
     with caplog.at_level(logging.WARNING, "musicgpt_async"):
         for _ in range(3):
-            Transport("key", request_timeout=1, downloads=1, allows=lambda _: True)
+            Transport("key", request_timeout=1, downloads=1, is_allowed=lambda _: True)
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2  # http and https
     assert all("socks5h" in record.getMessage() for record in caplog.records)
     assert "pass-7d2" not in caplog.text

@@ -9,7 +9,7 @@ import pytest
 from factories.calls import KEY, YES, Echo, failure_of, fetch, seen_by_a_crash_reporter, submit
 
 from musicgpt_async._rules import hosts
-from musicgpt_async._rules.retrying import Verdict, submit_verdict
+from musicgpt_async._rules.retrying import SubmitOutcome, submit_outcome
 
 pytestmark = pytest.mark.anyio
 
@@ -40,10 +40,10 @@ async def test_proxies_of_the_environment_are_used(
         monkeypatch.setenv("http_proxy", server.url)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         async with lanes(api_key=KEY) as transport:
-            await transport.ask("http://api.invalid/byId", {"a": "b"})
+            await transport.get("http://api.invalid/byId", {"a": "b"})
             await submit(transport, "http://api.invalid/Extraction")
             await fetch(transport, "http://files.invalid/stem.wav")
-            await transport.ask(f"{direct.url}/byId", {})
+            await transport.get(f"{direct.url}/byId", {})
     assert [request.line for request in proxy.requests] == [
         "GET http://api.invalid/byId?a=b HTTP/1.1",
         "POST http://api.invalid/Extraction HTTP/1.1",
@@ -65,7 +65,7 @@ async def test_a_tunnel_is_asked_for_without_the_key(
     (request,) = proxy.requests
     assert request.line == "CONNECT api.invalid:443 HTTP/1.1"
     assert KEY.encode() not in request.raw_head
-    assert submit_verdict(error, delivered=False) is Verdict.NOT_DELIVERED
+    assert submit_outcome(error, delivered=False) is SubmitOutcome.NOT_DELIVERED
     assert KEY not in seen_by_a_crash_reporter(error)
 
 
@@ -89,7 +89,7 @@ async def test_a_proxy_inside_the_network_serves_files(
     proxy = Proxy()
     async with serve(proxy) as server:
         monkeypatch.setenv("http_proxy", f"http://localhost:{server.port}")
-        async with lanes(allows=hosts.is_public) as transport:
+        async with lanes(is_allowed=hosts.is_public) as transport:
             assert (await fetch(transport, "http://files.invalid/stem.wav"))[0] == 200
 
 
@@ -100,7 +100,7 @@ async def test_a_proxy_without_a_scheme_is_understood(
     async with serve(Proxy()) as server:
         monkeypatch.setenv("http_proxy", f"127.0.0.1:{server.port}")
         async with lanes() as transport:
-            assert (await transport.ask("http://api.invalid/byId", {})).status == 200
+            assert (await transport.get("http://api.invalid/byId", {})).status == 200
 
 
 @pytest.mark.parametrize("proxied", [False, True])
@@ -117,7 +117,7 @@ async def test_a_netrc_does_no_harm(
         if proxied:
             monkeypatch.setenv("http_proxy", server.url)
         async with lanes(api_key=KEY) as transport:
-            await transport.ask(server.url, {})
+            await transport.get(server.url, {})
             await submit(transport, server.url)
             await fetch(transport, server.url)
     keys = [request.headers.get("authorization") for _, request in echo.requests]

@@ -25,7 +25,7 @@ from factories.downloads import LONG, MIB, Get, Host, ignore, mp3, nothing_lies_
 from factories.watching import held, until
 
 from musicgpt_async._io.download import Downloader
-from musicgpt_async._io.receiving import pieces
+from musicgpt_async._io.response_body import iter_chunks
 from musicgpt_async.errors import DownloadError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_backoff")]
@@ -57,17 +57,17 @@ from functools import partial
 from pathlib import Path
 from musicgpt_async._io.download import Downloader
 from musicgpt_async._io.http import Transport
-from musicgpt_async._io.receiving import pieces
+from musicgpt_async._io.response_body import iter_chunks
 from musicgpt_async.errors import DownloadError
 
 async def main(url, target):
-    transport = Transport("key", request_timeout=30, downloads=1, allows=lambda _: True)
+    transport = Transport("key", request_timeout=30, downloads=1, is_allowed=lambda _: True)
     transport.open()
     with ThreadPoolExecutor(2) as executor:
-        downloader = Downloader(fetch=transport.fetch, executor=executor, allow_loopback=True,
-                                digests=True, receive=partial(pieces, patience=30))
+        downloader = Downloader(stream=transport.stream, executor=executor, allow_loopback=True,
+                                digests=True, read_chunks=partial(iter_chunks, read_timeout=30))
         try:
-            fetched = await downloader.download(url, Path(target), what="a task",
+            fetched = await downloader.download(url, Path(target), subject="a task",
                                                 progress=lambda *_: None)
             print(fetched.size, fetched.sha256)
         except DownloadError as error:
@@ -207,9 +207,9 @@ async def test_other_content_for_the_same_name_is_not_waited_for(
     """A download that stands still holds up none of another job; each writes a file of its own."""
     host = Host(mp3(MIB))
     async with stalling(serve) as (stuck, sent), serve(host) as server:
-        task = asyncio.create_task(get(stuck.url, tmp_path / "a.mp3", what="one task"))
+        task = asyncio.create_task(get(stuck.url, tmp_path / "a.mp3", subject="one task"))
         await sent.wait()
-        await get(server.url, tmp_path / "a.mp3", what="another task")
+        await get(server.url, tmp_path / "a.mp3", subject="another task")
         assert (tmp_path / "a.mp3").read_bytes() == host.data
         assert len(list(tmp_path.glob(".*.part"))) == 1
         task.cancel()
@@ -320,7 +320,9 @@ async def test_cancelling_while_the_part_is_made_leaves_none(
 
 
 @asynccontextmanager
-async def dripping(serve: Any, data: bytes, pieces: int) -> AsyncIterator[tuple[Any, anyio.Event]]:
+async def dripping(
+    serve: Any, data: bytes, iter_chunks: int
+) -> AsyncIterator[tuple[Any, anyio.Event]]:
     """A host that sends a file in pieces, the last one only when it is let."""
     let = anyio.Event()
 
@@ -328,12 +330,12 @@ async def dripping(serve: Any, data: bytes, pieces: int) -> AsyncIterator[tuple[
         await peer.request()
         head = f"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: {len(data)}\r\n\r\n"
         await peer.say(head.encode())
-        step = len(data) // pieces
+        step = len(data) // iter_chunks
         for start in range(0, len(data) - step, step):
             await peer.say(data[start : start + step])
             await anyio.sleep(0.1)
         await let.wait()
-        await peer.say(data[step * (pieces - 1) :])
+        await peer.say(data[step * (iter_chunks - 1) :])
 
     async with serve(drip) as server:
         yield server, let
@@ -351,11 +353,11 @@ async def test_a_file_waits_for_its_turn_as_long_as_it_takes(
     ):
         let.set()
         downloader = Downloader(
-            fetch=transport.fetch,
+            stream=transport.stream,
             executor=executor,
             allow_loopback=True,
             digests=False,
-            receive=partial(pieces, patience=0.5),
+            read_chunks=partial(iter_chunks, read_timeout=0.5),
         )
         for name in ("a", "b"):
             url, target = f"{server.url}/{name}.mp3", tmp_path / f"{name}.mp3"

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from factories.downloads import LONG, Get, Host, mp3
 
-from musicgpt_async._io.partial_file import _beside
+from musicgpt_async._io.partial_file import _sibling
 from musicgpt_async.errors import DownloadError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_backoff")]
@@ -21,7 +21,7 @@ KEY = "a task"  # what the `get` fixture downloads
 
 def temporary(target: Path) -> Path:
     """The temporary file's name, as anybody can predict it."""
-    return _beside(target, hashlib.sha256(KEY.encode()).hexdigest()[:8])
+    return _sibling(target, hashlib.sha256(KEY.encode()).hexdigest()[:8])
 
 
 async def test_a_planted_link_is_not_followed(serve: Any, get: Get, tmp_path: Path) -> None:

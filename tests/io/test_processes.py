@@ -44,17 +44,19 @@ def changed(name: str, **parts: object) -> str:
 def test_a_process_is_dead_once_it_was_killed() -> None:
     """A living process is not dead; killed with SIGKILL it is."""
     with another() as (process, name):
-        assert processes.dead([name, processes.own_name()]) == []
+        assert processes.dead_processes([name, processes.process_identity()]) == []
         process.kill()
         process.wait()
-        assert processes.dead([name, processes.own_name()]) == [name]
+        assert processes.dead_processes([name, processes.process_identity()]) == [name]
 
 
 def test_a_later_process_with_the_same_id_is_another_one() -> None:
     """The id alone does not make a process alive: it may have been given again."""
-    name = processes.own_name()
+    name = processes.process_identity()
     start = int(name.split(":")[3])
-    assert processes.dead([changed(name, start=start - 1)]) == [changed(name, start=start - 1)]
+    assert processes.dead_processes([changed(name, start=start - 1)]) == [
+        changed(name, start=start - 1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -66,11 +68,11 @@ def test_nobody_is_dead_who_cannot_be_seen(parts: dict[str, str]) -> None:
     """On another machine, after another boot or in another container it may well be alive."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    name = changed(processes.own_name(), pid=gone.pid)
-    assert processes.dead([name]) == [name]
-    assert processes.dead([changed(name, **parts)]) == []
+    name = changed(processes.process_identity(), pid=gone.pid)
+    assert processes.dead_processes([name]) == [name]
+    assert processes.dead_processes([changed(name, **parts)]) == []
 
 
 def test_names_of_no_process_are_nobodys() -> None:
     """What is no such name is not held for dead."""
-    assert processes.dead(["", "host:1:abcd", "a:b:c", f"host:{os.getpid()}:abcd"]) == []
+    assert processes.dead_processes(["", "host:1:abcd", "a:b:c", f"host:{os.getpid()}:abcd"]) == []

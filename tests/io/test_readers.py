@@ -18,8 +18,8 @@ import pytest
 from starlette.datastructures import UploadFile
 
 from musicgpt_async._io import sources
-from musicgpt_async._io.content import BLOCK, READ, Content
-from musicgpt_async._io.sources import track_of
+from musicgpt_async._io.content import BLOCK_SIZE, READ_SIZE, ReadableTrack
+from musicgpt_async._io.sources import parse_source
 from musicgpt_async.errors import InvalidOptionError, SourceError
 
 pytestmark = pytest.mark.anyio
@@ -30,21 +30,21 @@ HANG = 30  # seconds
 @pytest.fixture
 def data() -> bytes:
     """More than one read, and no round number of blocks."""
-    return secrets.token_bytes(READ + BLOCK + 17)
+    return secrets.token_bytes(READ_SIZE + BLOCK_SIZE + 17)
 
 
 @asynccontextmanager
-async def opened(source: Any, executor: ThreadPoolExecutor) -> AsyncIterator[Content]:
+async def open_track(source: Any, executor: ThreadPoolExecutor) -> AsyncIterator[ReadableTrack]:
     """Open a source that has content."""
-    async with sources.opened(track_of(source), executor) as content:
+    async with sources.open_track(parse_source(source), executor) as content:
         assert content is not None
         yield content
 
 
-async def read(content: Content) -> bytes:
+async def read(content: ReadableTrack) -> bytes:
     """Read a content as an attempt does, into one buffer that is used again and again."""
-    buffer = memoryview(bytearray(READ))
-    return b"".join([bytes(block) async for block in content.blocks(lambda: buffer)])
+    buffer = memoryview(bytearray(READ_SIZE))
+    return b"".join([bytes(block) async for block in content.read_blocks(lambda: buffer)])
 
 
 # Files.
@@ -71,7 +71,7 @@ async def test_a_file_is_opened_read_and_closed_by_aiofiles(tmp_path: Path, data
     """Each attempt has a handle of its own; every call on it is made by aiofiles."""
     (tmp_path / "a.wav").write_bytes(data)
     with Recorder() as executor:
-        async with opened(tmp_path / "a.wav", executor) as content:
+        async with open_track(tmp_path / "a.wav", executor) as content:
             executor.calls.clear()
             for _ in range(2):
                 assert await read(content) == data
@@ -97,7 +97,7 @@ async def test_a_cancelled_opening_leaves_no_handle_open(
             return future
 
     async def attempt(slow: Slow) -> None:
-        async with opened(tmp_path / "a.wav", slow):
+        async with open_track(tmp_path / "a.wav", slow):
             await go_on.wait()
 
     with Slow() as slow:
@@ -132,7 +132,7 @@ async def _bytes_io(path: Path, _: AsyncExitStack) -> Any:
 
 
 async def _spooled(path: Path, _: AsyncExitStack) -> Any:
-    file = tempfile.SpooledTemporaryFile(max_size=BLOCK)  # noqa: SIM115 - the test closes it
+    file = tempfile.SpooledTemporaryFile(max_size=BLOCK_SIZE)  # noqa: SIM115 - the test closes it
     file.write(path.read_bytes())
     file.seek(0)
     return file
@@ -205,7 +205,7 @@ async def test_anything_with_read_is_a_source(
     async with AsyncExitStack() as stack:
         reader = await make(tmp_path / "song.wav", stack)
         stack.push_async_callback(close, reader)
-        async with opened(("a.wav", reader), executor) as content:
+        async with open_track(("a.wav", reader), executor) as content:
             assert (content.name, content.size, content.version) == ("a.wav", len(data), "")
             for _ in range(2):
                 assert await read(content) == data
@@ -222,7 +222,7 @@ async def test_a_reader_is_sent_from_its_current_position(
         stack.push_async_callback(close, reader)
         start = reader.read(10)
         assert (await start if asyncio.iscoroutine(start) else start) == data[:10]
-        async with opened(("a.wav", reader), executor) as content:
+        async with open_track(("a.wav", reader), executor) as content:
             assert await read(content) == data[10:]
         if make in SEEKABLE:
             after = reader.read(10)
@@ -235,7 +235,7 @@ async def test_a_seekable_reader_is_not_copied(
     """The size of a file object is found by seeking: no temporary file is made for it."""
     (tmp_path / "song.wav").write_bytes(data)
     with (tmp_path / "song.wav").open("rb") as file:
-        async with opened(file, executor) as content:
+        async with open_track(file, executor) as content:
             open_files = [
                 os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
             ]
@@ -252,7 +252,7 @@ async def test_jobs_that_share_a_reader_take_turns(
     with (tmp_path / "song.wav").open("rb") as file:
 
         async def send() -> None:
-            async with opened(file, executor) as content:
+            async with open_track(file, executor) as content:
                 results.append(await read(content))
 
         with anyio.fail_after(HANG):
@@ -266,11 +266,11 @@ def test_a_reader_is_named_after_its_file(tmp_path: Path) -> None:
     """An upload's file name or a file's own goes before the label; a nameless one has the label."""
     (tmp_path / "song.wav").write_bytes(b"sound")
     with (tmp_path / "song.wav").open("rb") as file:
-        assert track_of(file, label="other").name == "song.wav"
-        assert track_of(("b.wav", file)).name == "b.wav"
-    assert track_of(UploadFile(io.BytesIO(b"s"), filename="dir/up.wav")).name == "up.wav"
-    assert track_of(io.BytesIO(b"s"), label="mine").name == "mine"
-    assert track_of(io.BytesIO(b"s")).name == "audio"
+        assert parse_source(file, label="other").name == "song.wav"
+        assert parse_source(("b.wav", file)).name == "b.wav"
+    assert parse_source(UploadFile(io.BytesIO(b"s"), filename="dir/up.wav")).name == "up.wav"
+    assert parse_source(io.BytesIO(b"s"), label="mine").name == "mine"
+    assert parse_source(io.BytesIO(b"s")).name == "audio"
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -279,7 +279,7 @@ def test_a_text_file_is_refused_at_once(named: bool, tmp_path: Path) -> None:
     (tmp_path / "song.wav").write_bytes(b"sound")
     for text in ((tmp_path / "song.wav").open(), io.StringIO("sound")):
         with text, pytest.raises(InvalidOptionError, match="binary mode"):
-            track_of(("a.wav", text) if named else text)
+            parse_source(("a.wav", text) if named else text)
 
 
 async def test_an_aiofiles_text_handle_is_refused(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ async def test_an_aiofiles_text_handle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "song.wav").write_bytes(b"sound")
     async with aiofiles.open(tmp_path / "song.wav") as handle:
         with pytest.raises(InvalidOptionError, match="binary mode"):
-            track_of(handle)
+            parse_source(handle)
 
 
 class _Texts:
@@ -314,7 +314,7 @@ async def test_a_readers_own_failure_is_the_sources(
 ) -> None:
     """No bytes, a stray cancellation, a closed file: that track fails, and nothing else does."""
     with pytest.raises(SourceError):
-        async with opened(("a.wav", make()), executor):
+        async with open_track(("a.wav", make()), executor):
             pass
 
 
@@ -323,7 +323,7 @@ async def test_an_empty_reader_is_refused(executor: ThreadPoolExecutor) -> None:
     file = io.BytesIO(b"sound")
     file.read()
     with pytest.raises(SourceError, match="empty"):
-        async with opened(("a.wav", file), executor):
+        async with open_track(("a.wav", file), executor):
             pass
 
 
@@ -333,10 +333,10 @@ async def test_cancelling_leaves_a_reader_where_it_was(
     """An attempt that is cancelled midway puts the position back before it ends."""
     file = io.BytesIO(data)
     file.seek(3)
-    async with opened(("a.wav", file), executor) as content:
+    async with open_track(("a.wav", file), executor) as content:
         with anyio.CancelScope() as scope:
-            async with aclosing(content.blocks(lambda: memoryview(b""))) as blocks:
-                async for _ in blocks:
+            async with aclosing(content.read_blocks(lambda: memoryview(b""))) as read_blocks:
+                async for _ in read_blocks:
                     scope.cancel()
                     await anyio.sleep(HANG)
         assert scope.cancelled_caught

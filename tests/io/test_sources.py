@@ -13,21 +13,21 @@ import anyio.lowlevel
 import attrs
 import pytest
 from factories.uploads import (
+    MAX_FRUITLESS_TRIES,
     MORE_THAN_BUFFERS,
     NARROW,
-    PATIENCE,
     Recorder,
     body_of,
     closing,
-    opened,
+    open_track,
     stream,
     write_track,
 )
 from factories.watching import until
 
-from musicgpt_async._io.content import BLOCK
-from musicgpt_async._io.sources import Track, track_of
-from musicgpt_async._rules.retrying import Verdict, submit_verdict
+from musicgpt_async._io.content import BLOCK_SIZE
+from musicgpt_async._io.sources import Track, parse_source
+from musicgpt_async._rules.retrying import SubmitOutcome, submit_outcome
 from musicgpt_async.errors import (
     InvalidOptionError,
     SourceChangedError,
@@ -74,14 +74,14 @@ async def test_a_track_that_changes_under_way_is_broken_off(
     async with (
         serve(change_midway, window=NARROW) as server,
         lanes() as transport,
-        opened(path, executor) as content,
+        open_track(path, executor) as content,
     ):
         body = body_of(content)
-        with anyio.fail_after(PATIENCE), pytest.raises(TransportError):
-            await transport.send(server.url, body)
+        with anyio.fail_after(MAX_FRUITLESS_TRIES), pytest.raises(TransportError):
+            await transport.post(server.url, body)
         await until(lambda: received)
     assert isinstance(body.failure, SourceChangedError)
-    assert submit_verdict(body.failure, delivered=body.delivered) is Verdict.REFUSED
+    assert submit_outcome(body.failure, delivered=body.delivered) is SubmitOutcome.REFUSED
     assert not body.delivered
     assert closing(body) not in received[0]
 
@@ -90,19 +90,19 @@ async def test_a_track_that_is_replaced_is_not_sent(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """Another file under the same name is another track: each attempt opens it anew and sees it."""
-    write_track(tmp_path / "a.wav", BLOCK)
+    write_track(tmp_path / "a.wav", BLOCK_SIZE)
     status = (tmp_path / "a.wav").stat()
     async with (
         serve(Recorder()) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
-        write_track(tmp_path / "b.wav", BLOCK)
+        write_track(tmp_path / "b.wav", BLOCK_SIZE)
         os.utime(tmp_path / "b.wav", ns=(status.st_atime_ns, status.st_mtime_ns))
         (tmp_path / "b.wav").replace(tmp_path / "a.wav")
         body = body_of(content)
         with pytest.raises(TransportError):
-            await transport.send(server.url, body)
+            await transport.post(server.url, body)
     assert isinstance(body.failure, SourceChangedError)
     assert not body.delivered
 
@@ -129,8 +129,8 @@ async def test_what_is_no_readable_file_is_said_before_anything_is_sent(
 ) -> None:
     """A directory, a pipe, a device, a circle of links, an empty file and none at all."""
     make(tmp_path / "a.wav")
-    with anyio.fail_after(PATIENCE), pytest.raises(SourceError, match=r"a\.wav"):
-        async with opened(tmp_path / "a.wav", executor):
+    with anyio.fail_after(MAX_FRUITLESS_TRIES), pytest.raises(SourceError, match=r"a\.wav"):
+        async with open_track(tmp_path / "a.wav", executor):
             pass
 
 
@@ -143,7 +143,7 @@ async def test_a_file_without_the_right_to_read_is_a_source_error(
     if os.access(tmp_path / "a.wav", os.R_OK):
         pytest.skip("this user may read everything")
     with pytest.raises(SourceError, match="Permission denied"):
-        async with opened(tmp_path / "a.wav", executor):
+        async with open_track(tmp_path / "a.wav", executor):
             pass
 
 
@@ -152,7 +152,7 @@ async def test_a_path_that_no_file_can_have_is_a_source_error(
 ) -> None:
     """A name with a NUL in it cannot be read, and says so like any other."""
     with pytest.raises(SourceError):
-        async with opened(Track("song.wav", "/so\0ng.wav", Path("/so\0ng.wav")), executor):
+        async with open_track(Track("song.wav", "/so\0ng.wav", Path("/so\0ng.wav")), executor):
             pass
 
 
@@ -163,7 +163,7 @@ async def test_empty_bytes_and_streams_are_refused(
     """An empty write_track is not sent, wherever it comes from."""
     source = ("a.wav", stream(b"")) if empty == "stream" else empty
     with pytest.raises(SourceError, match="empty"):
-        async with opened(source, executor):
+        async with open_track(source, executor):
             pass
 
 
@@ -181,7 +181,7 @@ async def test_a_stream_that_breaks_off_is_the_tracks_fault(
         raise error
 
     with pytest.raises(SourceError) as caught:
-        async with opened(("a.wav", broken()), executor):
+        async with open_track(("a.wav", broken()), executor):
             pass
     assert not isinstance(caught.value, TransportError)
     assert caught.value.__cause__ is error
@@ -193,11 +193,11 @@ class _Unreadable:
 
     error: Exception
     name: str = "a.wav"
-    size: int = 2 * BLOCK
+    size: int = 2 * BLOCK_SIZE
     version: str = "1"
 
-    async def blocks(self, _: object) -> AsyncGenerator[memoryview, None]:
-        yield memoryview(bytes(BLOCK))
+    async def read_blocks(self, _: object) -> AsyncGenerator[memoryview, None]:
+        yield memoryview(bytes(BLOCK_SIZE))
         raise self.error
 
 
@@ -214,7 +214,7 @@ async def test_a_read_error_midway_is_kept_as_what_it_is(
     async with serve(listen) as server, lanes() as transport:
         body = body_of(_Unreadable(error))
         with pytest.raises(TransportError):
-            await transport.send(server.url, body)
+            await transport.post(server.url, body)
         await until(lambda: received)
     assert body.failure is error
     assert not body.delivered
@@ -229,7 +229,7 @@ class _Longer:
     name: str = "a.wav"
     version: str = "1"
 
-    async def blocks(self, _: object) -> AsyncGenerator[memoryview, None]:
+    async def read_blocks(self, _: object) -> AsyncGenerator[memoryview, None]:
         yield memoryview(b"x" * 100)
 
 
@@ -245,8 +245,8 @@ async def test_content_that_belies_its_size_never_goes_out_whole(
 
     async with serve(listen) as server, lanes() as transport:
         body = body_of(_Longer(announced))
-        with anyio.fail_after(PATIENCE), pytest.raises(TransportError):
-            await transport.send(server.url, body)
+        with anyio.fail_after(MAX_FRUITLESS_TRIES), pytest.raises(TransportError):
+            await transport.post(server.url, body)
         await until(lambda: received)
     assert isinstance(body.failure, SourceChangedError)
     assert not body.delivered
@@ -274,7 +274,7 @@ def test_a_track_is_named_after_its_source(
     source: Any, label: str | None, name: str, title: str
 ) -> None:
     """The file name is the source's own; bytes are called by their label."""
-    track = track_of(source, label=label)
+    track = parse_source(source, label=label)
     assert (track.name, track.title) == (name, title)
     assert ".." not in track.location
 
@@ -283,4 +283,4 @@ def test_a_track_is_named_after_its_source(
 def test_what_cannot_be_sent_is_refused_at_once(source: Any) -> None:
     """A wrong type is named, and what would be right."""
     with pytest.raises(InvalidOptionError, match="cannot be submitted"):
-        track_of(source)
+        parse_source(source)

@@ -16,10 +16,10 @@ import anyio.lowlevel
 import pytest
 from aiohttp.abc import AbstractStreamWriter
 from factories.downloads import MIB, Get
-from factories.uploads import body_of, opened, stream, write_track
+from factories.uploads import body_of, open_track, stream, write_track
 from factories.watching import largest_gap
 
-from musicgpt_async._io.content import BLOCK
+from musicgpt_async._io.content import BLOCK_SIZE
 
 pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
@@ -57,7 +57,7 @@ async def send(transport, executor, path, url):
 def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 async def main(small, large, url):
-    transport = Transport("key", request_timeout=60, downloads=1, allows=lambda _: True)
+    transport = Transport("key", request_timeout=60, downloads=1, is_allowed=lambda _: True)
     transport.open()
     with ThreadPoolExecutor(6) as executor:
         await send(transport, executor, small, url)
@@ -133,8 +133,8 @@ async def test_others_have_their_turn_after_every_block(
     kind: str, tmp_path: Path, executor: ThreadPoolExecutor
 ) -> None:
     """Even where neither reading nor writing ever waits, an upload lets go of the loop."""
-    blocks = 32
-    data = write_track(tmp_path / "a.wav", blocks * BLOCK)
+    read_blocks = 32
+    data = write_track(tmp_path / "a.wav", read_blocks * BLOCK_SIZE)
     source = {"path": tmp_path / "a.wav", "bytes": ("a", data), "stream": ("a", stream(data))}
     turns, done = 0, anyio.Event()
 
@@ -144,11 +144,11 @@ async def test_others_have_their_turn_after_every_block(
             turns += 1
             await anyio.lowlevel.checkpoint()
 
-    async with opened(source[kind], executor) as content, anyio.create_task_group() as group:
+    async with open_track(source[kind], executor) as content, anyio.create_task_group() as group:
         group.start_soon(count)
         await body_of(content).write(_Swallows())
         done.set()
-    assert turns >= blocks
+    assert turns >= read_blocks
 
 
 @pytest.mark.parametrize("kind", ["path", "bytes"])
@@ -163,7 +163,7 @@ async def test_an_upload_does_not_starve_the_loop(
         source: Any = tmp_path / "large.wav"
     else:
         source = ("large.wav", bytes(size))
-    async with sink() as url, lanes() as transport, opened(source, executor) as content:
+    async with sink() as url, lanes() as transport, open_track(source, executor) as content:
         stop, gaps = anyio.Event(), []
 
         async def watch() -> None:
@@ -172,7 +172,7 @@ async def test_an_upload_does_not_starve_the_loop(
         async with anyio.create_task_group() as group:
             group.start_soon(watch)
             began = anyio.current_time()
-            await transport.send(url, body_of(content))
+            await transport.post(url, body_of(content))
             took = anyio.current_time() - began
             stop.set()
     print(f"{kind}: {took:.2f} s, largest gap {gaps[0]:.4f} s")  # noqa: T201 - for pytest -rP

@@ -18,7 +18,7 @@ from factories.uploads import (
     Recorder,
     body_of,
     closing,
-    opened,
+    open_track,
     parts_of,
     stream,
     write_track,
@@ -28,10 +28,10 @@ from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartParser
 
 from musicgpt_async._io import sources
-from musicgpt_async._io.content import BLOCK, Digest
-from musicgpt_async._io.sources import track_of
+from musicgpt_async._io.content import BLOCK_SIZE, Digest
+from musicgpt_async._io.sources import parse_source
 from musicgpt_async.errors import (
-    ReleasedError,
+    JobDetachedError,
     TransportError,
 )
 
@@ -46,7 +46,7 @@ async def test_the_length_is_true_and_nothing_is_chunked(
     kind: str, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """Each kind of source goes out under a Content-Length that counts every byte."""
-    data = write_track(tmp_path / "song.flac", 3 * BLOCK + 17)
+    data = write_track(tmp_path / "song.flac", 3 * BLOCK_SIZE + 17)
     source = {
         "path": tmp_path / "song.flac",
         "bytes": ("song.flac", data),
@@ -57,10 +57,10 @@ async def test_the_length_is_true_and_nothing_is_chunked(
     async with (
         serve(vendor) as server,
         lanes() as transport,
-        sources.opened(track_of(source), executor) as content,
+        sources.open_track(parse_source(source), executor) as content,
     ):
         body = body_of(content)
-        answer = await transport.send(server.url, body)
+        answer = await transport.post(server.url, body)
     (request,) = vendor.requests
     assert (answer.status, body.delivered, body.failure) == (200, True, None)
     assert request.headers["content-length"] == str(len(request.body)) == str(body.size)
@@ -81,7 +81,7 @@ async def test_every_attempt_sends_the_whole_track_anew(
     kind: str, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """The same open track goes out three times, whole each time, after a try broken off midway."""
-    data = write_track(tmp_path / "a.wav", 2 * BLOCK + 5)
+    data = write_track(tmp_path / "a.wav", 2 * BLOCK_SIZE + 5)
     source = {
         "path": tmp_path / "a.wav",
         "bytes": ("a.wav", data),
@@ -99,47 +99,47 @@ async def test_every_attempt_sends_the_whole_track_anew(
     async with (
         serve(first_hangs_up, window=NARROW) as server,
         lanes() as transport,
-        opened(source, executor) as content,
+        open_track(source, executor) as content,
     ):
         with pytest.raises(TransportError):
-            await transport.send(server.url, body_of(content, hand_over=_never_ready(server)))
+            await transport.post(server.url, body_of(content, before_commit=_never_ready(server)))
         for _ in range(3):
-            assert (await transport.send(server.url, body_of(content))).status == 200
+            assert (await transport.post(server.url, body_of(content))).status == 200
     assert [parts_of(request)[3][1] == data for request in vendor.requests] == [True] * 3
 
 
 def _never_ready(server: Any) -> Callable[[], Any]:
     """Hold the closing boundary back until the server has hung up."""
 
-    async def hand_over() -> None:
+    async def before_commit() -> None:
         await until(lambda: not server.open)
         await anyio.sleep(0.05)
 
-    return hand_over
+    return before_commit
 
 
 async def test_a_body_that_is_written_twice_is_whole_twice(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """Even one and the same body never goes out as an empty file."""
-    data = write_track(tmp_path / "a.wav", BLOCK + 5)
+    data = write_track(tmp_path / "a.wav", BLOCK_SIZE + 5)
     vendor = Recorder()
     async with (
         serve(vendor) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
         body = body_of(content)
-        await transport.send(server.url, body)
-        await transport.send(server.url, body)
+        await transport.post(server.url, body)
+        await transport.post(server.url, body)
     assert [parts_of(request)[3][1] == data for request in vendor.requests] == [True, True]
 
 
 async def test_the_closing_boundary_goes_out_last_and_alone(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """When ``hand_over`` is asked, the server has every byte but the closing boundary."""
-    data = write_track(tmp_path / "a.wav", BLOCK + 9)
+    """When ``before_commit`` is asked, the server has every byte but the closing boundary."""
+    data = write_track(tmp_path / "a.wav", BLOCK_SIZE + 9)
     received = bytearray()
     seen: list[tuple[int, bool, bool]] = []
 
@@ -152,15 +152,15 @@ async def test_the_closing_boundary_goes_out_last_and_alone(
     async with (
         serve(count) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
 
-        async def hand_over() -> None:
+        async def before_commit() -> None:
             await until(lambda: len(received) >= body.size - len(closing(body)))
             seen.append((body.size - len(received), closing(body) in received, body.delivered))
 
-        body = body_of(content, hand_over=hand_over)
-        await transport.send(server.url, body)
+        body = body_of(content, before_commit=before_commit)
+        await transport.post(server.url, body)
     assert seen == [(len(closing(body)), False, False)]
     assert received.endswith(data + closing(body))
     assert body.delivered
@@ -170,11 +170,11 @@ async def test_an_error_at_the_handing_over_keeps_the_boundary_back(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """Where it could not be written down that the track goes out, it does not go out whole."""
-    write_track(tmp_path / "a.wav", BLOCK)
+    write_track(tmp_path / "a.wav", BLOCK_SIZE)
     received: list[bytes] = []
 
     async def refuse() -> None:
-        raise ReleasedError("let go of")
+        raise JobDetachedError("let go of")
 
     async def listen(peer: Any) -> None:
         received.append(await peer.rest())
@@ -182,13 +182,13 @@ async def test_an_error_at_the_handing_over_keeps_the_boundary_back(
     async with (
         serve(listen) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
-        body = body_of(content, hand_over=refuse)
+        body = body_of(content, before_commit=refuse)
         with pytest.raises(TransportError):
-            await transport.send(server.url, body)
+            await transport.post(server.url, body)
         await until(lambda: received)
-    assert isinstance(body.failure, ReleasedError)
+    assert isinstance(body.failure, JobDetachedError)
     assert not body.delivered
     assert closing(body) not in received[0]
 
@@ -197,16 +197,16 @@ async def test_progress_counts_the_tracks_bytes(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """Progress climbs block by block to the track's size, the envelope left out."""
-    data = write_track(tmp_path / "a.wav", 3 * BLOCK + 1)
+    data = write_track(tmp_path / "a.wav", 3 * BLOCK_SIZE + 1)
     steps: list[int] = []
     digest = Digest(executor)
     async with (
         serve(Recorder()) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
-        await transport.send(server.url, body_of(content, progress=steps.append, digest=digest))
-    assert steps == [BLOCK, 2 * BLOCK, 3 * BLOCK, 3 * BLOCK + 1]
+        await transport.post(server.url, body_of(content, progress=steps.append, digest=digest))
+    assert steps == [BLOCK_SIZE, 2 * BLOCK_SIZE, 3 * BLOCK_SIZE, 3 * BLOCK_SIZE + 1]
     assert digest.hexdigest == hashlib.sha256(data).hexdigest()
 
 
@@ -220,7 +220,7 @@ async def test_memory_that_is_used_again_never_mixes_blocks(
     executor: ThreadPoolExecutor,
 ) -> None:
     """A vendor that reads in sips gets every block as it was, in clear and over TLS."""
-    data = secrets.token_bytes(9 * BLOCK + 17)  # no block like another
+    data = secrets.token_bytes(9 * BLOCK_SIZE + 17)  # no block like another
     (tmp_path / "a.wav").write_bytes(data)
     theirs, ours = certificates
     got = hashlib.sha256()
@@ -238,12 +238,12 @@ async def test_memory_that_is_used_again_never_mixes_blocks(
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=ours)) as http,
         serve(sip, window=NARROW, tls=theirs if tls else None) as server,
         lanes(http=http) as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
         body = body_of(content)
         url = server.url.replace("http:", "https:") if tls else server.url
         with anyio.fail_after(60):
-            assert (await transport.send(url, body)).status == 200
+            assert (await transport.post(url, body)).status == 200
     head, tail = body._head, body._tail
     assert got.hexdigest() == hashlib.sha256(head + data + tail).hexdigest()
 
@@ -254,11 +254,11 @@ async def test_a_track_that_holds_line_breaks_and_boundaries_arrives_as_it_is(
     """No content can end its part early: each body draws a boundary of its own."""
     vendor = Recorder()
     async with serve(vendor) as server, lanes() as transport:
-        async with opened(("a.wav", b"first"), executor) as content:
-            await transport.send(server.url, body_of(content))
+        async with open_track(("a.wav", b"first"), executor) as content:
+            await transport.post(server.url, body_of(content))
         captured = vendor.requests[0].body
-        async with opened(("a.wav", captured), executor) as content:
-            await transport.send(server.url, body_of(content))
+        async with open_track(("a.wav", captured), executor) as content:
+            await transport.post(server.url, body_of(content))
     assert parts_of(vendor.requests[1])[3][1] == captured
 
 
@@ -306,10 +306,10 @@ async def test_file_names_arrive_at_aiohttp_and_starlette(
         async with (
             serve(vendor) as server,
             lanes() as transport,
-            opened((name, b"sound") if "/" not in name else name, executor) as content,
+            open_track((name, b"sound") if "/" not in name else name, executor) as content,
         ):
-            await transport.send(server.url, body_of(content))
-            answer = await transport.send(
+            await transport.post(server.url, body_of(content))
+            answer = await transport.post(
                 f"http://127.0.0.1:{runner.addresses[0][1]}/", body_of(content)
             )
     finally:

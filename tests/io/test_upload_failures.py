@@ -14,25 +14,25 @@ import anyio
 import anyio.lowlevel
 import pytest
 from factories.uploads import (
+    MAX_FRUITLESS_TRIES,
     MORE_THAN_BUFFERS,
     NARROW,
-    PATIENCE,
     body_of,
     closing,
-    opened,
+    open_track,
     stream,
     write_track,
 )
 from factories.watching import held, until
 
-from musicgpt_async._io.content import BLOCK
-from musicgpt_async._io.upload import Body
-from musicgpt_async._rules.protocol import Answer
-from musicgpt_async._rules.retrying import Verdict, submit_verdict
+from musicgpt_async._io.content import BLOCK_SIZE
+from musicgpt_async._io.upload import MultipartBody
+from musicgpt_async._rules.protocol import Response
+from musicgpt_async._rules.retrying import SubmitOutcome, submit_outcome
 from musicgpt_async.errors import (
     MusicGPTError,
-    StalledError,
     TransportError,
+    TransportTimeoutError,
 )
 
 pytestmark = pytest.mark.anyio
@@ -55,12 +55,12 @@ async def test_cancelling_midway_closes_the_file(
         received.append(start + await peer.rest())
 
     async with serve(stop_reading, window=NARROW) as server, lanes() as transport:
-        bodies: list[Body] = []
+        bodies: list[MultipartBody] = []
 
         async def submit() -> None:
-            async with opened(path, executor) as content:
+            async with open_track(path, executor) as content:
                 bodies.append(body_of(content))
-                await transport.send(server.url, bodies[0])
+                await transport.post(server.url, bodies[0])
 
         if how == "task":
             task = asyncio.create_task(submit())
@@ -84,7 +84,7 @@ async def test_cancelling_midway_closes_the_file(
 
 async def test_a_spooled_stream_leaves_no_file_behind(executor: ThreadPoolExecutor) -> None:
     """The temporary file of a stream goes with the submit."""
-    async with opened(("a.wav", stream(b"x" * 100)), executor) as content:
+    async with open_track(("a.wav", stream(b"x" * 100)), executor) as content:
         spool = content._path
         assert (content.size, spool.stat().st_size) == (100, 100)
     assert not spool.exists()
@@ -105,12 +105,12 @@ def test_the_file_is_closed_though_the_shared_threads_are_busy(
         asyncio.get_running_loop().set_default_executor(shared)
         source = tmp_path / "a.wav" if kind == "path" else ("a.wav", stream(b"x" * 100))
         with anyio.CancelScope() as scope:
-            async with opened(source, executor) as content:
-                shared.submit(free.wait, PATIENCE)
+            async with open_track(source, executor) as content:
+                shared.submit(free.wait, MAX_FRUITLESS_TRIES)
                 kept.append(content)
                 if ends == "cancelled":
                     scope.cancel()
-                    await anyio.sleep(PATIENCE)
+                    await anyio.sleep(MAX_FRUITLESS_TRIES)
 
     async def main() -> None:
         try:
@@ -136,22 +136,22 @@ async def test_a_vendor_that_stops_reading_is_noticed(
 
     async def read_nothing(peer: Any) -> None:
         await peer.head()
-        await anyio.sleep(PATIENCE * 2)
+        await anyio.sleep(MAX_FRUITLESS_TRIES * 2)
 
     async with (
         serve(read_nothing, window=NARROW) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
         body = body_of(content, stall_timeout=0.4)
         began = anyio.current_time()
-        with anyio.fail_after(PATIENCE), pytest.raises(TransportError):
-            await transport.send(server.url, body)
+        with anyio.fail_after(MAX_FRUITLESS_TRIES), pytest.raises(TransportError):
+            await transport.post(server.url, body)
         assert anyio.current_time() - began >= 0.4
-    assert isinstance(body.failure, StalledError)
+    assert isinstance(body.failure, TransportTimeoutError)
     assert "0.4 s" in str(body.failure)
     assert not body.delivered
-    assert submit_verdict(body.failure, delivered=False) is Verdict.NOT_DELIVERED
+    assert submit_outcome(body.failure, delivered=False) is SubmitOutcome.NOT_DELIVERED
 
 
 async def test_a_slow_upload_outlasts_every_timeout(
@@ -174,11 +174,11 @@ async def test_a_slow_upload_outlasts_every_timeout(
     async with (
         serve(sip_then_gulp, window=NARROW) as server,
         lanes(request_timeout=timeout) as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
         body = body_of(content, stall_timeout=timeout)
         began = anyio.current_time()
-        answer = await transport.send(server.url, body)
+        answer = await transport.post(server.url, body)
         assert anyio.current_time() - began > 3 * timeout
     assert answer.status == 200
     assert b"".join(received).endswith(data + closing(body))
@@ -188,12 +188,12 @@ async def test_a_total_timeout_of_the_callers_session_does_not_cut_an_upload(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """Aiohttp's total (300 s by default) covers upload and answer together: it must not apply."""
-    write_track(tmp_path / "a.wav", BLOCK)
+    write_track(tmp_path / "a.wav", BLOCK_SIZE)
 
     async def take_longer(peer: Any) -> None:
         await peer.head()
         await anyio.sleep(0.6)
-        await peer.reader.readexactly(BLOCK)
+        await peer.reader.readexactly(BLOCK_SIZE)
         await peer.answer(200, b"{}")
 
     timeout = aiohttp.ClientTimeout(total=0.2)
@@ -201,9 +201,9 @@ async def test_a_total_timeout_of_the_callers_session_does_not_cut_an_upload(
         serve(take_longer, window=NARROW) as server,
         aiohttp.ClientSession(timeout=timeout) as http,
         lanes(http=http) as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
-        assert (await transport.send(server.url, body_of(content))).status == 200
+        assert (await transport.post(server.url, body_of(content))).status == 200
 
 
 @pytest.mark.parametrize("status", [402, 413, 429])
@@ -228,16 +228,16 @@ async def test_an_early_answer_is_read(
             return
         if manner == "closes its side":
             peer.writer.write_eof()
-        await anyio.sleep(PATIENCE)
+        await anyio.sleep(MAX_FRUITLESS_TRIES)
 
     async with (
         serve(refuse, window=NARROW) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
         body = body_of(content)
-        with anyio.fail_after(PATIENCE):
-            answer = await transport.send(server.url, body)
+        with anyio.fail_after(MAX_FRUITLESS_TRIES):
+            answer = await transport.post(server.url, body)
     assert (answer.status, answer.body[:17]) == (status, b'{"success": false')
     assert not body.delivered
 
@@ -248,7 +248,7 @@ async def test_an_answer_is_read_though_the_vendor_hangs_up(
 ) -> None:
     """A 402 before a hang-up is read where the kernel still has it, and is never a delivery."""
     write_track(tmp_path / "a.wav", MORE_THAN_BUFFERS)
-    answers: list[Answer] = []
+    answers: list[Response] = []
 
     async def refuse(peer: Any) -> None:
         await peer.head()
@@ -260,13 +260,13 @@ async def test_an_answer_is_read_though_the_vendor_hangs_up(
     async with (
         serve(refuse, window=NARROW) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
         for _ in range(10):
             body = body_of(content)
             # A reset that overtakes the answer takes it along: on a busy machine some do.
             with suppress(TransportError):
-                answers.append(await transport.send(server.url, body))
+                answers.append(await transport.post(server.url, body))
             assert not body.delivered
     assert {answer.status for answer in answers} == {402}
 
@@ -286,15 +286,15 @@ async def test_hanging_up_midway_is_not_delivered(
     async with (
         serve(hang_up, window=NARROW) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
         body = body_of(content)
-        with anyio.fail_after(PATIENCE), pytest.raises(TransportError) as caught:
-            await transport.send(server.url, body)
+        with anyio.fail_after(MAX_FRUITLESS_TRIES), pytest.raises(TransportError) as caught:
+            await transport.post(server.url, body)
     assert not body.delivered
     error = body.failure or caught.value
     assert isinstance(error, MusicGPTError)
-    assert submit_verdict(error, delivered=body.delivered) is Verdict.NOT_DELIVERED
+    assert submit_outcome(error, delivered=body.delivered) is SubmitOutcome.NOT_DELIVERED
 
 
 @pytest.mark.parametrize("manner", ["reset", "close"])
@@ -314,18 +314,18 @@ async def test_hanging_up_before_the_boundary_is_not_delivered(
     async with (
         serve(hang_up) as server,
         lanes() as transport,
-        opened(("a.wav", b"x" * 1000), executor) as content,
+        open_track(("a.wav", b"x" * 1000), executor) as content,
     ):
 
-        async def hand_over() -> None:
+        async def before_commit() -> None:
             await until(lambda: received and not server.open)
             await anyio.sleep(0.05)
 
-        body = body_of(content, hand_over=hand_over)
+        body = body_of(content, before_commit=before_commit)
         with pytest.raises(TransportError) as caught:
-            await transport.send(server.url, body)
+            await transport.post(server.url, body)
     assert not body.delivered
-    assert submit_verdict(caught.value, delivered=body.delivered) is Verdict.NOT_DELIVERED
+    assert submit_outcome(caught.value, delivered=body.delivered) is SubmitOutcome.NOT_DELIVERED
 
 
 @pytest.mark.parametrize("manner", ["reset", "close", "half an answer", "silence"])
@@ -341,28 +341,28 @@ async def test_a_whole_track_without_an_answer_is_unknown(
         elif manner == "half an answer":
             await peer.say(b'HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{"success": tr')
         elif manner == "silence":
-            await anyio.sleep(PATIENCE)
+            await anyio.sleep(MAX_FRUITLESS_TRIES)
 
     async with (
         serve(say_nothing) as server,
         lanes(request_timeout=0.5) as transport,
-        opened(("a.wav", b"x" * 1000), executor) as content,
+        open_track(("a.wav", b"x" * 1000), executor) as content,
     ):
         body = body_of(content)
         with pytest.raises(TransportError) as caught:
-            await transport.send(server.url, body)
+            await transport.post(server.url, body)
         assert server.connections == 1
     assert body.delivered
     assert body.failure is None
-    assert submit_verdict(caught.value, delivered=body.delivered) is Verdict.UNKNOWN
+    assert submit_outcome(caught.value, delivered=body.delivered) is SubmitOutcome.UNKNOWN
 
 
 async def test_no_server_at_all_is_not_delivered(
     lanes: Any, executor: ThreadPoolExecutor, unused_port: int
 ) -> None:
     """A refused connection hands nothing over."""
-    async with lanes() as transport, opened(("a.wav", b"x"), executor) as content:
+    async with lanes() as transport, open_track(("a.wav", b"x"), executor) as content:
         body = body_of(content)
         with pytest.raises(TransportError) as caught:
-            await transport.send(f"http://127.0.0.1:{unused_port}", body)
-    assert submit_verdict(caught.value, delivered=body.delivered) is Verdict.NOT_DELIVERED
+            await transport.post(f"http://127.0.0.1:{unused_port}", body)
+    assert submit_outcome(caught.value, delivered=body.delivered) is SubmitOutcome.NOT_DELIVERED

@@ -12,14 +12,14 @@ import anyio
 import anyio.lowlevel
 import attrs
 import pytest
-from factories.uploads import MORE_THAN_BUFFERS, NARROW, body_of, closing, opened, write_track
+from factories.uploads import MORE_THAN_BUFFERS, NARROW, body_of, closing, open_track, write_track
 from factories.watching import until
 
-from musicgpt_async._io.content import BLOCK
+from musicgpt_async._io.content import BLOCK_SIZE
 from musicgpt_async._io.upload import Hold
-from musicgpt_async._rules.durations import Durations
+from musicgpt_async._rules.durations import DurationModel
 from musicgpt_async._rules.upload_ahead import HELD_BACK, Running, Uplink, UploadAhead
-from musicgpt_async.errors import ReleasedError, TransportError
+from musicgpt_async.errors import JobDetachedError, TransportError
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +58,7 @@ async def test_the_end_is_held_until_the_slot_is_there(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """All but the end arrives, a little of that too as time passes, the rest with the slot."""
-    data = write_track(tmp_path / "a.wav", 2 * BLOCK + 9)
+    data = write_track(tmp_path / "a.wav", 2 * BLOCK_SIZE + 9)
     sink, slot, steps = Sink(), anyio.Event(), list[int]()
     committed: list[int] = []
 
@@ -68,15 +68,15 @@ async def test_the_end_is_held_until_the_slot_is_there(
     async with (
         serve(sink) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
         hold = Hold(until_set(slot), drip=HELD_BACK / 10.0)
         body = body_of(
-            content, hold=hold, stall_timeout=0.4, hand_over=commit, progress=steps.append
+            content, hold=hold, stall_timeout=0.4, before_commit=commit, progress=steps.append
         )
         ahead = len(body._head) + len(data) - HELD_BACK
         async with anyio.create_task_group() as group:
-            group.start_soon(transport.send, server.url, body)
+            group.start_soon(transport.post, server.url, body)
             await until(lambda: len(sink.received) >= ahead)
             assert steps[-1] == len(data) - HELD_BACK
             assert body.is_held
@@ -99,12 +99,12 @@ async def test_an_end_of_which_nothing_is_left_to_drip_is_no_stall(
     async with (
         serve(sink) as server,
         lanes() as transport,
-        opened(("a.wav", b"sound"), executor) as content,
+        open_track(("a.wav", b"sound"), executor) as content,
     ):
         hold = Hold(until_set(slot), drip=HELD_BACK)
         body = body_of(content, hold=hold, stall_timeout=0.4)
         async with anyio.create_task_group() as group:
-            group.start_soon(transport.send, server.url, body)
+            group.start_soon(transport.post, server.url, body)
             await until(lambda: b"sound" in sink.received)
             await anyio.sleep(1.0)  # more than twice the stall timeout
             assert body.is_held
@@ -116,21 +116,21 @@ async def test_a_held_body_that_is_let_go_of_is_not_delivered(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """An error from the hold keeps the boundary back and stops the body: nothing is paid."""
-    write_track(tmp_path / "a.wav", 2 * BLOCK)
+    write_track(tmp_path / "a.wav", 2 * BLOCK_SIZE)
     sink = Sink()
 
     async def refuse(_: float) -> bool:
-        raise ReleasedError("let go of")
+        raise JobDetachedError("let go of")
 
     async with (
         serve(sink) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
         body = body_of(content, hold=Hold(refuse, drip=1.0))
         with pytest.raises(TransportError):
-            await transport.send(server.url, body)
-    assert isinstance(body.failure, ReleasedError)
+            await transport.post(server.url, body)
+    assert isinstance(body.failure, JobDetachedError)
     assert not body.delivered
     assert closing(body) not in sink.received
 
@@ -139,12 +139,12 @@ async def test_a_server_that_closes_a_held_body_has_nothing(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """The connection closed while the end is held: the hold ends at once, not delivered."""
-    write_track(tmp_path / "a.wav", 2 * BLOCK)
+    write_track(tmp_path / "a.wav", 2 * BLOCK_SIZE)
     held = anyio.Event()
 
     async def close(peer: Any) -> None:
         await peer.head()
-        left = 2 * BLOCK - HELD_BACK
+        left = 2 * BLOCK_SIZE - HELD_BACK
         while left > 0:
             left -= len(await peer.reader.read(1 << 16))
         await held.wait()
@@ -152,13 +152,13 @@ async def test_a_server_that_closes_a_held_body_has_nothing(
     async with (
         serve(close) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
         never = until_set(anyio.Event())
         body = body_of(content, hold=Hold(never, drip=100.0, began=held.set))
         began = time.monotonic()
         with pytest.raises(TransportError):
-            await transport.send(server.url, body)
+            await transport.post(server.url, body)
         assert time.monotonic() - began < 10.0
     assert not body.delivered
 
@@ -168,12 +168,12 @@ async def test_a_refusal_before_the_body_is_whole_ends_the_hold(
     status: int, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """A vendor that refuses while the end is held is heard at once, and has nothing."""
-    write_track(tmp_path / "a.wav", 2 * BLOCK)
+    write_track(tmp_path / "a.wav", 2 * BLOCK_SIZE)
     held = anyio.Event()
 
     async def refuse(peer: Any) -> None:
         await peer.head()
-        left = 2 * BLOCK - HELD_BACK
+        left = 2 * BLOCK_SIZE - HELD_BACK
         while left > 0:
             left -= len(await peer.reader.read(1 << 16))
         await held.wait()
@@ -183,12 +183,12 @@ async def test_a_refusal_before_the_body_is_whole_ends_the_hold(
     async with (
         serve(refuse) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
         never = until_set(anyio.Event())
         body = body_of(content, hold=Hold(never, drip=100.0, began=held.set))
         began = time.monotonic()
-        assert (await transport.send(server.url, body)).status == status
+        assert (await transport.post(server.url, body)).status == status
         assert time.monotonic() - began < 10.0
     assert not body.delivered
 
@@ -203,7 +203,7 @@ async def test_a_held_body_keeps_little_in_memory(
     async with (
         serve(sink) as server,
         lanes() as transport,
-        opened(tmp_path / "a.wav", executor) as content,
+        open_track(tmp_path / "a.wav", executor) as content,
     ):
 
         async def wait(_: float) -> bool:
@@ -213,7 +213,7 @@ async def test_a_held_body_keeps_little_in_memory(
             return True
 
         body = body_of(content, hold=Hold(wait, drip=1.0))
-        await transport.send(server.url, body)
+        await transport.post(server.url, body)
     assert held == [MORE_THAN_BUFFERS - HELD_BACK]
 
 
@@ -265,7 +265,7 @@ class Client:
     transport: Any
     vendor: SlowVendor
     rule: UploadAhead | None
-    durations: Durations
+    durations: DurationModel
     uplink: Uplink
     under_way: dict[int, int] = attrs.field(factory=dict)
     held: int = 0
@@ -322,10 +322,10 @@ class Client:
                 self.held -= 1
             return has_slot
 
-        async with opened(path, executor) as content:
+        async with open_track(path, executor) as content:
             self.uplink.started(now=anyio.current_time())
             hold = Hold(wait, drip=HELD_BACK / 300.0, began=began)
-            answer = await self.transport.send(
+            answer = await self.transport.post(
                 self.url, body_of(content, progress=progress, hold=hold)
             )
         assert answer.status == 200
@@ -341,7 +341,7 @@ async def test_a_batch_through_a_slow_uplink_hardly_idles(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """Where an upload takes a third of a job, the slot idles less than half as long as before."""
-    size, rate, seconds, count = 6 * BLOCK, 15 * BLOCK, 1.2, 6
+    size, rate, seconds, count = 6 * BLOCK_SIZE, 15 * BLOCK_SIZE, 1.2, 6
     paths = [tmp_path / f"{n}.wav" for n in range(count)]
     for path in paths:
         write_track(path, size)
@@ -349,7 +349,7 @@ async def test_a_batch_through_a_slow_uplink_hardly_idles(
     for ahead in (False, True):
         vendor = SlowVendor(rate=rate, seconds=seconds)
         async with serve(vendor, window=NARROW) as server, lanes() as transport:
-            durations, uplink = Durations(), Uplink()
+            durations, uplink = DurationModel(), Uplink()
             rule = UploadAhead(durations, uplink) if ahead else None
             client = Client(server.url, transport, vendor, rule, durations, uplink)
             await client.run(paths, executor)

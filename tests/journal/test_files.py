@@ -24,7 +24,7 @@ def _a_journal(path: Path) -> None:
     async def fill() -> None:
         async with Journal(path) as journal:
             for number in range(200):
-                await journal.enter(job(f"{number}"))
+                await journal._add_or_get(job(f"{number}"))
 
     asyncio.run(fill())
 
@@ -163,7 +163,7 @@ async def test_any_name_will_do(tmp_path: Path, name_: str) -> None:
     """Characters that mean something in a URL are plain ones in the name of a file."""
     for _ in range(2):
         async with Journal(tmp_path / name_) as journal:
-            await journal.enter(job())
+            await journal._add_or_get(job())
     assert list(contents_of(tmp_path)) == [name_]
 
 
@@ -172,7 +172,7 @@ async def test_a_link_to_a_journal_is_that_journal(tmp_path: Path) -> None:
     link, target = tmp_path / "link", tmp_path / "target"
     link.symlink_to(target)
     async with Journal(target) as first, Journal(link) as second:
-        await first.enter(job())
+        await first._add_or_get(job())
         assert await second.find("a") == job()
     assert set(contents_of(tmp_path)) == {"link", "target"}
 

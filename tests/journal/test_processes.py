@@ -34,13 +34,15 @@ async def test_jobs_of_a_killed_process_are_taken_over_at_once(place: str, how: 
     """Nobody waits for the lease of an owner that was killed on this machine."""
     killed_owner(place)
     async with Journal(place, clock=lambda: 0.0) as heir:  # by whose clock it holds for ages
-        assert not any(lease.live for lease in (await heir.owners()).values())
+        assert not any(lease.is_live for lease in (await heir.owners()).values())
         if how == "claimed":
-            assert [record.id for record in await heir.claim()] == ["0", "1", "2", "3", "4"]
+            assert [record.id for record in await heir._claim()] == ["0", "1", "2", "3", "4"]
         else:
-            assert (await heir.enter(attrs.evolve(job("0"), fingerprint="track 0")))[1] is False
-        assert heir.owns("0")
-        assert (await heir.owners())["0"].mine
+            assert (await heir._add_or_get(attrs.evolve(job("0"), fingerprint="track 0")))[
+                1
+            ] is False
+        assert heir._owns("0")
+        assert (await heir.owners())["0"].is_own
 
 
 async def test_jobs_of_another_machine_are_protected_by_their_lease(tmp_path: Path) -> None:
@@ -54,9 +56,9 @@ async def test_jobs_of_another_machine_are_protected_by_their_lease(tmp_path: Pa
     )
     async with Journal(path, clock=clock) as heir:
         clock.now = max(lease.until for lease in (await heir.owners()).values()) - 1
-        assert await heir.claim() == []
+        assert await heir._claim() == []
         clock.now += 2
-        assert [record.id for record in await heir.claim()] == ["0", "1", "2", "3", "4"]
+        assert [record.id for record in await heir._claim()] == ["0", "1", "2", "3", "4"]
 
 
 RIVAL = """
@@ -65,13 +67,13 @@ RIVAL = """
             say("ready")
             sys.stdin.readline()
             for number in range(30):
-                record, new = await journal.enter(job(str(number)))
+                record, new = await journal._add_or_get(job(str(number)))
                 if new:
                     say(number)
-                if journal.owns(record.id):
-                    await journal.release(record.id)
+                if journal._owns(record.id):
+                    await journal._release(record.id)
             say("claims")
-            while found := await journal.claim(limit=1):
+            while found := await journal._claim(limit=1):
                 say(found[0].id)
             say("done")
             sys.stdin.readline()
@@ -87,7 +89,7 @@ NAMESAKE = """
             sys.stdin.readline()
             for number in range(30):
                 task = f"{os.getpid()} {number}"
-                first, second = [await journal.place(task, "here") for _ in range(2)]
+                first, second = [await journal._assign_number(task, "here") for _ in range(2)]
                 assert first == second
                 say(first)
             say("done")
@@ -106,8 +108,8 @@ async def test_rivals_never_choose_one_number_for_two_tasks(place: str) -> None:
         numbers = [int(line) for lines in both for line in lines if line != "done"]
     assert sorted(numbers) == list(range(1, 61))
     async with Journal(place) as journal:
-        assert await journal.place("another", "here") == 61
-        assert await journal.place("another", "there") == 1
+        assert await journal._assign_number("another", "here") == 61
+        assert await journal._assign_number("another", "there") == 1
 
 
 async def test_rivals_share_the_work_without_overlap(place: str) -> None:
@@ -132,10 +134,10 @@ SCRIBE = """
         async with Journal(place) as journal:
             async def write(name):
                 count = 0
-                await journal.enter(job(name))
+                await journal._add_or_get(job(name))
                 while True:
                     count += 1
-                    await journal.save(job(name, label=str(count), directory="x" * 3000))
+                    await journal._save(job(name, label=str(count), directory="x" * 3000))
                     say(name, count)
             await asyncio.gather(*(write(f"{os.getpid()} {n}") for n in range(4)))
 
@@ -161,19 +163,19 @@ async def test_what_was_saved_survives_a_kill(place: str) -> None:
 CRAMPED = """
     async def main():
         async with Journal(place) as journal:
-            await journal.enter(job("first"))
+            await journal._add_or_get(job("first"))
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
             try:
                 for number in range(1000):
-                    await journal.enter(job(str(number), label="x" * 1000))
+                    await journal._add_or_get(job(str(number), label="x" * 1000))
             except JournalError as error:
                 say(type(error.__cause__).__name__, str(error).count(place))
-            saves = [journal.save(job("first", label="x" * 5000)) for _ in range(3)]
+            saves = [journal._save(job("first", label="x" * 5000)) for _ in range(3)]
             errors = await asyncio.gather(*saves, return_exceptions=True)
             say(len({id(error) for error in errors if isinstance(error, JournalError)}))
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-            await journal.save(job("first", label="saved"))
+            await journal._save(job("first", label="saved"))
             say(number)
 
     asyncio.run(main())
@@ -195,7 +197,7 @@ async def test_a_disk_without_room_is_an_error_and_no_damage(tmp_path: Path) -> 
 POWERLESS = """
     async def main():
         async with Journal(place + "/warm-up.db") as journal:
-            await journal.enter(job("a"))
+            await journal._add_or_get(job("a"))
         os.chmod(place, 0o555)
         if os.geteuid() == 0:
             os.setuid(65534)
@@ -238,7 +240,7 @@ async def test_the_extra_is_imported_off_the_loop(tmp_path: Path) -> None:
         sys.meta_path.insert(0, Watch())
         async def main():
             async with Journal(place) as journal:
-                await journal.enter(job("a"))
+                await journal._add_or_get(job("a"))
 
         asyncio.run(main())
     """

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from musicgpt_async.errors import InvalidOptionError, JournalError
-from musicgpt_async.journal import REMEMBERED, Journal
+from musicgpt_async.journal import MAX_FINISHED, Journal
 from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +48,7 @@ records = st.builds(
     sha256=st.none() | name,
     task_id=st.none() | name,
     conversion_id=st.none() | name,
-    hinted_task=st.none() | name,
+    candidate_task_id=st.none() | name,
     eta=st.none() | seconds,
     credit_estimate=st.none() | seconds,
     sent_at=st.none() | seconds,
@@ -75,10 +75,10 @@ async def test_every_field_comes_back(
     journal: Journal, first: JobRecord, second: JobRecord
 ) -> None:
     """Whatever a record holds is the same after being entered, and after being saved."""
-    await journal.enter(first)
+    await journal._add_or_get(first)
     entered = await journal.find(first.id)
     saved_as = attrs.evolve(second, id=first.id)
-    await journal.save(saved_as)
+    await journal._save(saved_as)
     saved = await journal.find(first.id)
     assert (entered, saved) == (first, saved_as)
     assert saved is not None
@@ -90,14 +90,14 @@ async def test_every_field_comes_back(
     [
         (job(state=JobState.QUEUED), False),
         (job(state=JobState.UPLOADING), False),
-        (job(state=JobState.DELIVERED, sent_at=1.0), False),
-        (job(state=JobState.WAITING, task_id="t"), False),
+        (job(state=JobState.UNACKNOWLEDGED, sent_at=1.0), False),
+        (job(state=JobState.PROCESSING, task_id="t"), False),
         (job(state=JobState.COMPLETED, task_id="t"), False),
         (job(state=JobState.UNKNOWN, sent_at=1.0), False),
-        (job(state=JobState.EXPIRED, task_id="t"), False),
-        (job(state=JobState.RELEASED, task_id="t"), False),
-        (job(state=JobState.RELEASED, sent_at=1.0), False),
-        (job(state=JobState.RELEASED), True),
+        (job(state=JobState.TIMED_OUT, task_id="t"), False),
+        (job(state=JobState.DETACHED, task_id="t"), False),
+        (job(state=JobState.DETACHED, sent_at=1.0), False),
+        (job(state=JobState.DETACHED), True),
         (job(state=JobState.FAILED, task_id="t"), True),
         (job(state=JobState.FAILED), True),
     ],
@@ -107,38 +107,38 @@ async def test_the_same_track_is_entered_once(
     journal: Journal, there: JobRecord, new: bool
 ) -> None:
     """Only what failed, or was let go of before delivery, may be submitted a second time."""
-    await journal.enter(there)
+    await journal._add_or_get(there)
     again = attrs.evolve(there, id="again")
-    assert await journal.enter(again) == ((again, True) if new else (there, False))
+    assert await journal._add_or_get(again) == ((again, True) if new else (there, False))
 
 
 async def test_force_enters_the_same_track_again(journal: Journal) -> None:
     """``force`` makes a second record, and the newest is the one found from then on."""
-    await journal.enter(job())
+    await journal._add_or_get(job())
     forced = attrs.evolve(job(), id="forced")
-    assert await journal.enter(forced, force=True) == (forced, True)
-    assert await journal.enter(attrs.evolve(job(), id="third")) == (forced, False)
+    assert await journal._add_or_get(forced, force=True) == (forced, True)
+    assert await journal._add_or_get(attrs.evolve(job(), id="third")) == (forced, False)
 
 
 async def test_a_failed_second_try_leaves_the_first_in_the_way(journal: Journal) -> None:
     """A forced job that failed does not hide the one that is done."""
-    await journal.enter(job(state=JobState.COMPLETED))
-    await journal.enter(attrs.evolve(job(), id="forced"), force=True)
-    await journal.save(attrs.evolve(job(), id="forced", state=JobState.FAILED))
-    found, new = await journal.enter(attrs.evolve(job(), id="third"))
+    await journal._add_or_get(job(state=JobState.COMPLETED))
+    await journal._add_or_get(attrs.evolve(job(), id="forced"), force=True)
+    await journal._save(attrs.evolve(job(), id="forced", state=JobState.FAILED))
+    found, new = await journal._add_or_get(attrs.evolve(job(), id="third"))
     assert (found.id, new) == ("a", False)
 
 
 async def test_a_record_found_is_owned_only_where_its_lease_was_free(place: str) -> None:
     """Entering a known track takes its lease if nobody holds it, and leaves it to a live owner."""
     async with Journal(place) as first, Journal(place) as second:
-        await first.enter(job())
-        assert await second.enter(job()) == (job(), False)
-        assert (first.owns("a"), second.owns("a")) == (True, False)
-        await first.release("a")
-        assert await second.enter(job()) == (job(), False)
-        assert (first.owns("a"), second.owns("a")) == (False, True)
-        await second.save(job(state=JobState.UPLOADING))
+        await first._add_or_get(job())
+        assert await second._add_or_get(job()) == (job(), False)
+        assert (first._owns("a"), second._owns("a")) == (True, False)
+        await first._release("a")
+        assert await second._add_or_get(job()) == (job(), False)
+        assert (first._owns("a"), second._owns("a")) == (False, True)
+        await second._save(job(state=JobState.UPLOADING))
 
 
 async def test_only_the_owner_saves(place: str) -> None:
@@ -148,13 +148,13 @@ async def test_only_the_owner_saves(place: str) -> None:
         Journal(place, lease=10, clock=clock) as first,
         Journal(place, lease=10, clock=clock) as second,
     ):
-        await first.enter(job())
+        await first._add_or_get(job())
         clock.now += 11
-        assert await second.claim() == [job()]
-        await second.save(job(state=JobState.UPLOADING))
+        assert await second._claim() == [job()]
+        await second._save(job(state=JobState.UPLOADING))
         with pytest.raises(JournalError, match="taken it over"):
-            await first.save(job(state=JobState.DELIVERED))
-        assert not first.owns("a")
+            await first._save(job(state=JobState.UNACKNOWLEDGED))
+        assert not first._owns("a")
         assert await first.find("a") == job(state=JobState.UPLOADING)
 
 
@@ -165,10 +165,10 @@ async def test_an_overdue_owner_may_go_on_while_nobody_took_over(place: str) -> 
         Journal(place, lease=10, clock=clock) as first,
         Journal(place, lease=10, clock=clock) as second,
     ):
-        await first.enter(job())
+        await first._add_or_get(job())
         clock.now += 11
-        await first.save(job(state=JobState.UPLOADING))
-        assert await second.claim() == []
+        await first._save(job(state=JobState.UPLOADING))
+        assert await second._claim() == []
 
 
 async def test_a_renewed_lease_holds(place: str) -> None:
@@ -178,12 +178,12 @@ async def test_a_renewed_lease_holds(place: str) -> None:
         Journal(place, lease=10, clock=clock) as first,
         Journal(place, lease=10, clock=clock) as second,
     ):
-        await first.enter(job("a"))
-        await first.enter(job("b"))
+        await first._add_or_get(job("a"))
+        await first._add_or_get(job("b"))
         for _ in range(3):
             clock.now += 9
-            await first.renew()
-            assert await second.claim() == []
+            await first._renew()
+            assert await second._claim() == []
 
 
 @pytest.mark.parametrize(
@@ -191,14 +191,14 @@ async def test_a_renewed_lease_holds(place: str) -> None:
     [
         (job(state=JobState.QUEUED), True),
         (job(state=JobState.UPLOADING), True),
-        (job(state=JobState.DELIVERED), True),
-        (job(state=JobState.WAITING), True),
+        (job(state=JobState.UNACKNOWLEDGED), True),
+        (job(state=JobState.PROCESSING), True),
         (job(state=JobState.UNKNOWN), True),
-        (job(state=JobState.EXPIRED), True),
+        (job(state=JobState.TIMED_OUT), True),
         (job(state=JobState.FAILED, task_id="t"), False),
-        (job(state=JobState.RELEASED), False),
-        (job(state=JobState.RELEASED, task_id="t"), True),
-        (job(state=JobState.RELEASED, sent_at=1.0), True),
+        (job(state=JobState.DETACHED), False),
+        (job(state=JobState.DETACHED, task_id="t"), True),
+        (job(state=JobState.DETACHED, sent_at=1.0), True),
         (job(state=JobState.COMPLETED), False),
         (job(state=JobState.COMPLETED, directory="/stems"), True),
     ],
@@ -208,9 +208,9 @@ async def test_what_still_needs_work_is_claimed(
     journal: Journal, record: JobRecord, unfinished: bool
 ) -> None:
     """A job is claimed until it failed, was dropped before delivery, or lies whole on disk."""
-    await journal.enter(record)
-    await journal.release("a")
-    assert await journal.claim() == ([record] if unfinished else [])
+    await journal._add_or_get(record)
+    await journal._release("a")
+    assert await journal._claim() == ([record] if unfinished else [])
 
 
 LINKS = {"vocals": StemLinks(mp3="v.mp3", wav="v.wav"), "drums": StemLinks(wav="d.wav")}
@@ -237,27 +237,27 @@ async def test_a_download_that_misses_files_is_unfinished(
     found = tuple(
         StemFile(stem=file[:-4], format=file[-3:], path=file, size=1, sha256="0") for file in there
     )
-    await journal.enter(
+    await journal._add_or_get(
         job(state=JobState.COMPLETED, directory="/s", format=format_, links=LINKS, files=found)
     )
-    await journal.release("a")
-    assert bool(await journal.claim()) is unfinished
+    await journal._release("a")
+    assert bool(await journal._claim()) is unfinished
 
 
 async def test_a_lost_job_takes_the_task_that_was_found(place: str) -> None:
     """The task is written down, and the job is the binder's to go on with."""
     lost = job(state=JobState.UNKNOWN, sent_at=5.0, error="no answer")
     async with Journal(place) as first, Journal(place) as second:
-        await first.enter(lost)
-        await first.release("a")
-        bound = await second.bind("a", "task")
+        await first._add_or_get(lost)
+        await first._release("a")
+        bound = await second._bind("a", "task")
         assert bound == attrs.evolve(
-            lost, state=JobState.WAITING, task_id="task", accepted_at=5.0, error=None
+            lost, state=JobState.PROCESSING, task_id="task", accepted_at=5.0, error=None
         )
         assert await first.find("a") == bound
-        assert second.owns("a")
-        assert await first.claim() == []
-        await second.save(attrs.evolve(bound, cost=1.0))
+        assert second._owns("a")
+        assert await first._claim() == []
+        await second._save(attrs.evolve(bound, cost=1.0))
 
 
 @pytest.mark.parametrize(
@@ -283,51 +283,51 @@ async def test_a_task_that_does_not_fit_changes_nothing(
             job("queued"),
             job("failed", state=JobState.FAILED, sent_at=5.0),
         ):
-            await other.enter(each)
-            await other.release(each.id)
-        await other.enter(job("held", state=JobState.DELIVERED, sent_at=5.0))
+            await other._add_or_get(each)
+            await other._release(each.id)
+        await other._add_or_get(job("held", state=JobState.UNACKNOWLEDGED, sent_at=5.0))
         before = [each async for each in journal.records()], await journal.owners()
         with pytest.raises(InvalidOptionError, match=f"(?s){why}.*Nothing was changed"):
-            await journal.bind(which, task_id)
+            await journal._bind(which, task_id)
         assert ([each async for each in journal.records()], await journal.owners()) == before
-        assert not journal.owns(which)
+        assert not journal._owns(which)
 
 
 async def test_what_is_owned_is_bounded_by_what_is_unfinished(journal: Journal) -> None:
     """Of finished jobs the newest are remembered as one's own, so that memory stays bounded."""
-    count = REMEMBERED + 50
-    await asyncio.gather(*(journal.enter(job(f"{number}")) for number in range(count)))
+    count = MAX_FINISHED + 50
+    await asyncio.gather(*(journal._add_or_get(job(f"{number}")) for number in range(count)))
     done = JobState.COMPLETED
     await asyncio.gather(
-        *(journal.save(job(f"{number}", state=done)) for number in range(1, count))
+        *(journal._save(job(f"{number}", state=done)) for number in range(1, count))
     )
-    assert journal.owns("0")  # it is not finished
-    assert not journal.owns("1")
-    assert journal.owns(f"{count - 1}")
-    await journal.save(job(f"{count - 1}", state=done, directory="elsewhere"))
-    assert journal.owns(f"{count - 1}")
+    assert journal._owns("0")  # it is not finished
+    assert not journal._owns("1")
+    assert journal._owns(f"{count - 1}")
+    await journal._save(job(f"{count - 1}", state=done, directory="elsewhere"))
+    assert journal._owns(f"{count - 1}")
 
 
 async def test_a_job_is_saved_and_let_go_of_in_one_write(place: str) -> None:
     """With its last words a job may be given back, for any process to take."""
     async with Journal(place) as first, Journal(place) as second:
-        await first.enter(job())
-        await first.save(job(state=JobState.UNKNOWN, sent_at=5.0), release=True)
-        assert not first.owns("a")
-        assert [record.state for record in await second.claim()] == [JobState.UNKNOWN]
+        await first._add_or_get(job())
+        await first._save(job(state=JobState.UNKNOWN, sent_at=5.0), release=True)
+        assert not first._owns("a")
+        assert [record.state for record in await second._claim()] == [JobState.UNKNOWN]
 
 
 async def test_claims_come_in_order_and_within_their_bounds(journal: Journal) -> None:
     """The oldest jobs come first, no more than the limit, and only in the states asked for."""
     for number in range(6):
-        state = JobState.WAITING if number % 2 else JobState.QUEUED
-        await journal.enter(job(f"job {number}", state=state))
-        await journal.release(f"job {number}")
-    waiting = await journal.claim(states=[JobState.WAITING], limit=2)
-    rest = await journal.claim()
+        state = JobState.PROCESSING if number % 2 else JobState.QUEUED
+        await journal._add_or_get(job(f"job {number}", state=state))
+        await journal._release(f"job {number}")
+    waiting = await journal._claim(states=[JobState.PROCESSING], limit=2)
+    rest = await journal._claim()
     assert [record.id for record in waiting] == ["job 1", "job 3"]
     assert [record.id for record in rest] == ["job 0", "job 2", "job 4", "job 5"]
-    assert await journal.claim() == []
+    assert await journal._claim() == []
 
 
 async def test_owners_are_visible(place: str) -> None:
@@ -337,56 +337,56 @@ async def test_owners_are_visible(place: str) -> None:
         Journal(place, lease=10, clock=clock) as first,
         Journal(place, lease=10, clock=clock) as second,
     ):
-        await first.enter(job("a"))
-        await first.enter(job("b"))
-        await first.release("b")
+        await first._add_or_get(job("a"))
+        await first._add_or_get(job("b"))
+        await first._release("b")
         (held,) = (await first.owners()).values()
-        assert (held.mine, held.live, held.until) == (True, True, clock.now + 10)
+        assert (held.is_own, held.is_live, held.until) == (True, True, clock.now + 10)
         assert f":{os.getpid()}:" in held.owner
         clock.now += 11
         (seen,) = (await second.owners()).values()
-        assert (seen.mine, seen.live, seen.owner) == (False, False, held.owner)
+        assert (seen.is_own, seen.is_live, seen.owner) == (False, False, held.owner)
 
 
 async def test_closing_gives_every_lease_back(place: str) -> None:
     """The last of several that opened a journal gives its leases back by closing it."""
     first = Journal(place)
     async with first, first:
-        await first.enter(job())
+        await first._add_or_get(job())
     with pytest.raises(JournalError, match="not open"):
-        await first.renew()
+        await first._renew()
     async with Journal(place) as second:
         assert await second.owners() == {}
-        assert await second.claim() == [job()]
+        assert await second._claim() == [job()]
         async with first:
-            assert not first.owns("a")
-            assert await first.claim() == []
+            assert not first._owns("a")
+            assert await first._claim() == []
 
 
 async def test_the_inner_close_leaves_the_journal_open(journal: Journal) -> None:
     """A session that opened the user's journal and closes it takes nothing from the user."""
-    await journal.enter(job())
+    await journal._add_or_get(job())
     async with journal:
         pass
-    await journal.save(job(state=JobState.UPLOADING))
+    await journal._save(job(state=JobState.UPLOADING))
 
 
 async def test_dead_owners_are_forgotten(tmp_path: Path) -> None:
     """Processes that were killed leave no trace once their jobs are taken over."""
     path, clock = tmp_path / "journal.db", Clock()
     async with Journal(path, lease=10, clock=clock) as dead:
-        await dead.enter(job())
+        await dead._add_or_get(job())
         async with Journal(path, lease=10, clock=clock) as heir:
             clock.now += 11
-            await heir.claim()
+            await heir._claim()
             assert select(path, "SELECT count(*) FROM musicgpt_owners") == [(1,)]
-        await dead.enter(job("b"))
-        assert dead.owns("b")
+        await dead._add_or_get(job("b"))
+        assert dead._owns("b")
 
 
 async def test_a_job_is_found_by_either_name(journal: Journal) -> None:
     """The vendor's task_id finds the job as well as its own id; what is not there is None."""
-    await journal.enter(job(task_id="task"))
+    await journal._add_or_get(job(task_id="task"))
     assert await journal.find("a") == await journal.find("task") == job(task_id="task")
     assert await journal.find("b") is None
 
@@ -395,19 +395,19 @@ async def test_records_stream_in_order_while_others_write(journal: Journal) -> N
     """Reading everything goes page by page, so that writing goes on in between."""
     names = [f"job {number}" for number in range(250)]
     for name_ in names:
-        await journal.enter(job(name_))
+        await journal._add_or_get(job(name_))
     seen = []
     async for record in journal.records():
         seen.append(record.id)
         if len(seen) in {1, 120}:
-            await journal.save(job(record.id, state=JobState.UPLOADING))
+            await journal._save(job(record.id, state=JobState.UPLOADING))
     assert seen == names
 
 
 async def test_one_bad_record_spoils_no_other(journal: Journal) -> None:
     """Writes that share a transaction fail one by one."""
-    await journal.enter(job("0"))
-    writes = (journal.enter(job(f"{number % 10}"), force=True) for number in range(30))
+    await journal._add_or_get(job("0"))
+    writes = (journal._add_or_get(job(f"{number % 10}"), force=True) for number in range(30))
     outcomes = await asyncio.gather(*writes, return_exceptions=True)
     entered = {outcome[0].id for outcome in outcomes if isinstance(outcome, tuple)}
     errors = [outcome for outcome in outcomes if isinstance(outcome, JournalError)]
@@ -419,9 +419,9 @@ async def test_one_bad_record_spoils_no_other(journal: Journal) -> None:
 async def test_tokens_stay_out_of_errors(journal: Journal) -> None:
     """Neither an error nor its causes show the values that were written."""
     secret = job(token="kept quiet".replace(" ", "-"))
-    await journal.enter(secret)
+    await journal._add_or_get(secret)
     with pytest.raises(JournalError) as caught:
-        await journal.enter(secret, force=True)
+        await journal._add_or_get(secret, force=True)
     assert caught.value.__cause__ is not None
     assert "kept-quiet" not in "".join(traceback.format_exception(caught.value))
 
@@ -429,27 +429,27 @@ async def test_tokens_stay_out_of_errors(journal: Journal) -> None:
 async def test_text_that_no_database_takes_is_a_journal_error(journal: Journal) -> None:
     """A name from outside that is no Unicode is refused in the journal's own words."""
     with pytest.raises(JournalError, match="cannot be used"):
-        await journal.enter(job(task_id="\udc80"))
-    await journal.enter(job())
+        await journal._add_or_get(job(task_id="\udc80"))
+    await journal._add_or_get(job())
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["task", "scope"])
 async def test_a_cancelled_writer_writes(journal: Journal, native: bool) -> None:
     """Cancelling one who waits for a write neither breaks it nor those that share it."""
     for name_ in "abc":
-        await journal.enter(job(name_))
+        await journal._add_or_get(job(name_))
     async with anyio.create_task_group() as others:
-        others.start_soon(journal.save, job("a", label="saved"))
-        others.start_soon(journal.save, job("c", label="saved"))
+        others.start_soon(journal._save, job("a", label="saved"))
+        others.start_soon(journal._save, job("c", label="saved"))
         if native:
-            task = asyncio.ensure_future(journal.save(job("b", label="saved")))
+            task = asyncio.ensure_future(journal._save(job("b", label="saved")))
             await asyncio.sleep(0)
             task.cancel()
         else:
             with anyio.CancelScope() as scope:
                 scope.cancel()
-                await journal.save(job("b", label="saved"))
-    await journal.renew()
+                await journal._save(job("b", label="saved"))
+    await journal._renew()
     assert [record.label async for record in journal.records()] == ["saved"] * 3
 
 
@@ -459,7 +459,7 @@ async def test_a_writer_waits_for_another_processs_transaction(tmp_path: Path) -
     async with Journal(path) as journal:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            entering = asyncio.ensure_future(journal.enter(job()))
+            entering = asyncio.ensure_future(journal._add_or_get(job()))
             await asyncio.wait([entering], timeout=0.3)
             assert not entering.done()
             assert await journal.find("a") is None
@@ -482,7 +482,7 @@ async def test_the_file_is_a_synchronous_write_ahead_log(tmp_path: Path) -> None
     async with Journal(path) as journal:
         assert select(path, "PRAGMA journal_mode") == [("wal",)]
         for options in ({}, {"musicgpt_reading": True}):
-            engine = journal._opened().execution_options(**options)
+            engine = journal._require_engine().execution_options(**options)
             async with engine.connect() as connection:
                 found = await connection.exec_driver_sql("PRAGMA synchronous")
                 assert found.scalar() == 2
@@ -495,7 +495,7 @@ async def test_a_journal_serves_one_loop_after_another(tmp_path: Path) -> None:
     async def enter(name_: str) -> None:
         async with journal, anyio.create_task_group() as tasks:
             for number in range(3):
-                tasks.start_soon(journal.enter, job(f"{name_} {number}"))
+                tasks.start_soon(journal._add_or_get, job(f"{name_} {number}"))
 
     await enter("here")
     await anyio.to_thread.run_sync(lambda: asyncio.run(enter("there")))

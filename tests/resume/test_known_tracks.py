@@ -31,10 +31,10 @@ from factories.watching import until
 from musicgpt_async import (
     ConfigurationError,
     ExtractionJob,
+    JobDetachedError,
     JobState,
     JournalError,
     MusicGPTSession,
-    ReleasedError,
     SourceChangedError,
     SourceError,
 )
@@ -159,11 +159,11 @@ async def test_letting_go_of_one_handle_leaves_the_other(tmp_path: Path) -> None
         await first.accepted()
         second = session.submit(song)
         # It gives its slot back once it is known to be the first one's job.
-        await until(lambda: second._job.record.fingerprint and session.slots[0] == 1)
+        await until(lambda: second._job._record.fingerprint and session.slots[0] == 1)
         first.cancel()
         with anyio.fail_after(HANG):
             extraction = await second
-        assert isinstance(first.exception(), ReleasedError)
+        assert isinstance(first.exception(), JobDetachedError)
         assert extraction.task_id == vendor.submissions[0].task_id
         assert len(vendor.submissions) == 1
 

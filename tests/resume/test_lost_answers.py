@@ -43,13 +43,13 @@ from musicgpt_async.models import JobRecord
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("lists", [True, False], ids=["a listing", "no listing"])
+@pytest.mark.parametrize("listing", [True, False], ids=["a listing", "no listing"])
 async def test_what_the_vendor_does_not_show_is_said_to_be_unknown(
-    lists: bool, tmp_path: Path
+    listing: bool, tmp_path: Path
 ) -> None:
     """A lost answer that nothing tells of is never sent again; the error says what to do."""
     journal = await written(tmp_path / "journal.db", lost())
-    async with Emulator(seconds=0.05, separate=False, lists=lists) as vendor:
+    async with Emulator(seconds=0.05, separate=False, listing=listing) as vendor:
         async with connected(vendor, journal) as session:
             [job] = await session.resume()
             with anyio.fail_after(HANG), pytest.raises(SubmissionUnknownError) as caught:
@@ -57,9 +57,9 @@ async def test_what_the_vendor_does_not_show_is_said_to_be_unknown(
         assert not vendor.submissions
         assert asked(vendor, "Extraction") == 0
     assert "not sent again by itself" in str(caught.value)
-    assert f"session.bind({job._job.record.id!r}, task_id)" in str(caught.value)
+    assert f"session.bind({job._job._record.id!r}, task_id)" in str(caught.value)
     assert "force=True" in str(caught.value)
-    assert ("could be: none" in str(caught.value)) is lists
+    assert ("could be: none" in str(caught.value)) is listing
     assert caught.value.job is job
     [record] = await read(journal)
     assert record.state is JobState.UNKNOWN
@@ -84,7 +84,7 @@ async def test_the_same_batch_again_guesses_no_more_than_resume(tmp_path: Path) 
     """Taken up one by one, lost tracks are weighed together: none takes another's."""
     tracks = [track(tmp_path, f"{name}.mp3") for name in "ab"]
     journal = tmp_path / "journal.db"
-    async with Emulator(seconds=0.05, separate=False, lists=False) as vendor:
+    async with Emulator(seconds=0.05, separate=False, listing=False) as vendor:
         vendor.script(Fault("submit", "drop_before_answer", **FOREVER))
         async with connected(vendor, journal) as session:
             jobs = [session.submit(path, stems=STEMS) for path in tracks]
@@ -104,20 +104,20 @@ async def test_the_same_batch_again_guesses_no_more_than_resume(tmp_path: Path) 
 async def moved_back(path: Path, record: JobRecord) -> None:
     """Have a submit be sent a minute before it was."""
     async with Journal(path) as journal:
-        await journal.claim()
-        await journal.save(attrs.evolve(record, sent_at=(record.sent_at or 0.0) - 50.0))
+        await journal._claim()
+        await journal._save(attrs.evolve(record, sent_at=(record.sent_at or 0.0) - 50.0))
 
 
 async def test_a_lost_track_goes_on_with_the_task_that_the_user_found(tmp_path: Path) -> None:
     """Bound to its task it is waited for and downloaded where it was meant to; none is paid for."""
     song, stems, journal = track(tmp_path), tmp_path / "stems", tmp_path / "journal.db"
-    async with Emulator(seconds=0.5, separate=False, lists=False) as vendor:
+    async with Emulator(seconds=0.5, separate=False, listing=False) as vendor:
         vendor.script(Fault("submit", "drop_before_answer"))
         async with connected(vendor, journal) as session:
             [outcome] = [each async for each in session.extract_many([song], stems, stems=STEMS)]
             assert isinstance(outcome.error, SubmissionUnknownError)
             assert outcome.job is not None
-            job = await session.bind(outcome.job._job.record.id, vendor.submissions[0].task_id)
+            job = await session.bind(outcome.job._job._record.id, vendor.submissions[0].task_id)
             assert (await job).task_id == vendor.submissions[0].task_id
         assert len(vendor.submissions) == 1
         assert there(stems) == await reference(vendor, tmp_path / "reference", song)
@@ -129,7 +129,7 @@ async def test_a_task_that_was_found_is_checked_before_it_is_written_down(tmp_pa
     """What is no task of the vendor's, or no job that waits for one, changes nothing."""
     journal = await written(tmp_path / "journal.db", lost(), lost("old", state=JobState.UNKNOWN))
     before = await read(journal)
-    async with Emulator(seconds=0.05, separate=False, lists=False) as vendor:
+    async with Emulator(seconds=0.05, separate=False, listing=False) as vendor:
         task = await accepted_by(vendor)
         async with connected(vendor, journal) as session:
             with pytest.raises(NotFoundError, match="task_id"):
@@ -164,12 +164,12 @@ async def test_a_submit_that_is_under_way_elsewhere_is_not_taken_for_a_lost_one(
         connected(vendor, journal) as session,
     ):
         theirs = lost("b", sent_at=time.time() - 5.0)
-        await elsewhere.enter(theirs)
+        await elsewhere._add_or_get(theirs)
         task = await accepted_by(vendor)
         [job] = await session.resume()
         await until(lambda: asked(vendor, "byUser") >= 2)
         assert job.task_id is None
-        await elsewhere.save(attrs.evolve(theirs, task_id=task, state=JobState.WAITING))
+        await elsewhere._save(attrs.evolve(theirs, task_id=task, state=JobState.PROCESSING))
         seen = asked(vendor, "byUser")
         await until(lambda: asked(vendor, "byUser") > seen)
         assert job.task_id is None
@@ -194,7 +194,7 @@ async def test_its_webhook_brings_a_lost_answer_in(secret: str | None, tmp_path:
     """Without a listing, a delivery to the restarted process names the lost task."""
     port = free_port()
     song, url = track(tmp_path), f"http://127.0.0.1:{port}/hooks"
-    async with Emulator(seconds=2.0, separate=False, lists=False) as vendor:
+    async with Emulator(seconds=2.0, separate=False, listing=False) as vendor:
         vendor.script(Fault("submit", "stall_answer"))
         async with process(vendor, tmp_path, song, port=port) as killed:
             await until(lambda: len(vendor.submissions) == 1)
@@ -219,7 +219,7 @@ async def test_a_task_that_a_webhook_names_is_on_disk_once_it_is_acknowledged(
     song, journal = track(tmp_path), tmp_path / "journal.db"
     port = free_port()
     receiver = WebhookReceiver(f"http://127.0.0.1:{port}/hooks", secret=SECRET)
-    async with Emulator(seconds=0.2, separate=False, lists=False) as vendor:
+    async with Emulator(seconds=0.2, separate=False, listing=False) as vendor:
         vendor.script(Fault("submit", "drop_before_answer"))
         vendor.script(Fault("byId", "stall_answer", **FOREVER))
         async with receiver.serve("127.0.0.1", port):
@@ -228,7 +228,7 @@ async def test_a_task_that_a_webhook_names_is_on_disk_once_it_is_acknowledged(
             await until(lambda: any(each.status == 200 for each in vendor.deliveries))
             [record] = await read(journal)
             task_id = vendor.submissions[0].task_id
-            assert (record.task_id, record.hinted_task) == (None, task_id)
+            assert (record.task_id, record.candidate_task_id) == (None, task_id)
             await session.aclose(drain=False)
         vendor.faults.clear()
         async with connected(vendor, journal) as session:  # with neither webhooks nor a listing
@@ -242,11 +242,11 @@ async def test_a_task_that_a_webhook_names_is_on_disk_once_it_is_acknowledged(
 async def test_a_task_that_a_webhook_named_wrongly_is_nobodys(hint: str, tmp_path: Path) -> None:
     """What the vendor does not know, or another job has, brings no lost track in."""
     journal = tmp_path / "journal.db"
-    async with Emulator(seconds=0.05, separate=False, lists=False) as vendor:
+    async with Emulator(seconds=0.05, separate=False, listing=False) as vendor:
         task_id = await accepted_by(vendor)
         known = lost("b", task_id=task_id, state=JobState.COMPLETED)
         hinted = task_id if hint == "another job's" else "00000000-0000-0000-0000-000000000000"
-        await written(journal, known, lost("a", hinted_task=hinted))
+        await written(journal, known, lost("a", candidate_task_id=hinted))
         async with connected(vendor, journal) as session:
             [job] = await session.resume()
             with anyio.fail_after(HANG), pytest.raises(SubmissionUnknownError):
@@ -279,7 +279,7 @@ async def test_a_webhook_that_came_while_nobody_was_there_is_not_waited_for(tmp_
 async def test_an_answer_on_its_way_while_the_session_lets_go_is_kept(tmp_path: Path) -> None:
     """Closed while an answer is due, the session writes it down: nothing is unknown."""
     song, journal = track(tmp_path), tmp_path / "journal.db"
-    async with Emulator(seconds=0.05, separate=False, lists=False) as vendor:
+    async with Emulator(seconds=0.05, separate=False, listing=False) as vendor:
         vendor.script(Fault("submit", "slow_answer", seconds=0.7))
         session = await connected(vendor, journal).start()
         session.submit(song, stems=STEMS)

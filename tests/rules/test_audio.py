@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgpt_async._rules.audio import WAV_HEADER, refusal, wav_size
+from musicgpt_async._rules.audio import WAV_HEADER_SIZE, wav_size, why_not_audio
 
 
 def real_wav(frames: int) -> bytes:
@@ -35,7 +35,7 @@ def real_wav(frames: int) -> bytes:
 def test_pages_and_messages_are_no_audio(head: bytes) -> None:
     """Whatever type the host calls them."""
     for content_type in ("audio/wav", "application/octet-stream", ""):
-        assert refusal(head, content_type)
+        assert why_not_audio(head, content_type)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_pages_and_messages_are_no_audio(head: bytes) -> None:
 )
 def test_what_the_host_calls_text_is_no_audio(content_type: str) -> None:
     """The host's own word is believed when it says so, and named."""
-    why = refusal(b"\xff\xfb\x90\x00", content_type)
+    why = why_not_audio(b"\xff\xfb\x90\x00", content_type)
     assert why
     assert content_type.partition(";")[0] in why
 
@@ -59,14 +59,14 @@ def test_what_the_host_calls_text_is_no_audio(content_type: str) -> None:
 )
 def test_audio_is_let_through(head: bytes, content_type: str) -> None:
     """WAV, MP3 with and without tags, and what the host has no name for."""
-    assert refusal(head, content_type) is None
+    assert why_not_audio(head, content_type) is None
 
 
 @pytest.mark.parametrize("frames", [0, 1, 1000])
 def test_a_wav_says_how_long_it_is(frames: int) -> None:
     """The size in a real header is the size of the file."""
     data = real_wav(frames)
-    assert wav_size(data) == wav_size(data[:WAV_HEADER]) == len(data)
+    assert wav_size(data) == wav_size(data[:WAV_HEADER_SIZE]) == len(data)
 
 
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFFFFF])
@@ -86,6 +86,6 @@ def test_what_is_no_wav_says_nothing(head: bytes) -> None:
 @given(st.binary(max_size=40), st.text(max_size=40))
 def test_any_bytes_are_judged(head: bytes, content_type: str) -> None:
     """No content and no type makes the judges fail."""
-    assert refusal(head, content_type) is None or refusal(head, content_type)
+    assert why_not_audio(head, content_type) is None or why_not_audio(head, content_type)
     size = wav_size(head)
     assert size is None or size >= 8

@@ -10,18 +10,18 @@ from musicgpt_async._rules.credit import ASSUMED_ESTIMATE, CreditBudget
 from musicgpt_async.errors import CreditLimitError
 
 
-@pytest.mark.parametrize("most", [0, -1, -math.inf, math.nan])
-def test_a_limit_is_more_than_nothing(most: float) -> None:
+@pytest.mark.parametrize("limit", [0, -1, -math.inf, math.nan])
+def test_a_limit_is_more_than_nothing(limit: float) -> None:
     """A limit that would forbid everything, or is no number, is a mistake."""
     with pytest.raises(ValueError, match="max_credits"):
-        CreditBudget(most)
+        CreditBudget(limit)
 
 
 def test_without_a_limit_everything_is_allowed() -> None:
     """Submits run side by side, and what they cost is still added up."""
     credit = CreditBudget(None)
     for _ in range(5):
-        assert credit.allows_another()
+        assert credit.can_reserve()
         credit.reserve()
     for _ in range(5):
         credit.settle(2.5)
@@ -32,9 +32,9 @@ def test_with_a_limit_one_submit_at_a_time_is_without_its_estimate() -> None:
     """Until the answer says what a track costs, no other begins."""
     credit = CreditBudget(10)
     credit.reserve()
-    assert not credit.allows_another()
+    assert not credit.can_reserve()
     credit.settle(4)
-    assert credit.allows_another()
+    assert credit.can_reserve()
 
 
 def test_nothing_more_begins_past_the_limit() -> None:
@@ -44,7 +44,7 @@ def test_nothing_more_begins_past_the_limit() -> None:
     credit.settle(5.0)
     with pytest.raises(CreditLimitError, match="max_credits=5"):
         credit.reserve()
-    assert credit.allows_another()
+    assert credit.can_reserve()
 
 
 def test_what_was_not_accepted_costs_nothing() -> None:
@@ -69,17 +69,19 @@ def test_a_lost_response_counts_as_the_largest_estimate_known() -> None:
         credit.reserve()
 
 
-@given(most=st.floats(0.1, 100), costs=st.lists(st.floats(0.0, 20.0) | st.none(), max_size=60))
-def test_the_limit_is_passed_by_less_than_one_track(most: float, costs: list[float | None]) -> None:
+@given(limit=st.floats(0.1, 100), costs=st.lists(st.floats(0.0, 20.0) | st.none(), max_size=60))
+def test_the_limit_is_passed_by_less_than_one_track(
+    limit: float, costs: list[float | None]
+) -> None:
     """However the estimates fall, only the last track reaches past it."""
-    credit = CreditBudget(most)
+    credit = CreditBudget(limit)
     before = 0.0
     for cost in costs:
         try:
             credit.reserve()
         except CreditLimitError:
-            assert credit.counted >= most
+            assert credit.counted >= limit
             break
         before = credit.counted
         credit.settle(cost)
-    assert before < most or not costs
+    assert before < limit or not costs

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgpt_async._rules.durations import Law
+from musicgpt_async._rules.durations import DurationDistribution
 
 
 @given(
@@ -13,12 +13,12 @@ from musicgpt_async._rules.durations import Law
 )
 def test_a_law_stays_a_law(seen: list[tuple[float, float]], last: float, worth: float) -> None:
     """Whatever was observed, chances are between 0 and 1 and the next look is after the last."""
-    law = Law(0.0, 0.35)
+    distribution = DurationDistribution(0.0, 0.35)
     for low, high in seen:
-        law.observe(min(low, high), max(low, high))
-    assert 0.0 <= law.chance(0.0, last) <= 1.0
-    assert law.quantile(0.25) <= law.quantile(0.75)
-    then = law.next_look(last, worth, 1e-3)
+        distribution.observe(min(low, high), max(low, high))
+    assert 0.0 <= distribution.probability(0.0, last) <= 1.0
+    assert distribution.quantile(0.25) <= distribution.quantile(0.75)
+    then = distribution.next_poll(last, worth, 1e-3)
     assert then > last
     if then < 20.0:
-        assert law.undetected(last, then) <= worth * 1.01
+        assert distribution.expected_delay(last, then) <= worth * 1.01

@@ -9,10 +9,10 @@ from yarl import URL
 
 from musicgpt_async._rules.hosts import (
     check_link,
-    checked_base_url,
     is_loopback,
     is_loopback_address,
     is_public,
+    validate_base_url,
     without_query,
 )
 from musicgpt_async.errors import ConfigurationError, DownloadError
@@ -251,7 +251,7 @@ def test_a_refusal_of_what_is_no_url_shows_no_signature() -> None:
 )
 def test_a_base_url_loses_its_trailing_slash(given_: str, expected: str) -> None:
     """Https anywhere, http on this machine alone."""
-    assert checked_base_url(given_) == expected
+    assert validate_base_url(given_) == expected
 
 
 @pytest.mark.parametrize(
@@ -274,11 +274,11 @@ def test_a_base_url_loses_its_trailing_slash(given_: str, expected: str) -> None
 def test_a_base_url_that_would_lose_the_key_or_lead_nowhere_is_refused(url: str) -> None:
     """The error says where the URL comes from, or that the key would go in clear."""
     with pytest.raises(ConfigurationError, match=r"MUSICGPT_BASE_URL|key in clear"):
-        checked_base_url(url)
+        validate_base_url(url)
 
 
 @pytest.mark.parametrize("url", ["https://api.example/v1?", "https://api.example/v1#"])
 def test_a_base_url_ends_in_its_path(url: str) -> None:
     """Paths are put behind it: nothing may stand between."""
     with pytest.raises(ConfigurationError):
-        checked_base_url(url)
+        validate_base_url(url)

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgpt_async._rules.names import (
-    DEFAULT_TEMPLATE,
-    checked_template,
-    numbered,
+from musicgpt_async._rules.filenames import (
+    DEFAULT_LAYOUT,
     numbered_track,
-    safe,
-    target,
+    output_path,
+    sanitize,
+    validate_layout,
     with_folder,
+    with_number,
 )
 from musicgpt_async.errors import InvalidOptionError
 
@@ -39,7 +39,7 @@ FOLDERS = "{folder}/{track} - {stem}.{ext}"
 def test_what_is_no_path_on_some_system_is_refused(layout: str) -> None:
     """Backslashes, drive letters, NUL, what is not UTF-8, and a slash with no name after it."""
     with pytest.raises(InvalidOptionError, match="layout"):
-        checked_template(layout)
+        validate_layout(layout)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_what_is_no_path_on_some_system_is_refused(layout: str) -> None:
         ("../../etc", FOLDERS, "_/_/etc/song - vocals.wav"),
         ("/abs/olute", FOLDERS, "abs/olute/song - vocals.wav"),
         ("C:\\x", FOLDERS, "C__x/song - vocals.wav"),
-        ("disc", DEFAULT_TEMPLATE, "song - vocals.wav"),
+        ("disc", DEFAULT_LAYOUT, "song - vocals.wav"),
     ],
 )
 def test_a_folder_is_filled_in_and_never_leads_out(folder: str, layout: str, expected: str) -> None:
     """Its parts are made safe like any name; an empty one leaves no slash behind."""
-    filled = with_folder(checked_template(layout), folder)
-    path = target(Path("out"), filled, track="song", stem="vocals", ext="wav")
+    filled = with_folder(validate_layout(layout), folder)
+    path = output_path(Path("out"), filled, track="song", stem="vocals", ext="wav")
     assert path == Path("out") / expected
     assert with_folder(filled, "another") == filled
 
@@ -78,7 +78,9 @@ def test_every_part_of_a_path_fits_in_255_bytes(
 ) -> None:
     """A layout may have much text of its own: names are cut at a character, endings stay."""
     layout = with_folder(f"{{folder}}/x{literal}{{track}}x/x{literal}{{stem}}.{{ext}}", folder)
-    path = numbered(target(Path("out"), layout, track=track, stem="vocals", ext="wav"), number)
+    path = with_number(
+        output_path(Path("out"), layout, track=track, stem="vocals", ext="wav"), number
+    )
     assert path.suffix == ".wav"
     assert all(len(part.encode()) <= 255 for part in path.parts)
     assert path.name.endswith(f" ({number}).wav") or number == 1
@@ -88,6 +90,6 @@ def test_every_part_of_a_path_fits_in_255_bytes(
 def test_a_numbered_track_stays_as_it_is_when_it_is_made_safe(track: str, number: int) -> None:
     """The number is not cut off again where the name goes into a path."""
     name = numbered_track(track, number)
-    assert safe(name, 150) == name or name.startswith("_")
+    assert sanitize(name, 150) == name or name.startswith("_")
     assert name.endswith(f" ({number})")
     assert numbered_track(track, 1) == track

@@ -47,8 +47,8 @@ def test_terminal_states_have_no_way_out_and_the_others_have_one_to_an_end() -> 
         JobState.COMPLETED,
         JobState.FAILED,
         JobState.UNKNOWN,
-        JobState.EXPIRED,
-        JobState.RELEASED,
+        JobState.TIMED_OUT,
+        JobState.DETACHED,
     } == TERMINAL
     for state in set(JobState) - TERMINAL:
         assert reachable(state) & TERMINAL
@@ -56,7 +56,7 @@ def test_terminal_states_have_no_way_out_and_the_others_have_one_to_an_end() -> 
 
 def test_what_was_accepted_is_never_sent_again() -> None:
     """No way leads from acceptance back into the queue, and none to "unknown"."""
-    after_acceptance = reachable(JobState.WAITING)
+    after_acceptance = reachable(JobState.PROCESSING)
     assert not after_acceptance & {JobState.QUEUED, JobState.UPLOADING, JobState.UNKNOWN}
 
 
@@ -70,8 +70,8 @@ def test_only_a_clear_answer_leads_back_to_another_delivery() -> None:
     assert back == {
         (JobState.QUEUED, Trigger.SLOT_ACQUIRED),
         (JobState.UPLOADING, Trigger.REQUEUED),
-        (JobState.DELIVERED, Trigger.REQUEUED),
-        (JobState.DELIVERED, Trigger.NOT_DELIVERED),
+        (JobState.UNACKNOWLEDGED, Trigger.REQUEUED),
+        (JobState.UNACKNOWLEDGED, Trigger.NOT_DELIVERED),
     }
 
 
@@ -79,7 +79,7 @@ def test_an_accepted_job_fails_by_the_verdict_of_musicgpt_alone() -> None:
     """An exception of ours after acceptance has no row: the job stays accepted."""
     ways = {
         trigger
-        for trigger, step in TRANSITIONS[JobState.WAITING].items()
+        for trigger, step in TRANSITIONS[JobState.PROCESSING].items()
         if step.state is JobState.FAILED
     }
     assert ways == {Trigger.EXTRACTION_FAILED}
@@ -90,8 +90,8 @@ def test_what_may_cost_money_is_durable_first() -> None:
     first = {(state, trigger) for state, trigger, step in ROWS if Effect.SAVE_FIRST in step.effects}
     assert first == {
         (JobState.UPLOADING, Trigger.DELIVERED),
-        (JobState.DELIVERED, Trigger.NOT_DELIVERED),
-        (JobState.DELIVERED, Trigger.REQUEUED),
+        (JobState.UNACKNOWLEDGED, Trigger.NOT_DELIVERED),
+        (JobState.UNACKNOWLEDGED, Trigger.REQUEUED),
     }
 
 
@@ -105,7 +105,7 @@ def test_every_end_frees_the_slot_and_is_saved() -> None:
 def test_every_living_job_can_be_detached_and_left() -> None:
     """There is no state in which cancelling, or closing the session, has no meaning."""
     for state in set(JobState) - TERMINAL:
-        assert next_step(state, Trigger.DETACHED).state is JobState.RELEASED
+        assert next_step(state, Trigger.DETACHED).state is JobState.DETACHED
         left = next_step(state, Trigger.SESSION_LEFT)
         assert left.state is state
         assert Effect.END in left.effects
@@ -120,7 +120,7 @@ def test_a_handle_that_follows_can_end_as_any_other() -> None:
 def test_may_be_paid_is_what_musicgpt_may_have() -> None:
     """From the delivery on, and not before."""
     assert not MAY_BE_PAID & {JobState.QUEUED, JobState.UPLOADING}
-    assert {JobState.DELIVERED, JobState.WAITING, JobState.COMPLETED, JobState.UNKNOWN} <= (
+    assert {JobState.UNACKNOWLEDGED, JobState.PROCESSING, JobState.COMPLETED, JobState.UNKNOWN} <= (
         MAY_BE_PAID
     )
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from musicgpt_async._rules import payloads
-from musicgpt_async._rules.matching import is_of_job, matches
-from musicgpt_async._rules.payloads import Progress, read_conversion, read_delivery, stem_in
+from musicgpt_async._rules.payloads import Progress, parse_conversion, parse_delivery, stem_in
+from musicgpt_async._rules.reconciliation import is_of_job, reconcile
 from musicgpt_async.models import JobRecord, StemLinks
 
 HOST = "https://lalals.s3.amazonaws.com/c"
@@ -22,7 +22,7 @@ DONE = {"task_id": "t", "conversion_id": "c", "status": "COMPLETED"}
 
 def links(answer: dict[str, Any], requested: tuple[str, ...] = ASKED) -> Any:
     """The links of a byId answer."""
-    return read_conversion(answer, requested=requested).links
+    return parse_conversion(answer, requested=requested).links
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_links_are_found_inside_and_beside_the_conversion(
     else:
         answer = {"success": True, "conversion": DONE, **fields}
     assert links(answer) == BOTH
-    assert read_delivery({**DONE, **fields}, requested=ASKED).links == BOTH
+    assert parse_delivery({**DONE, **fields}, requested=ASKED).links == BOTH
 
 
 def test_a_files_ending_goes_before_its_fields_name() -> None:
@@ -125,10 +125,10 @@ def test_a_word_never_seen_counts_as_completed_with_all_links_there(
 ) -> None:
     """The links of every stem that was asked for, or of the vendor's four, say that it is done."""
     answer = {"conversion": {**DONE, "status": "REMASTERED", "audio_url": told}}
-    conversion = read_conversion(answer, requested=requested)
-    assert (conversion.progress, conversion.known) == (progress, False)
+    conversion = parse_conversion(answer, requested=requested)
+    assert (conversion.progress, conversion.is_known_status) == (progress, False)
     answer["conversion"]["status"] = "PROCESSING"
-    assert read_conversion(answer, requested=requested).progress is Progress.UNFINISHED
+    assert parse_conversion(answer, requested=requested).progress is Progress.UNFINISHED
 
 
 def test_a_url_that_cannot_be_read_breaks_nothing() -> None:
@@ -141,7 +141,7 @@ def entry(task_id: str, **fields: Any) -> payloads.Conversion:
     """One entry of the account's listing."""
     created = "1970-01-01T00:16:41.000Z"
     told = {"task_id": task_id, "createdAt": created, **fields}
-    return payloads.read_listing({"conversions": [told]})[0]
+    return payloads.parse_listing({"conversions": [told]})[0]
 
 
 def test_a_webhook_url_decides_by_the_jobs_own_token() -> None:
@@ -152,6 +152,6 @@ def test_a_webhook_url_decides_by_the_jobs_own_token() -> None:
     assert is_of_job(record, entry("a", webhook_url=theirs)) is False
     assert is_of_job(record, entry("a")) is None
     assert is_of_job(record, entry("a", webhook_url="")) is None
-    assert matches([record], [entry("a", webhook_url=theirs)], claimed=()) == {}
+    assert reconcile([record], [entry("a", webhook_url=theirs)], claimed=()) == {}
     both = [entry("a", webhook_url=theirs), entry("b")]
-    assert matches([record], both, claimed=())["j"].task_id == "b"
+    assert reconcile([record], both, claimed=())["j"].task_id == "b"

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from musicgpt_async._rules import payloads
-from musicgpt_async._rules.payloads import SNIPPET_LENGTH, UNNAMED_STEM, Progress
+from musicgpt_async._rules.payloads import EXCERPT_LENGTH, UNNAMED_STEM, Progress
 from musicgpt_async.errors import ProtocolError
 from musicgpt_async.models import Acceptance, StemLinks
 
@@ -46,21 +46,21 @@ OBJECTS = st.dictionaries(
     max_size=8,
 )
 READERS: list[Callable[[dict[str, Any]], Any]] = [
-    payloads.read_acceptance,
-    payloads.read_conversion,
-    lambda data: payloads.read_conversion(data, requested=["vocals"]),
-    payloads.read_listing,
-    payloads.read_delivery,
+    payloads.parse_acceptance,
+    payloads.parse_conversion,
+    lambda data: payloads.parse_conversion(data, requested=["vocals"]),
+    payloads.parse_listing,
+    payloads.parse_delivery,
     payloads.listing_continues_after,
-    payloads.words_of,
-    payloads.refuses,
-    payloads.snippet,
+    payloads.error_message,
+    payloads.is_error,
+    payloads.excerpt,
 ]
 
 
 def short(message: str) -> bool:
     """Tell whether a message is one line, and bounded."""
-    return len(message) < SNIPPET_LENGTH + 100 and len(message.splitlines()) == 1
+    return len(message) < EXCERPT_LENGTH + 100 and len(message.splitlines()) == 1
 
 
 def refusal_of(read: Callable[[], Any]) -> str | None:
@@ -119,14 +119,14 @@ def refusal_of(read: Callable[[], Any]) -> str | None:
 )
 def test_an_acceptance_is_read_in_every_shape(data: dict[str, Any], expected: Acceptance) -> None:
     """Both samples of the page, numbers as strings, an unknown eta, and what is left out."""
-    assert payloads.read_acceptance(data) == expected
+    assert payloads.parse_acceptance(data) == expected
 
 
 @pytest.mark.parametrize("task_id", [None, "", "  ", [], {}, True, 1.5])
 def test_an_acceptance_without_a_task_id_shows_what_came(task_id: Any) -> None:
     """Without a name for the job there is no job to follow."""
     with pytest.raises(ProtocolError, match="task_id") as caught:
-        payloads.read_acceptance({"success": True, "task_id": task_id, "note": "shown"})
+        payloads.parse_acceptance({"success": True, "task_id": task_id, "note": "shown"})
     assert short(str(caught.value))
 
 
@@ -159,8 +159,8 @@ def answer(**conversion: Any) -> dict[str, Any]:
 )
 def test_status_words_are_compared_without_case(word: Any, progress: Progress, known: bool) -> None:
     """A word never seen before means "not finished yet"."""
-    conversion = payloads.read_conversion(answer(status=word))
-    assert (conversion.progress, conversion.known) == (progress, known)
+    conversion = payloads.parse_conversion(answer(status=word))
+    assert (conversion.progress, conversion.is_known_status) == (progress, known)
 
 
 STEMS = {"vocals": f"{S3}/v.mp3", "drums": f"{S3}/d.mp3"}
@@ -204,7 +204,7 @@ BROKEN_LINES = '{\n    "vocals": "%s",\n\n  "drums":\r\n"%s"\n}\n'
 )
 def test_links_are_read_in_every_shape(fields: dict[str, Any]) -> None:
     """JSON strings with line breaks inside, objects, either name of a field; junk is no stem."""
-    conversion = payloads.read_conversion(answer(status="COMPLETED", **fields))
+    conversion = payloads.parse_conversion(answer(status="COMPLETED", **fields))
     assert conversion.links == BOTH
     assert list(conversion.links) == ["vocals", "drums"]
 
@@ -212,7 +212,7 @@ def test_links_are_read_in_every_shape(fields: dict[str, Any]) -> None:
 def test_a_line_break_inside_a_links_string_is_read() -> None:
     """Even raw control characters within a JSON string do not lose the stems."""
     text = f'{{"vocals": "{S3}/v.mp3", "note": "two\nlines"}}'
-    conversion = payloads.read_conversion(answer(status="COMPLETED", audio_url=text))
+    conversion = payloads.parse_conversion(answer(status="COMPLETED", audio_url=text))
     assert conversion.links == {"vocals": StemLinks(mp3=f"{S3}/v.mp3")}
 
 
@@ -225,7 +225,7 @@ def test_a_plain_link_belongs_to_the_one_stem_that_was_asked_for(
 ) -> None:
     """The general page shows one URL; what it holds is known only where one stem was wanted."""
     data = answer(status="COMPLETED", audio_url=f" {S3}/a.mp3\n", conversion_path_wav=f"{S3}/a.wav")
-    conversion = payloads.read_conversion(data, requested=requested)
+    conversion = payloads.parse_conversion(data, requested=requested)
     assert conversion.links == {stem: StemLinks(mp3=f"{S3}/a.mp3", wav=f"{S3}/a.wav")}
 
 
@@ -234,12 +234,12 @@ def test_a_plain_link_belongs_to_the_one_stem_that_was_asked_for(
 )
 def test_what_is_no_link_gives_no_stem(url: Any) -> None:
     """Garbled links are no links; the job is not lost by them."""
-    assert payloads.read_conversion(answer(status="COMPLETED", audio_url=url)).links == {}
+    assert payloads.parse_conversion(answer(status="COMPLETED", audio_url=url)).links == {}
 
 
 def test_a_stem_that_no_page_names_is_kept() -> None:
     """The vendor may add stems; they are downloaded like others."""
-    conversion = payloads.read_conversion(answer(audio_url={"theremin": f"{S3}/t.mp3"}))
+    conversion = payloads.parse_conversion(answer(audio_url={"theremin": f"{S3}/t.mp3"}))
     assert conversion.links == {"theremin": StemLinks(mp3=f"{S3}/t.mp3")}
     assert conversion.progress is Progress.COMPLETED
 
@@ -254,7 +254,7 @@ def test_a_whole_byid_answer_is_read() -> None:
         conversion_duration=136.83,
         createdAt="2025-06-01T12:00:00Z",
     )
-    conversion = payloads.read_conversion(data)
+    conversion = payloads.parse_conversion(data)
     assert (conversion.cost, conversion.duration) == (5.55, 136.83)
     assert (conversion.message, conversion.created) == ("done", "2025-06-01T12:00:00Z")
     extraction = conversion.extraction("other")
@@ -265,14 +265,14 @@ def test_a_whole_byid_answer_is_read() -> None:
 
 def test_a_conversion_without_its_task_id_takes_the_one_asked_for() -> None:
     """What was asked after is what was answered."""
-    conversion = payloads.read_conversion({"conversion": {"status": "COMPLETED"}})
+    conversion = payloads.parse_conversion({"conversion": {"status": "COMPLETED"}})
     assert conversion.extraction("asked").task_id == "asked"
 
 
 def test_an_answer_without_its_envelope_is_read() -> None:
     """A flat byId answer is as good as one under "conversion"."""
     assert (
-        payloads.read_conversion({"status": "ERROR", "status_msg": "too long"}).message
+        payloads.parse_conversion({"status": "ERROR", "status_msg": "too long"}).message
         == "too long"
     )
 
@@ -281,7 +281,7 @@ def test_an_answer_without_its_envelope_is_read() -> None:
 def test_an_answer_that_holds_no_conversion_is_a_protocol_error(conversion: Any) -> None:
     """It shows what came instead."""
     with pytest.raises(ProtocolError, match="no conversion") as caught:
-        payloads.read_conversion({"success": True, "conversion": conversion})
+        payloads.parse_conversion({"success": True, "conversion": conversion})
     assert short(str(caught.value))
 
 
@@ -300,14 +300,14 @@ def test_the_extraction_pages_delivery_is_read() -> None:
         "conversion_cost": "5.55",
         "conversion_duration": 136.83,
     }
-    conversion = payloads.read_delivery(delivery)
+    conversion = payloads.parse_delivery(delivery)
     assert conversion.progress is Progress.COMPLETED
     assert (conversion.links, conversion.cost, conversion.duration) == (BOTH, 5.55, 136.83)
 
 
 def test_the_general_pages_delivery_is_read() -> None:
     """A status, one plain URL and a number for the cost."""
-    conversion = payloads.read_delivery(
+    conversion = payloads.parse_delivery(
         {
             "success": True,
             "conversion_type": "Extraction",
@@ -339,7 +339,7 @@ def test_the_general_pages_delivery_is_read() -> None:
 )
 def test_a_failures_delivery_is_read_in_every_plausible_shape(data: dict[str, Any]) -> None:
     """``success: false`` and/or a status; the words are found."""
-    conversion = payloads.read_delivery(data)
+    conversion = payloads.parse_delivery(data)
     assert (conversion.progress, conversion.message) == (Progress.FAILED, "too long")
 
 
@@ -348,11 +348,11 @@ def test_a_failures_delivery_is_read_in_every_plausible_shape(data: dict[str, An
 
 def test_a_listing_passes_over_what_is_none() -> None:
     """Entries that are no objects are left out; what is no list is an error."""
-    listing = payloads.read_listing({"conversions": [{"task_id": "a"}, None, 3, {"task_id": "b"}]})
+    listing = payloads.parse_listing({"conversions": [{"task_id": "a"}, None, 3, {"task_id": "b"}]})
     assert [each.task_id for each in listing] == ["a", "b"]
     for wrong in (None, {}, "x"):
         with pytest.raises(ProtocolError, match="no list"):
-            payloads.read_listing({"conversions": wrong})
+            payloads.parse_listing({"conversions": wrong})
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_hinted_links_fill_what_byid_leaves_out_and_replace_nothing() -> None:
     """What byId says counts; a delivery only adds."""
     believed = {"vocals": StemLinks(mp3="api"), "bass": StemLinks()}
     hinted = {"vocals": StemLinks(mp3="forged", wav="hint"), "drums": StemLinks(wav="hint")}
-    assert payloads.with_hinted_links(believed, hinted) == {
+    assert payloads.merge_links(believed, hinted) == {
         "vocals": StemLinks(mp3="api", wav="hint"),
         "bass": StemLinks(),
         "drums": StemLinks(wav="hint"),
@@ -407,9 +407,9 @@ def test_a_submit_has_the_fields_of_the_vendors_samples() -> None:
 @example("\u2028\u0085\x1b[31m".encode() * 100)
 def test_any_bytes_are_an_object_or_a_protocol_error(body: bytes) -> None:
     """Nothing but a ProtocolError comes out, its message short and on one line."""
-    refused = refusal_of(lambda: isinstance(payloads.read_object(body), dict))
+    refused = refusal_of(lambda: isinstance(payloads.parse_object(body), dict))
     assert refused is None or short(refused)
-    words = payloads.read_words(body)
+    words = payloads.parse_error_message(body)
     assert words is None or short(words)
 
 
@@ -429,7 +429,7 @@ def test_any_object_is_read_or_refused(data: dict[str, Any]) -> None:
 @given(OBJECTS)
 def test_a_delivery_is_always_read(data: dict[str, Any]) -> None:
     """A hint is never an error: at worst it hints at nothing."""
-    conversion = payloads.read_delivery(data)
+    conversion = payloads.parse_delivery(data)
     assert isinstance(conversion.progress, Progress)
     assert all(isinstance(stem, str) for stem in conversion.links)
     for links in conversion.links.values():
@@ -439,7 +439,7 @@ def test_a_delivery_is_always_read(data: dict[str, Any]) -> None:
 
 def nested(depth: int, key: str) -> dict[str, Any]:
     """An object within an object, as deep as a vendor could send it."""
-    return payloads.read_object(b'{"%b":' % key.encode() * depth + b"{}" + b"}" * depth)
+    return payloads.parse_object(b'{"%b":' % key.encode() * depth + b"{}" + b"}" * depth)
 
 
 @pytest.mark.parametrize(
@@ -489,15 +489,15 @@ def test_nested_details_take_no_longer_than_their_size() -> None:
             inner = [{"msg": inner}]
         return {"detail": inner}
 
-    small = calls_of(lambda: payloads.words_of(details(6)))
-    large = calls_of(lambda: payloads.words_of(details(12)))
+    small = calls_of(lambda: payloads.error_message(details(6)))
+    large = calls_of(lambda: payloads.error_message(details(12)))
     assert large < 5 * small
 
 
 @given(st.binary(max_size=9000))
 def test_a_snippet_is_one_short_printable_line(body: bytes) -> None:
     """Whatever came, a piece of it can stand in a sentence and on a terminal."""
-    piece = payloads.snippet(body)
-    assert len(piece) <= SNIPPET_LENGTH
+    piece = payloads.excerpt(body)
+    assert len(piece) <= EXCERPT_LENGTH
     assert len(piece.splitlines()) <= 1
     assert piece.isprintable() or not piece

@@ -5,7 +5,7 @@ import math
 import random
 
 import pytest
-from factories.schedules import look, next_of, schedule, taught, worst_minute
+from factories.schedules import next_of, poll, schedule, taught, worst_minute
 
 from musicgpt_async._rules.polling import Schedule
 from musicgpt_async._rules.receiver_reliability import ReceiverReliability
@@ -15,10 +15,10 @@ def test_the_first_look_follows_the_eta() -> None:
     """A fresh job is left alone until its end becomes likely, and looked at often then."""
     waiting = schedule()
     waiting.add("job", now=0.0, eta=100.0)
-    looks = [at for at, _ in look(waiting, {"job": 101.0}, until=1000.0)]
-    assert looks[0] > 10.0
-    assert len([at for at in looks if 80.0 < at < 101.0]) > 3 * len(
-        [at for at in looks if at < 21.0]
+    polls = [at for at, _ in poll(waiting, {"job": 101.0}, until=1000.0)]
+    assert polls[0] > 10.0
+    assert len([at for at in polls if 80.0 < at < 101.0]) > 3 * len(
+        [at for at in polls if at < 21.0]
     )
     assert len(waiting) == 0
     assert waiting.next_due() is None
@@ -29,7 +29,7 @@ def test_an_idle_budget_finds_the_end_soon() -> None:
     for end in (3.0, 60.0, 101.0, 180.0, 900.0):
         waiting = schedule()
         waiting.add("job", now=0.0, eta=100.0)
-        last, _ = look(waiting, {"job": end}, until=2000.0)[-1]
+        last, _ = poll(waiting, {"job": end}, until=2000.0)[-1]
         assert last - end < 45.0
 
 
@@ -39,8 +39,8 @@ def test_how_long_jobs_take_is_learned() -> None:
     for ratio in (0.5, 2.0):
         waiting = taught(ratio)
         waiting.add("job", now=1e6, eta=100.0)
-        looks = look(waiting, {"job": 1e6 + 100.0 * ratio}, until=1e6 + 1000.0)
-        moments.append(sum(at for at, _ in looks) / len(looks) - 1e6)
+        polls = poll(waiting, {"job": 1e6 + 100.0 * ratio}, until=1e6 + 1000.0)
+        moments.append(sum(at for at, _ in polls) / len(polls) - 1e6)
     assert moments[0] < 60.0
     assert moments[1] > 130.0
 
@@ -58,7 +58,7 @@ def test_an_eta_that_says_nothing_works_too(eta: float | None) -> None:
     """The vendor's -1, and worse, mean an unknown eta, and the end is found all the same."""
     waiting = schedule()
     waiting.add("job", now=0.0, eta=eta)
-    last, _ = look(waiting, {"job": 77.0}, until=1000.0)[-1]
+    last, _ = poll(waiting, {"job": 77.0}, until=1000.0)[-1]
     assert last - 77.0 < 15.0
 
 
@@ -67,7 +67,7 @@ def test_a_handle_of_unknown_age_is_looked_at_at_once() -> None:
     waiting = schedule()
     waiting.add("attached", now=5.0, eta=None, age=None)
     assert next_of(waiting) == 5.0
-    assert waiting.due(5.0) == ["attached"]
+    assert waiting.take_due(5.0) == ["attached"]
 
 
 def test_many_attached_handles_do_not_hold_up_a_job_about_to_end() -> None:
@@ -76,9 +76,9 @@ def test_many_attached_handles_do_not_hold_up_a_job_about_to_end() -> None:
     for n in range(1000):
         waiting.add(f"attached {n}", now=0.0, eta=None, age=None)
     waiting.add("job", now=0.0, eta=20.0)
-    looks = look(waiting, {"job": 20.0}, until=60.0)
-    assert "job" in {key for _, key in looks}
-    assert min(at for at, key in looks if key == "job" and at >= 20.0) < 40.0
+    polls = poll(waiting, {"job": 20.0}, until=60.0)
+    assert "job" in {key for _, key in polls}
+    assert min(at for at, key in polls if key == "job" and at >= 20.0) < 40.0
 
 
 def test_fifty_wakes_at_once_are_looked_at_at_once() -> None:
@@ -89,7 +89,7 @@ def test_fifty_wakes_at_once_are_looked_at_at_once() -> None:
     for n in range(50):
         waiting.wake(f"{n}", now=10.0 + n * 1e-4)
     assert next_of(waiting) == 10.0
-    assert len(waiting.due(10.0 + 50e-4)) == 50
+    assert len(waiting.take_due(10.0 + 50e-4)) == 50
 
 
 def test_a_burst_of_wakes_keeps_to_the_budget() -> None:
@@ -98,9 +98,9 @@ def test_a_burst_of_wakes_keeps_to_the_budget() -> None:
     for n in range(50):
         waiting.add(f"{n}", now=0.0, eta=100.0, webhook="token")
         waiting.wake(f"{n}", now=1.0)
-    looks = look(waiting, dict.fromkeys(map(str, range(50)), 0.0), until=500.0)
-    assert {key for _, key in looks} == set(map(str, range(50)))
-    assert worst_minute(at for at, _ in looks) == 20
+    polls = poll(waiting, dict.fromkeys(map(str, range(50)), 0.0), until=500.0)
+    assert {key for _, key in polls} == set(map(str, range(50)))
+    assert worst_minute(at for at, _ in polls) == 20
 
 
 def test_wakes_make_an_unknown_budget_grow() -> None:
@@ -112,9 +112,9 @@ def test_wakes_make_an_unknown_budget_grow() -> None:
         waiting.wake(key, now=50.0)
     seen, now = 0, 50.0
     while seen < 40 and now < 55.0:
-        for key in waiting.due(now):
-            waiting.answered(now=now)
-            waiting.finished(key, now=now)
+        for key in waiting.take_due(now):
+            waiting.on_success(now=now)
+            waiting.on_finished(key, now=now)
             seen += 1
         now += 0.1
     assert seen == 40
@@ -125,21 +125,21 @@ def test_a_wake_goes_ahead_of_all_others() -> None:
     waiting = schedule(60.0)
     for n in range(100):
         waiting.add(f"{n}", now=0.0, eta=10.0)
-    look(waiting, {}, until=30.0)
+    poll(waiting, {}, until=30.0)
     waiting.wake("77", now=30.0)
-    assert waiting.due(30.0)[0] == "77"
+    assert waiting.take_due(30.0)[0] == "77"
 
 
 def test_a_wake_during_a_look_is_looked_at_right_after() -> None:
     """A delivery that comes while the job is being asked after is not forgotten."""
     waiting = schedule()
     waiting.add("job", now=0.0, eta=None, age=None)
-    assert waiting.due(0.0) == ["job"]
+    assert waiting.take_due(0.0) == ["job"]
     waiting.wake("job", now=0.1)
     assert waiting.next_due() is None
-    waiting.pending("job", now=0.2)
+    waiting.on_unfinished("job", now=0.2)
     assert next_of(waiting) == 0.1
-    assert waiting.due(0.2) == ["job"]
+    assert waiting.take_due(0.2) == ["job"]
 
 
 def test_a_delayed_wake_asks_again_shortly() -> None:
@@ -148,8 +148,8 @@ def test_a_delayed_wake_asks_again_shortly() -> None:
     waiting.add("job", now=0.0, eta=100.0, webhook="token")
     waiting.wake("job", now=10.0, delay=0.5)
     assert next_of(waiting) == 10.5
-    assert waiting.due(10.4) == []
-    assert waiting.due(10.5) == ["job"]
+    assert waiting.take_due(10.4) == []
+    assert waiting.take_due(10.5) == ["job"]
 
 
 def test_a_forged_delivery_teaches_nothing() -> None:
@@ -160,7 +160,7 @@ def test_a_forged_delivery_teaches_nothing() -> None:
             waiting.add(f"{n}", now=0.0, eta=100.0)
             if waiting is forged:
                 waiting.delivered(f"{n}", now=1.0)
-        look(waiting, dict.fromkeys(map(str, range(30)), 100.0), until=1000.0)
+        poll(waiting, dict.fromkeys(map(str, range(30)), 100.0), until=1000.0)
         waiting.add("job", now=2000.0, eta=100.0)
     assert abs(next_of(plain) - next_of(forged)) < 10.0
 
@@ -170,14 +170,14 @@ def test_ordinary_looks_come_without_bursts() -> None:
     waiting = schedule(60.0)
     for n in range(30):
         waiting.add(f"{n}", now=0.0, eta=100.0)
-    looks = [at for at, _ in look(waiting, {}, until=200.0)]
-    assert min(b - a for a, b in itertools.pairwise(looks)) > 0.9
-    assert len([at for at in looks if 80.0 <= at < 140.0]) >= 58
+    polls = [at for at, _ in poll(waiting, {}, until=200.0)]
+    assert min(b - a for a, b in itertools.pairwise(polls)) > 0.9
+    assert len([at for at in polls if 80.0 <= at < 140.0]) >= 58
 
 
 def test_webhooks_are_kept_a_reserve() -> None:
     """Where deliveries come ordinary looks leave a tenth of the budget for them, else none."""
-    looks = []
+    polls = []
     for arrivals in (0, 3):
         reliability = ReceiverReliability()
         for _ in range(arrivals):
@@ -188,9 +188,9 @@ def test_webhooks_are_kept_a_reserve() -> None:
         for n in range(30):
             waiting.add(f"{n}", now=0.0, eta=10.0)
         waiting.add("hooked", now=0.0, eta=100.0, webhook="token")
-        looks.append([at for at, _ in look(waiting, {}, until=60.0)])
+        polls.append([at for at, _ in poll(waiting, {}, until=60.0)])
     waiting.delivered("hooked", now=60.0)
-    assert len(looks[1]) <= 54 < len(looks[0])
+    assert len(polls[1]) <= 54 < len(polls[0])
     assert next_of(waiting) == 60.0
 
 
@@ -200,7 +200,7 @@ def test_an_age_that_says_nothing_is_unknown(age: float) -> None:
     waiting = schedule()
     waiting.add("job", now=5.0, eta=100.0)
     waiting.add("resumed", now=5.0, eta=100.0, age=age)
-    assert waiting.due(5.0) == ["resumed"]
+    assert waiting.take_due(5.0) == ["resumed"]
 
 
 def test_the_first_look_of_an_attached_job_waits_for_no_other() -> None:
@@ -208,11 +208,11 @@ def test_the_first_look_of_an_attached_job_waits_for_no_other() -> None:
     waiting = schedule(60.0)
     for n in range(200):
         waiting.add(f"{n}", now=0.0, eta=None, age=None)
-        waiting.forget(f"{n}")
+        waiting.remove(f"{n}")
     waiting.add("job", now=10.0, eta=100.0)
     waiting.add("attached", now=10.0, eta=None, age=None)
     assert next_of(waiting) == 10.0
-    assert waiting.due(10.0) == ["attached"]
+    assert waiting.take_due(10.0) == ["attached"]
 
 
 @pytest.mark.parametrize(
@@ -224,22 +224,22 @@ def test_a_429_pauses_everything(told: float | None, kept: float) -> None:
     waiting = schedule()
     waiting.add("slow", now=0.0, eta=None, age=None)
     waiting.add("woken", now=0.0, eta=100.0)
-    waiting.due(0.0)
-    waiting.throttled(now=0.0, retry_after=told)
-    waiting.pending("slow", now=0.0)
+    waiting.take_due(0.0)
+    waiting.on_throttled(now=0.0, retry_after=told)
+    waiting.on_unfinished("slow", now=0.0)
     waiting.wake("woken", now=0.1)
-    assert waiting.due(kept - 0.01) == []
+    assert waiting.take_due(kept - 0.01) == []
     assert next_of(waiting) == kept
-    assert waiting.due(kept)[0] == "woken"
+    assert waiting.take_due(kept)[0] == "woken"
     assert waiting.polls_per_minute < 500.0
 
 
 def test_many_429s_of_one_burst_count_once() -> None:
     """Looks that were under way together meet one refusal, not ten."""
     once, often = schedule(), schedule()
-    once.throttled(now=0.0, retry_after=5.0)
+    once.on_throttled(now=0.0, retry_after=5.0)
     for _ in range(10):
-        often.throttled(now=0.0, retry_after=5.0)
+        often.on_throttled(now=0.0, retry_after=5.0)
     assert once.polls_per_minute == often.polls_per_minute
 
 
@@ -248,9 +248,9 @@ def test_success_brings_a_given_budget_back() -> None:
     waiting = schedule(100.0)
     for n in range(100):
         waiting.add(f"{n}", now=0.0, eta=30.0)
-    waiting.throttled(now=0.0, retry_after=1.0)
+    waiting.on_throttled(now=0.0, retry_after=1.0)
     lowered = waiting.polls_per_minute
-    look(waiting, {}, until=3600.0)
+    poll(waiting, {}, until=3600.0)
     assert lowered < 100.0 == waiting.polls_per_minute
 
 
@@ -259,9 +259,9 @@ def test_an_unknown_budget_begins_at_the_free_plan_and_stays_there_for_two_jobs(
     waiting = schedule(None)
     for n in range(2):
         waiting.add(f"{n}", now=0.0, eta=100.0)
-    looks = look(waiting, {}, until=3600.0)
+    polls = poll(waiting, {}, until=3600.0)
     assert waiting.polls_per_minute == 20.0
-    assert worst_minute(at for at, _ in looks) <= 20
+    assert worst_minute(at for at, _ in polls) <= 20
 
 
 def test_an_unknown_budget_is_found_by_one_refusal() -> None:
@@ -272,14 +272,14 @@ def test_an_unknown_budget_is_found_by_one_refusal() -> None:
     made: list[float] = []
     refusals = []
     while (at := next_of(waiting)) < 3600.0:
-        for key in waiting.due(at):
+        for key in waiting.take_due(at):
             if sum(then > at - 60.0 for then in made[-300:]) >= 200:
                 refusals.append(at)
-                waiting.throttled(now=at, retry_after=None)
+                waiting.on_throttled(now=at, retry_after=None)
             else:
                 made.append(at)
-                waiting.answered(now=at)
-            waiting.pending(key, now=at)
+                waiting.on_success(now=at)
+            waiting.on_unfinished(key, now=at)
     assert refusals[0] < 600.0
     assert len(refusals) < 20
     assert 150.0 < waiting.polls_per_minute <= 210.0
@@ -290,7 +290,7 @@ def test_no_budget_at_all_is_possible() -> None:
     waiting = schedule(math.inf)
     for n in range(100):
         waiting.add(f"{n}", now=0.0, eta=None, age=None)
-    assert len(waiting.due(0.0)) == 100
+    assert len(waiting.take_due(0.0)) == 100
 
 
 def test_wake_ups_are_gathered_into_ticks() -> None:
@@ -298,20 +298,20 @@ def test_wake_ups_are_gathered_into_ticks() -> None:
     waiting = schedule(math.inf, tick=0.1)
     for n in range(1000):
         waiting.add(f"{n}", now=0.0, eta=60.0)
-    looks = [at for at, _ in look(waiting, {}, until=60.0)]
-    assert len(set(looks)) <= 601
-    assert len(looks) > 5 * len(set(looks))
+    polls = [at for at, _ in poll(waiting, {}, until=60.0)]
+    assert len(set(polls)) <= 601
+    assert len(polls) > 5 * len(set(polls))
 
 
 def test_a_short_eta_is_not_taken_at_its_word() -> None:
     """A job of one whole second is looked at all through it, and ever more seldom when overdue."""
     waiting = schedule(math.inf)
     waiting.add("job", now=0.0, eta=1.0)
-    looks = [at for at, _ in look(waiting, {}, until=1000.0)]
-    early = [at for at in looks if at < 1.0]
+    polls = [at for at, _ in poll(waiting, {}, until=1000.0)]
+    early = [at for at in polls if at < 1.0]
     assert early[0] < 0.25
     assert max(b - a for a, b in itertools.pairwise(early)) < 0.25
-    assert looks[-1] - looks[-2] > 5.0
+    assert polls[-1] - polls[-2] > 5.0
 
 
 def test_a_small_budget_waits_for_no_tick() -> None:
@@ -334,6 +334,6 @@ def test_what_is_let_go_of_is_not_held() -> None:
     for n in range(10_000):
         waiting.add(f"{n}", now=0.0, eta=1e6, webhook="token")
         waiting.wake(f"{n}", now=0.0, delay=1e6)
-        waiting.forget(f"{n}")
+        waiting.remove(f"{n}")
     assert len(waiting) == 1
-    assert len(waiting._looks) + len(waiting._wakes) < 200
+    assert len(waiting._polls) + len(waiting._wakes) < 200

@@ -54,16 +54,16 @@ class Waiting(RuleBasedStateMachine):
         at = self.schedule.next_due()
         if at is not None and at < self.now + 1e6:
             self.now = max(self.now, at)
-            assert self.looks()
+            assert self.polls()
 
     @rule()
-    def look(self) -> None:
+    def poll(self) -> None:
         """Make the looks that are due, perhaps none."""
-        self.looks()
+        self.polls()
 
-    def looks(self) -> list[int]:
+    def polls(self) -> list[int]:
         """Make the looks that are due."""
-        keys = self.schedule.due(self.now)
+        keys = self.schedule.take_due(self.now)
         assert len(set(keys)) == len(keys)
         assert set(keys) <= self.waiting - self.out
         assert not keys or self.now >= self.paused_until
@@ -74,20 +74,20 @@ class Waiting(RuleBasedStateMachine):
     @rule(key=KEYS)
     def pending(self, key: int) -> None:
         """A look, perhaps one never made, saw no end."""
-        self.schedule.pending(key, now=self.now)
+        self.schedule.on_unfinished(key, now=self.now)
         self.out.discard(key)
 
     @rule(key=KEYS)
     def finished(self, key: int) -> None:
         """A job, perhaps one unknown, has ended."""
-        self.schedule.finished(key, now=self.now)
+        self.schedule.on_finished(key, now=self.now)
         self.waiting.discard(key)
         self.out.discard(key)
 
     @rule(key=KEYS)
     def forget(self, key: int) -> None:
         """A job, perhaps one unknown, is let go of."""
-        self.schedule.forget(key)
+        self.schedule.remove(key)
         self.waiting.discard(key)
         self.out.discard(key)
 
@@ -105,13 +105,13 @@ class Waiting(RuleBasedStateMachine):
     @rule(told=st.none() | st.floats(allow_nan=True, allow_infinity=True))
     def throttled(self, told: float | None) -> None:
         """A look was refused."""
-        self.schedule.throttled(now=self.now, retry_after=told)
+        self.schedule.on_throttled(now=self.now, retry_after=told)
         self.paused_until = max(self.paused_until, self.now + 1.0)
 
     @rule()
     def answered(self) -> None:
         """A look was answered."""
-        self.schedule.answered(now=self.now)
+        self.schedule.on_success(now=self.now)
 
     @invariant()
     def the_books_agree(self) -> None:
@@ -134,16 +134,16 @@ class Waiting(RuleBasedStateMachine):
         if not hasattr(self, "schedule"):
             return
         for key in self.out & self.waiting:
-            self.schedule.pending(key, now=self.now)
+            self.schedule.on_unfinished(key, now=self.now)
         for _ in range(1000):
             at = self.schedule.next_due()
             if at is None:
                 break
             self.now = max(self.now, at)
-            keys = self.schedule.due(self.now)
+            keys = self.schedule.take_due(self.now)
             assert keys
             for key in keys:
-                self.schedule.finished(key, now=self.now)
+                self.schedule.on_finished(key, now=self.now)
                 self.waiting.remove(key)
         assert not self.waiting
 

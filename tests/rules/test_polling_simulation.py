@@ -78,7 +78,7 @@ def test_delay_of_two_hundred_handles(simulation: ModuleType, sigma: float, boun
     assert ours.worst_minute <= 500
 
 
-FAMILIES = (
+STEM_GROUPS = (
     "eta half of the truth",
     "eta twice the truth",
     "5 % fail early",
@@ -91,11 +91,11 @@ FAMILIES = (
 )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", STEM_GROUPS)
 def test_durations_it_was_not_made_for(simulation: ModuleType, family: str) -> None:
     """On families no constant was chosen on it is no worse than a fixed interval, nor ever late."""
-    assert set(FAMILIES) == set(simulation.FAMILIES)
-    trade = simulation.Trade.of(simulation.FAMILIES[family], 0.1, 1000)
+    assert set(STEM_GROUPS) == set(simulation.STEM_GROUPS)
+    trade = simulation.Trade.of(simulation.STEM_GROUPS[family], 0.1, 1000)
     assert trade.result.mean <= trade.fixed
     assert trade.result.quantile(0.99) <= 30.0
 
@@ -126,8 +126,8 @@ def test_a_look_costs_no_more_with_more_handles(simulation: ModuleType) -> None:
         try:
             while made < 500:
                 at = waiting.next_due() or 0.0
-                for key in waiting.due(at):
-                    waiting.pending(key, now=at)
+                for key in waiting.take_due(at):
+                    waiting.on_unfinished(key, now=at)
                     made += 1
         finally:
             sys.setprofile(None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from musicgpt_async import errors
 from musicgpt_async._rules import protocol
-from musicgpt_async._rules.protocol import LONGEST_RETRY_AFTER, Answer, checked_names, retry_after
+from musicgpt_async._rules.protocol import MAX_RETRY_AFTER, Response, retry_after, validate_names
 from musicgpt_async.errors import APIError, InvalidOptionError, MusicGPTError, ProtocolError
 from musicgpt_async.models import Preprocessing, Stem
 
@@ -67,7 +67,9 @@ BODIES: dict[bytes, str | None] = {
 def refused(status: int, body: bytes = b"", **headers: str) -> APIError:
     """Return the error that an answer makes."""
     with pytest.raises(APIError) as caught:
-        protocol.read(Answer(status, headers, body), now=NOW, what="The submit of a.wav")
+        protocol.parse_response(
+            Response(status, headers, body), now=NOW, subject="The submit of a.wav"
+        )
     return caught.value
 
 
@@ -80,8 +82,8 @@ def test_every_status_has_its_error(status: int, kind: type[APIError]) -> None:
     assert "The submit of a.wav" in str(error)
     assert str(status) in str(error)
     assert '"no luck"' in str(error)
-    assert kind.hint
-    assert str(error).endswith(kind.hint)
+    assert kind.advice
+    assert str(error).endswith(kind.advice)
 
 
 @pytest.mark.parametrize(("body", "words"), BODIES.items(), ids=range(len(BODIES)))
@@ -101,16 +103,16 @@ def test_a_200_that_says_no_is_an_error(success: Any) -> None:
 def test_a_yes_gives_its_object(data: dict[str, Any]) -> None:
     """A 2xx with an object is handed on as it is."""
     for status in (200, 201, 202):
-        answer = Answer(status, {}, json.dumps(data).encode())
-        assert protocol.read(answer, now=NOW, what="It") == data
+        answer = Response(status, {}, json.dumps(data).encode())
+        assert protocol.parse_response(answer, now=NOW, subject="It") == data
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
 def test_a_redirect_is_a_protocol_error_that_says_where(status: int) -> None:
     """It names the place, bears the status, and points at the base URL."""
-    answer = Answer(status, {"location": "https://login.example/\n" + "x" * 5000}, b"moved")
+    answer = Response(status, {"location": "https://login.example/\n" + "x" * 5000}, b"moved")
     with pytest.raises(ProtocolError, match=r"login\.example") as caught:
-        protocol.read(answer, now=NOW, what="It")
+        protocol.parse_response(answer, now=NOW, subject="It")
     assert caught.value.status == status
     assert "MUSICGPT_BASE_URL" in str(caught.value)
     assert len(str(caught.value)) < 700
@@ -134,7 +136,7 @@ def test_whatever_is_answered_is_an_object_or_an_error_of_the_library(
 ) -> None:
     """No status, body or header lets anything else out, and messages stay on one short line."""
     try:
-        value: Any = protocol.read(Answer(status, headers, body), now=NOW, what="It")
+        value: Any = protocol.parse_response(Response(status, headers, body), now=NOW, subject="It")
     except (APIError, ProtocolError) as error:
         value = error
     if isinstance(value, MusicGPTError):
@@ -149,7 +151,7 @@ def test_a_redirect_to_a_place_that_is_no_utf_8_is_a_protocol_error() -> None:
     """Aiohttp hands a header's foreign bytes on as surrogates; the error comes out all the same."""
     place = b"https://login.example/caf\xe9".decode("utf-8", "surrogateescape")
     with pytest.raises(ProtocolError, match=r"login\.example"):
-        protocol.read(Answer(302, {"location": place}, b""), now=NOW, what="It")
+        protocol.parse_response(Response(302, {"location": place}, b""), now=NOW, subject="It")
 
 
 @pytest.mark.parametrize(
@@ -160,8 +162,8 @@ def test_a_redirect_to_a_place_that_is_no_utf_8_is_a_protocol_error() -> None:
         ("1.5", 1.5),
         (" 7 ", 7.0),
         ("-3", 0.0),
-        ("99999", LONGEST_RETRY_AFTER),
-        ("1e30", LONGEST_RETRY_AFTER),
+        ("99999", MAX_RETRY_AFTER),
+        ("1e30", MAX_RETRY_AFTER),
         (format_datetime(datetime(2025, 6, 1, 12, 0, 30, tzinfo=UTC), usegmt=True), 30.0),
         ("Sun, 01 Jun 2025 14:00:30 +0200", 30.0),
         ("Sun, 01 Jun 2025 12:00:30", 30.0),
@@ -169,7 +171,7 @@ def test_a_redirect_to_a_place_that_is_no_utf_8_is_a_protocol_error() -> None:
         ("Sunday, 01-Jun-25 12:00:30 GMT", 30.0),
         ("Sun Jun  1 12:00:30 2025", 30.0),
         ("Sun, 01 Jun 2025 11:00:00 GMT", 0.0),
-        ("Wed, 01 Jan 2098 00:00:00 GMT", LONGEST_RETRY_AFTER),
+        ("Wed, 01 Jan 2098 00:00:00 GMT", MAX_RETRY_AFTER),
         ("2025-06-01T12:00:30Z", None),
         ("soon", None),
         ("", None),
@@ -194,7 +196,7 @@ def test_no_retry_after_is_none() -> None:
 def test_no_retry_after_is_beyond_its_bounds(value: str) -> None:
     """Whatever the header holds, a wait is between nothing and two minutes."""
     seconds = retry_after({"retry-after": value}, now=NOW)
-    assert seconds is None or 0.0 <= seconds <= LONGEST_RETRY_AFTER
+    assert seconds is None or 0.0 <= seconds <= MAX_RETRY_AFTER
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
@@ -204,7 +206,7 @@ def test_every_http_date_is_read(moment: datetime) -> None:
     seconds = retry_after({"retry-after": format_datetime(whole, usegmt=True)}, now=NOW)
     assert seconds is not None or whole.year < 1000
     if seconds is not None and whole.year >= 1970:
-        assert seconds == min(max(whole.timestamp() - NOW, 0.0), LONGEST_RETRY_AFTER)
+        assert seconds == min(max(whole.timestamp() - NOW, 0.0), MAX_RETRY_AFTER)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_every_http_date_is_read(moment: datetime) -> None:
 def test_a_near_miss_names_the_right_stem(given_: str, closest: str) -> None:
     """The closest name is told, and all of them."""
     with pytest.raises(InvalidOptionError, match=f"the closest is '{closest}'") as caught:
-        checked_names(["bass", given_], Stem, "stem")
+        validate_names(["bass", given_], Stem, "stem")
     assert all(str(stem) in str(caught.value) for stem in Stem)
 
 
@@ -243,42 +245,42 @@ def test_a_near_miss_names_the_right_stem(given_: str, closest: str) -> None:
 def test_a_near_miss_names_the_right_option(given_: str, closest: str) -> None:
     """Options are spelled as the API spells them, capitals and all."""
     with pytest.raises(InvalidOptionError, match=f"the closest is '{closest}'"):
-        checked_names([given_], Preprocessing, "preprocessing option")
+        validate_names([given_], Preprocessing, "preprocessing option")
 
 
 @pytest.mark.parametrize("name", ["", "   ", "xyzzy", "ß", 3, None, b"vocals", 1.5, [], ["vocals"]])
 def test_what_is_near_nothing_is_refused_all_the_same(name: Any) -> None:
     """Any other name or value gets the same error, never another."""
     with pytest.raises(InvalidOptionError):
-        checked_names([name], Stem, "stem")
+        validate_names([name], Stem, "stem")
 
 
 def test_a_wrong_name_is_shown_shortened() -> None:
     """A name of a megabyte does not make a message of a megabyte."""
     with pytest.raises(InvalidOptionError) as caught:
-        checked_names(["x" * 100_000], Stem, "stem")
+        validate_names(["x" * 100_000], Stem, "stem")
     assert len(str(caught.value)) < 2000
 
 
 def test_one_name_is_no_list() -> None:
     """A string would be taken letter by letter; a member of the enumeration stands for itself."""
     with pytest.raises(InvalidOptionError, match=r"list of names: \['vocals'\]"):
-        checked_names("vocals", Stem, "stem")
-    assert checked_names(Stem.VOCALS, Stem, "stem") == ("vocals",)
+        validate_names("vocals", Stem, "stem")
+    assert validate_names(Stem.VOCALS, Stem, "stem") == ("vocals",)
 
 
 def test_names_come_out_once_in_order_as_plain_strings() -> None:
     """Members and strings mix; doubles fall away."""
-    names = checked_names(iter([Stem.DRUMS, "bass", "drums"]), Stem, "stem")
+    names = validate_names(iter([Stem.DRUMS, "bass", "drums"]), Stem, "stem")
     assert names == ("drums", "bass")
     assert {type(name) for name in names} == {str}
-    assert checked_names((), Stem, "stem") == ()
-    assert checked_names([str(stem) for stem in Stem], Stem, "stem") == tuple(map(str, Stem))
+    assert validate_names((), Stem, "stem") == ()
+    assert validate_names([str(stem) for stem in Stem], Stem, "stem") == tuple(map(str, Stem))
 
 
 def test_a_task_is_asked_for_by_one_of_its_two_ids() -> None:
     """The conversion type goes in capitals, and never both ids."""
-    assert protocol.look_query("t") == {"conversionType": "EXTRACTION", "task_id": "t"}
+    assert protocol.status_query("t") == {"conversionType": "EXTRACTION", "task_id": "t"}
 
 
 def test_a_listing_is_asked_for_as_the_vendors_own_node_does() -> None:

@@ -29,7 +29,7 @@ def simulation() -> ModuleType:
 def take_all(slots: Slots, *, now: float = 0.0) -> int:
     """Take every slot that is free."""
     taken = 0
-    while slots.take(now=now):
+    while slots.try_acquire(now=now):
         taken += 1
     return taken
 
@@ -38,8 +38,8 @@ def grown_to(limit: int) -> Slots:
     """Slots of an unknown account that has accepted this many unfinished jobs."""
     slots = Slots()
     while slots.taken < limit:
-        if slots.take(now=0.0):
-            slots.accepted(waiting=True)
+        if slots.try_acquire(now=0.0):
+            slots.on_accepted(has_queue=True)
     return slots
 
 
@@ -60,10 +60,10 @@ def test_less_than_one_slot_is_refused() -> None:
 def test_giving_back_too_much_is_an_error() -> None:
     """A slot given back twice would let one job too many run for ever, so it raises."""
     slots = Slots()
-    slots.take(now=0.0)
-    slots.give_back()
+    slots.try_acquire(now=0.0)
+    slots.release()
     with pytest.raises(RuntimeError, match="nobody had taken"):
-        slots.give_back()
+        slots.release()
 
 
 def test_it_grows_while_slots_are_the_bottleneck() -> None:
@@ -75,7 +75,7 @@ def test_it_does_not_grow_when_nobody_waits() -> None:
     """A refused upload is not risked for slots that nobody wants."""
     slots = Slots()
     take_all(slots)
-    slots.accepted(waiting=False)
+    slots.on_accepted(has_queue=False)
     assert slots.limit == 1
 
 
@@ -83,9 +83,9 @@ def test_only_one_upload_at_a_time_tries_a_larger_limit() -> None:
     """While another upload may still be refused the limit stands, so that one 429 is enough."""
     slots = grown_to(2)
     assert slots.limit == 3
-    slots.take(now=0.0)
+    slots.try_acquire(now=0.0)
     assert slots.limit == 3
-    slots.accepted(waiting=True)
+    slots.on_accepted(has_queue=True)
     assert slots.limit == 4
     assert take_all(slots) == 1
 
@@ -94,13 +94,13 @@ def test_a_cancelled_upload_does_not_stop_growth_for_ever() -> None:
     """An upload that ended without an answer is forgotten after a few accepted submits."""
     slots = Slots()
     take_all(slots)
-    slots.give_back()  # cancelled during its upload
+    slots.release()  # cancelled during its upload
     for _ in range(6):
-        slots.take(now=0.0)
-        slots.accepted(waiting=True)
+        slots.try_acquire(now=0.0)
+        slots.on_accepted(has_queue=True)
         if slots.limit > 1:
             return
-        slots.give_back()
+        slots.release()
     pytest.fail("the limit never grew")
 
 
@@ -109,7 +109,7 @@ def test_a_given_limit_is_never_exceeded() -> None:
     slots = Slots(parallel=5)
     for _ in range(100):
         take_all(slots)
-        slots.accepted(waiting=True)
+        slots.on_accepted(has_queue=True)
     assert slots.limit == 5
 
 
@@ -117,13 +117,13 @@ def test_a_refusal_shrinks_to_what_still_runs() -> None:
     """After a 429 the account is held to be full, and nothing is tried until a slot comes back."""
     slots = Slots(parallel=5)
     take_all(slots)
-    slots.refused(now=0.0, retry_after=None)
-    slots.give_back()
+    slots.on_rejected(now=0.0, retry_after=None)
+    slots.release()
     assert (slots.limit, slots.taken) == (4, 4)
-    assert slots.next_try() is None
-    assert not slots.take(now=1e9)
-    slots.give_back()
-    assert slots.take(now=0.0)
+    assert slots.retry_at() is None
+    assert not slots.try_acquire(now=1e9)
+    slots.release()
+    assert slots.try_acquire(now=0.0)
 
 
 def test_the_limit_never_falls_below_one() -> None:
@@ -131,12 +131,12 @@ def test_the_limit_never_falls_below_one() -> None:
     slots = Slots(parallel=3)
     now, waits = 0.0, []
     for _ in range(12):
-        assert slots.take(now=now)
-        slots.refused(now=now, retry_after=None)
-        slots.give_back()
-        again = slots.next_try()
+        assert slots.try_acquire(now=now)
+        slots.on_rejected(now=now, retry_after=None)
+        slots.release()
+        again = slots.retry_at()
         assert again is not None
-        assert not slots.take(now=again - 0.01)
+        assert not slots.try_acquire(now=again - 0.01)
         waits.append(again - now)
         now = again
     assert slots.limit == 1
@@ -151,24 +151,24 @@ def test_retry_after_is_kept_to_within_reason(told: float, kept: float) -> None:
     """The vendor's own word decides when to try again, unless it is absurd."""
     slots = Slots(parallel=2)
     take_all(slots)
-    slots.refused(now=100.0, retry_after=told)
-    slots.give_back()
-    slots.give_back()
-    assert slots.next_try() == 100.0 + kept
-    assert not slots.take(now=100.0 + kept - 0.01)
-    assert slots.take(now=100.0 + kept)
-    assert slots.next_try() is None
+    slots.on_rejected(now=100.0, retry_after=told)
+    slots.release()
+    slots.release()
+    assert slots.retry_at() == 100.0 + kept
+    assert not slots.try_acquire(now=100.0 + kept - 0.01)
+    assert slots.try_acquire(now=100.0 + kept)
+    assert slots.retry_at() is None
 
 
 def test_a_later_refusal_does_not_shorten_a_pause() -> None:
     """Of two words of the vendor's about when to try again the later moment holds."""
     slots = Slots(parallel=2)
     take_all(slots)
-    slots.refused(now=0.0, retry_after=60.0)
-    slots.give_back()
-    slots.refused(now=1.0, retry_after=2.0)
-    slots.give_back()
-    assert slots.next_try() == 60.0
+    slots.on_rejected(now=0.0, retry_after=60.0)
+    slots.release()
+    slots.on_rejected(now=1.0, retry_after=2.0)
+    slots.release()
+    assert slots.retry_at() == 60.0
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -193,10 +193,10 @@ def test_an_unwell_vendor_costs_no_slot() -> None:
     """A 503 says nothing about how many may run, only that now is a bad moment."""
     slots = Slots(parallel=5)
     take_all(slots)
-    slots.refused(now=0.0, retry_after=None, full=False)
-    slots.give_back()
+    slots.on_rejected(now=0.0, retry_after=None, full=False)
+    slots.release()
     assert slots.limit == 5
-    assert slots.next_try() == 2.0
+    assert slots.retry_at() == 2.0
 
 
 def test_success_grows_it_again_up_to_what_was_given() -> None:
@@ -204,13 +204,13 @@ def test_success_grows_it_again_up_to_what_was_given() -> None:
     slots = Slots(parallel=5)
     take_all(slots)
     for _ in range(3):
-        slots.refused(now=0.0, retry_after=None)
-        slots.give_back()
+        slots.on_rejected(now=0.0, retry_after=None)
+        slots.release()
     assert slots.limit == 2
     for _ in range(40):
-        slots.give_back()
-        while slots.take(now=0.0):
-            slots.accepted(waiting=True)
+        slots.release()
+        while slots.try_acquire(now=0.0):
+            slots.on_accepted(has_queue=True)
     assert slots.limit == 5
 
 
@@ -220,16 +220,16 @@ def test_an_account_that_was_found_is_seldom_asked_for_again() -> None:
     refused_after: list[int] = []
     accepted = running = 0
     while accepted < 100:
-        while slots.take(now=0.0):
+        while slots.try_acquire(now=0.0):
             if running == 2:
-                slots.refused(now=0.0, retry_after=None)
-                slots.give_back()
+                slots.on_rejected(now=0.0, retry_after=None)
+                slots.release()
                 refused_after.append(accepted)
             else:
                 running += 1
                 accepted += 1
-                slots.accepted(waiting=True)
-        slots.give_back()
+                slots.on_accepted(has_queue=True)
+        slots.release()
         running -= 1
     assert len(refused_after) <= 3
     assert refused_after[0] == 2
@@ -240,15 +240,15 @@ def test_an_account_smaller_than_was_said_is_seldom_asked_for_more(told: int | N
     """Where one job may run, sixty of them over two hours meet six refusals at most."""
     slots, refused, now = Slots(parallel=told), 0, 0.0
     for _ in range(60):
-        while not slots.take(now=now):
-            now = slots.next_try() or now
-        slots.accepted(waiting=True)
-        if slots.take(now=now):
-            slots.refused(now=now, retry_after=None)
-            slots.give_back()
+        while not slots.try_acquire(now=now):
+            now = slots.retry_at() or now
+        slots.on_accepted(has_queue=True)
+        if slots.try_acquire(now=now):
+            slots.on_rejected(now=now, retry_after=None)
+            slots.release()
             refused += 1
         now += 120.0
-        slots.give_back()
+        slots.release()
     assert 1 <= refused <= 6
 
 
@@ -265,41 +265,41 @@ class Line(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         """The next in line asks for a slot."""
-        before, limit = self.slots.next_try(), self.slots.limit
-        got = self.slots.take(now=self.now)
+        before, limit = self.slots.retry_at(), self.slots.limit
+        got = self.slots.try_acquire(now=self.now)
         barred = before is not None and self.now < before
         assert got == (not barred and self.uploading + self.running < limit)
         self.uploading += got
 
     @precondition(lambda self: self.uploading > 0)
     @rule(
-        waiting=st.booleans(),
+        has_queue=st.booleans(),
         retry_after=st.none() | st.floats(allow_nan=True, allow_infinity=True),
         full=st.sampled_from([True, True, False]),
     )
-    def answer(self, *, waiting: bool, retry_after: float | None, full: bool) -> None:
+    def answer(self, *, has_queue: bool, retry_after: float | None, full: bool) -> None:
         """The vendor answers a submit."""
         self.uploading -= 1
         if self.running < self.room:
             self.running += 1
-            self.slots.accepted(waiting=waiting)
+            self.slots.on_accepted(has_queue=has_queue)
         else:
-            self.slots.refused(now=self.now, retry_after=retry_after, full=full)
-            self.slots.give_back()
+            self.slots.on_rejected(now=self.now, retry_after=retry_after, full=full)
+            self.slots.release()
 
     @precondition(lambda self: self.uploading > 0)
     @rule()
     def cancel_an_upload(self) -> None:
         """An upload ends without an answer."""
         self.uploading -= 1
-        self.slots.give_back()
+        self.slots.release()
 
     @precondition(lambda self: self.running > 0)
     @rule()
     def finish(self) -> None:
         """A job is terminal, or let go of."""
         self.running -= 1
-        self.slots.give_back()
+        self.slots.release()
 
     @rule(room=st.sampled_from([0, 1, 2, 5]))
     def another_process_comes_or_goes(self, room: int) -> None:
@@ -323,8 +323,8 @@ class Line(RuleBasedStateMachine):
         """Whatever happened, once all is given back a slot may be had within minutes."""
         if hasattr(self, "slots"):
             for _ in range(self.slots.taken):
-                self.slots.give_back()
-            assert self.slots.take(now=self.now + 300.0)
+                self.slots.release()
+            assert self.slots.try_acquire(now=self.now + 300.0)
 
 
 TestLine = Line.TestCase

@@ -20,23 +20,23 @@ def run_batch(*, parallel: int, tracks: int) -> tuple[float, int]:
     ends: list[float] = []
     now, refused = 0.0, 0
     while queue or uploads or ends:
-        while queue and slots.take(now=now):
+        while queue and slots.try_acquire(now=now):
             heapq.heappush(uploads, (now + UPLOAD, queue.popleft()))
-        retry = slots.next_try() if queue else None
+        retry = slots.retry_at() if queue else None
         moments = [at for at, _ in uploads[:1]] + ends[:1] + ([] if retry is None else [retry])
         now = max(now, min(moments))
         while ends and ends[0] <= now:
             heapq.heappop(ends)
-            slots.give_back()
+            slots.release()
         while uploads and uploads[0][0] <= now:
             _, track = heapq.heappop(uploads)
             if len(ends) < parallel:
-                slots.accepted(waiting=bool(queue))
+                slots.on_accepted(has_queue=bool(queue))
                 heapq.heappush(ends, now + WORK)
             else:
                 refused += 1
-                slots.refused(now=now, retry_after=None)
-                slots.give_back()
+                slots.on_rejected(now=now, retry_after=None)
+                slots.release()
                 queue.appendleft(track)
     return now, refused
 

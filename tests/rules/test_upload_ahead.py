@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgpt_async._rules.durations import Durations
+from musicgpt_async._rules.durations import DurationModel
 from musicgpt_async._rules.upload_ahead import HELD_BACK, Running, Uplink, UploadAhead
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -43,7 +43,7 @@ def measured(rate: float = MEGABYTE) -> Uplink:
 
 def ahead(rate: float = MEGABYTE) -> UploadAhead:
     """The rule on a measured uplink, after forty jobs that took their eta give or take a fifth."""
-    durations = Durations()
+    durations = DurationModel()
     for n in range(40):
         took = 80.0 + n
         durations.observe(100.0, took - 1.0, took)
@@ -58,7 +58,7 @@ def may_start(rule: UploadAhead, size: int = 30 * MEGABYTE, **state: Any) -> boo
 
 def test_a_free_slot_needs_no_rule() -> None:
     """While slots are free uploads start at once, whatever is known."""
-    rule = UploadAhead(Durations(), Uplink())
+    rule = UploadAhead(DurationModel(), Uplink())
     assert may_start(rule, free=1, running=[])
     assert may_start(rule, free=2, uploading=[MEGABYTE], running=[])
     assert not may_start(rule, free=1, uploading=[MEGABYTE], running=[])
@@ -114,7 +114,7 @@ def test_short_uploads_wait_for_their_slots() -> None:
 
 def test_nothing_goes_ahead_on_an_uplink_that_nobody_measured() -> None:
     """Without a rate nobody knows when to begin."""
-    assert not may_start(UploadAhead(Durations(), Uplink()))
+    assert not may_start(UploadAhead(DurationModel(), Uplink()))
 
 
 def test_a_vendor_that_refuses_early_ends_it() -> None:
@@ -129,7 +129,7 @@ def test_a_server_that_closes_held_bodies_is_believed() -> None:
     """The hold stays below what the server allows; one of a few seconds ends it."""
     rule = ahead()
     rule.closed(held_for=60.0)
-    assert rule.longest_hold == pytest.approx(48.0)
+    assert rule.max_hold == pytest.approx(48.0)
     assert HELD_BACK / rule.drip == pytest.approx(48.0)
     assert not may_start(rule, running=[Running(100.0, 10.0)])
     rule.closed(held_for=3.0)
@@ -212,5 +212,5 @@ def test_an_unknown_account_meets_no_more_refusals(simulation: ModuleType) -> No
         for rule in (simulation.SlotFirst(), None):
             batch = simulation.tracks(40, share=1 / 3, sigma=0.3, seed=1)
             account = simulation.Batch(batch, parallel=parallel, rule=rule, given=False).run()
-            refused.append(account.refused)
+            refused.append(account.on_rejected)
         assert refused[1] <= refused[0] + 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from musicgpt_async._io.sources import track_of
-from musicgpt_async._rules.names import name_in_url, title_of
+from musicgpt_async._io.sources import parse_source
+from musicgpt_async._rules.filenames import name_in_url, title_of
 
 ID = "dQw4w9WgXcQ"
 
@@ -28,7 +28,7 @@ ID = "dQw4w9WgXcQ"
 def test_a_youtube_url_names_its_track_by_the_video(url: str) -> None:
     """Not by "watch", which every video would be called."""
     assert name_in_url(url) == title_of(url) == f"YouTube {ID}"
-    assert track_of(url).title == f"YouTube {ID}"
+    assert parse_source(url).title == f"YouTube {ID}"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from musicgpt_async._rules import hosts, payloads, protocol, retrying
 from musicgpt_async._rules.payloads import Progress
-from musicgpt_async._rules.protocol import Answer
-from musicgpt_async._rules.retrying import Verdict
+from musicgpt_async._rules.protocol import Response
+from musicgpt_async._rules.retrying import SubmitOutcome
 from musicgpt_async.errors import (
     APIError,
     BadRequestError,
@@ -27,16 +27,16 @@ NOW = 0.0
 URL = "https://host.example/x/v2/Extraction"
 
 
-def answer(status: int, body: Any, *, secret: str = "", **headers: str) -> Answer:
+def answer(status: int, body: Any, *, secret: str = "", **headers: str) -> Response:
     """An answer of the API, its body given as JSON or as it is."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Answer(status, headers, content, url=URL, secret=secret)
+    return Response(status, headers, content, url=URL, secret=secret)
 
 
-def refusal(given: Answer) -> MusicGPTError:
+def refusal(given: Response) -> MusicGPTError:
     """What the answer to a submit is turned into."""
     with pytest.raises(MusicGPTError) as caught:
-        protocol.read_acceptance(given, now=NOW, what="The submit of a.wav")
+        protocol.parse_acceptance(given, now=NOW, subject="The submit of a.wav")
     return caught.value
 
 
@@ -47,8 +47,8 @@ def test_a_route_that_does_not_exist_is_not_an_unknown_task() -> None:
     assert error.status == 404
     assert URL in str(error)
     assert "MUSICGPT_BASE_URL" in str(error)
-    assert retrying.submit_verdict(error, delivered=True) is Verdict.REFUSED
-    assert retrying.look_is_refused(error, waited=0.0)
+    assert retrying.submit_outcome(error, delivered=True) is SubmitOutcome.REFUSED
+    assert retrying.is_permanent_poll_error(error, waited=0.0)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_an_unknown_task_has_other_words(body: Any) -> None:
     """Any other 404 is about the task, and soon after the submit means "not yet"."""
     error = refusal(answer(404, body))
     assert isinstance(error, NotFoundError)
-    assert not retrying.look_is_refused(error, waited=1.0)
+    assert not retrying.is_permanent_poll_error(error, waited=1.0)
 
 
 def test_a_308_to_the_newer_host_stays_refused_with_its_address() -> None:
@@ -74,7 +74,7 @@ def test_a_308_to_the_newer_host_stays_refused_with_its_address() -> None:
     assert isinstance(error, ProtocolError)
     assert "MUSICGPT_BASE_URL=https://api.wav.com/api/public/v1" in str(error)
     assert "was not followed" in str(error)
-    assert retrying.submit_verdict(error, delivered=True) is Verdict.REFUSED
+    assert retrying.submit_outcome(error, delivered=True) is SubmitOutcome.REFUSED
 
 
 def test_a_403_says_that_the_key_may_be_wrong() -> None:
@@ -87,24 +87,24 @@ def test_a_403_says_that_the_key_may_be_wrong() -> None:
 def test_byids_no_with_a_failed_conversion_is_that_jobs_failure() -> None:
     """`success: false` beside a conversion that failed is read as the end of the job."""
     body = {"success": False, "conversion": {"task_id": "t", "status": "FAILED", "status_msg": "x"}}
-    conversion = protocol.read_conversion(answer(200, body), now=NOW, what="It")
+    conversion = protocol.parse_conversion(answer(200, body), now=NOW, subject="It")
     assert (conversion.progress, conversion.message) == (Progress.FAILED, "x")
     body["conversion"] = {"task_id": "t", "status": "PENDING"}
     with pytest.raises(APIError):
-        protocol.read_conversion(answer(200, body), now=NOW, what="It")
+        protocol.parse_conversion(answer(200, body), now=NOW, subject="It")
 
 
 @pytest.mark.parametrize("key", ["task", "id", "a", "success", "true", "completed", '"', "k3y-9"])
 def test_the_key_is_never_replaced_in_data(key: str) -> None:
     """A key that is a word of the API leaves acceptances and conversions as they are."""
     accepted = {"success": True, "task_id": f"1-{key}", "conversion_id": "c", "eta": 3}
-    assert protocol.read_acceptance(
-        answer(200, accepted, secret=key), now=NOW, what="It"
+    assert protocol.parse_acceptance(
+        answer(200, accepted, secret=key), now=NOW, subject="It"
     ).task_id == (f"1-{key}")
     link = f"https://host.example/{key.strip(chr(34))}.mp3"
     conversion = {"task_id": "t", "status": "completed", "audio_url": {"vocals": link}}
-    read = protocol.read_conversion(
-        answer(200, {"success": True, "conversion": conversion}, secret=key), now=NOW, what="It"
+    read = protocol.parse_conversion(
+        answer(200, {"success": True, "conversion": conversion}, secret=key), now=NOW, subject="It"
     )
     assert read.progress is Progress.COMPLETED
     assert read.links["vocals"].mp3 == link
@@ -122,7 +122,7 @@ def test_the_key_is_never_replaced_in_data(key: str) -> None:
         answer(404, {"detail": "Not Found"}, secret="host"),
     ],
 )
-def test_the_key_is_redacted_in_every_message(given: Answer) -> None:
+def test_the_key_is_redacted_in_every_message(given: Response) -> None:
     """Whatever repeats it, neither the sentence nor the vendor's words show it."""
     error = refusal(given)
     assert given.secret not in str(error)
@@ -133,7 +133,7 @@ def test_the_key_is_redacted_in_every_message(given: Answer) -> None:
 def test_the_key_is_redacted_in_the_words_of_a_failure() -> None:
     """A `status_msg` becomes a message for people as well."""
     body = {"conversion": {"task_id": "t", "status": "ERROR", "status_msg": "bad k3y-9"}}
-    read = protocol.read_conversion(answer(200, body, secret="k3y-9"), now=NOW, what="It")
+    read = protocol.parse_conversion(answer(200, body, secret="k3y-9"), now=NOW, subject="It")
     assert read.message == "bad ***"
 
 
@@ -171,7 +171,7 @@ def test_the_documented_refusals_are_told_in_the_vendors_words(
     error = refusal(answer(status, body))
     assert type(error) is kind
     assert error.vendor_message == words
-    assert retrying.submit_verdict(error, delivered=True) is Verdict.REFUSED
+    assert retrying.submit_outcome(error, delivered=True) is SubmitOutcome.REFUSED
 
 
 def test_the_samples_of_an_acceptance_are_read() -> None:
@@ -182,7 +182,7 @@ def test_the_samples_of_an_acceptance_are_read() -> None:
         ({"eta": -1, "credit_estimate": 0.09}, 0.09, None),
     ):
         body = {"success": True, "task_id": "t", "conversion_id": "c", **told}
-        accepted = protocol.read_acceptance(answer(200, body), now=NOW, what="It")
+        accepted = protocol.parse_acceptance(answer(200, body), now=NOW, subject="It")
         assert (accepted.credit_estimate, accepted.eta) == (estimate, eta)
 
 
@@ -190,7 +190,7 @@ def test_the_duration_of_a_conversion_is_the_audios_length() -> None:
     """`conversion_duration` is not the time that the conversion took; the cost may be a string."""
     told = {"task_id": "t", "status": "COMPLETED", "conversion_duration": 215.3,
             "conversion_cost": "5.55", "createdAt": "2026-08-17T09:12:44.557077+00:00"}  # fmt: skip
-    read = protocol.read_conversion(answer(200, {"conversion": told}), now=NOW, what="It")
+    read = protocol.parse_conversion(answer(200, {"conversion": told}), now=NOW, subject="It")
     extraction = read.extraction("t")
     assert (extraction.duration, extraction.cost) == (215.3, 5.55)
 
@@ -198,7 +198,7 @@ def test_the_duration_of_a_conversion_is_the_audios_length() -> None:
 def test_the_webhook_sample_of_the_second_generation_is_read() -> None:
     """MP3 alone, as a string of JSON with line breaks, a cost that is a string, and no status."""
     text = '{\n    "vocals": "https://cdn1.wav.com/v.mp3",\n    "bass": "https://cdn1.wav.com/b.mp3"\n}'
-    read = payloads.read_delivery(
+    read = payloads.parse_delivery(
         {"success": True, "conversion_type": "Extraction", "task_id": "t", "conversion_id": "c",
          "audio_url": text, "conversion_cost": "5.55", "conversion_duration": 215.3}
     )  # fmt: skip

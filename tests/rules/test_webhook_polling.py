@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgpt_async._rules.durations import Law
+from musicgpt_async._rules.durations import DurationDistribution
 from musicgpt_async._rules.polling import Schedule
 from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 
@@ -49,9 +49,9 @@ def polls(waiting: Schedule[str], *, until: float) -> list[float]:
     """Make every poll until a moment; none sees an end."""
     made: list[float] = []
     while (at := waiting.next_due()) is not None and at <= until:
-        for key in waiting.due(at):
+        for key in waiting.take_due(at):
             made.append(at)
-            waiting.pending(key, now=at)
+            waiting.on_unfinished(key, now=at)
     return made
 
 
@@ -82,11 +82,11 @@ def test_what_is_learned_moves_the_polls_that_are_planned() -> None:
     relied_on = waiting.next_due() or 0.0
     for n in range(3):
         reliability.missed(n, low=0.0, high=50.0)
-    waiting.due(50.0)
+    waiting.take_due(50.0)
     doubted = waiting.next_due() or 0.0
     assert doubted < relied_on - 30.0
     reliability.arrived_late(2, now=51.0)
-    waiting.due(51.0)
+    waiting.take_due(51.0)
     assert (waiting.next_due() or 0.0) > doubted + 20.0
 
 
@@ -97,9 +97,9 @@ def test_a_delivery_repeated_for_ever_costs_few_polls() -> None:
     made, now = 0, 0.0
     while now < 120.0:
         waiting.delivered("job", now=now)
-        for key in waiting.due(now):
+        for key in waiting.take_due(now):
             made += 1
-            waiting.pending(key, now=now)
+            waiting.on_unfinished(key, now=now)
         now += 0.1
     assert 5 <= made <= 12
 
@@ -123,9 +123,9 @@ def test_a_delivery_after_the_end_still_arrived() -> None:
         waiting.add(f"{n}", now=begun, eta=100.0, webhook=f"token {n}")
         for at in (90.0, 92.0):
             waiting.wake(f"{n}", now=begun + at)
-            waiting.due(begun + at)
-            waiting.pending(f"{n}", now=begun + at)
-        waiting.finished(f"{n}", now=begun + 92.0)
+            waiting.take_due(begun + at)
+            waiting.on_unfinished(f"{n}", now=begun + at)
+        waiting.on_finished(f"{n}", now=begun + 92.0)
         reliability.arrived_late(f"token {n}", now=begun + 97.0)
     assert reliability.loss < 0.01
     assert reliability.delay == pytest.approx(5.0, abs=1.0)
@@ -138,8 +138,8 @@ def test_a_job_that_ended_while_nobody_was_there_teaches_nothing() -> None:
     before = reliability.loss
     for age in (500.0, None):
         waiting.add("job", now=1000.0, eta=100.0, age=age, webhook="token")
-        waiting.due(1000.0)
-        waiting.finished("job", now=1000.0)
+        waiting.take_due(1000.0)
+        waiting.on_finished("job", now=1000.0)
     assert reliability.loss == before
 
 
@@ -203,10 +203,10 @@ def test_the_more_is_lost_the_sooner_a_poll_is_worth_its_price(
     last: float, loss: float, delay: float, worth: float
 ) -> None:
     """With a webhook expected the next poll comes after the last, and not before polling's."""
-    law = Law(0.0, 0.35)
-    then = law.next_look(last, worth, 1e-3, loss, delay)
+    distribution = DurationDistribution(0.0, 0.35)
+    then = distribution.next_poll(last, worth, 1e-3, loss, delay)
     assert last < then < math.inf
-    assert then >= law.next_look(last, worth, 1e-3) * (1.0 - 1e-9)
+    assert then >= distribution.next_poll(last, worth, 1e-3) * (1.0 - 1e-9)
 
 
 @pytest.mark.parametrize(("at_once", "plan"), [(2, 20.0), (5, 200.0), (10, 500.0)])

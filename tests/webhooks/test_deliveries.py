@@ -14,7 +14,7 @@ import pytest
 from factories.doors import DEEP, DOORS, GARBAGE_TOKEN, PUBLIC_URL, Open, listen
 
 from musicgpt_async._io.delivery_queue import Consumer
-from musicgpt_async.webhooks import MAX_BODY, SERVICE, WebhookReceiver
+from musicgpt_async.webhooks import MAX_BODY_BYTES, SERVICE, WebhookReceiver
 
 pytestmark = pytest.mark.anyio
 
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.anyio
 async def door(request: pytest.FixtureRequest) -> AsyncIterator[Open]:
     """Each of the four doors in turn."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
-    token = receiver.token_for("job")
-    listen(receiver.queue, token, got)
+    token = receiver._token_for("job")
+    listen(receiver._queue, token, got)
     async with (
         DOORS[request.param](receiver) as root,
         aiohttp.ClientSession(auto_decompress=False) as client,
@@ -60,7 +60,7 @@ async def test_the_base_tells_what_it_is(door: Open, path: str) -> None:
     status, headers, line = await door.send("GET", path)
     assert status == 200
     assert headers["Cache-Control"] == "no-store"
-    assert line == {"service": SERVICE, "instance": door.receiver.instance}
+    assert line == {"service": SERVICE, "instance": door.receiver._instance}
     status, _, content = await door.send("HEAD", path)
     assert (status, content) == (200, None)
     for method in ("POST", "PUT", "OPTIONS"):
@@ -89,7 +89,7 @@ REFUSED = {
     "a huge number": ("POST", "/hooks/TOKEN", b'{"a": ' + b"9" * 5000 + b"}", 400),
     "deep arrays": ("POST", "/hooks/TOKEN", b"[" * 500_000, 400),
     "deep objects": ("POST", "/hooks/TOKEN", DEEP, 400),
-    "too large": ("POST", "/hooks/TOKEN", b'{"a": "' + b"x" * MAX_BODY + b'"}', 413),
+    "too large": ("POST", "/hooks/TOKEN", b'{"a": "' + b"x" * MAX_BODY_BYTES + b'"}', 413),
 }
 
 
@@ -112,8 +112,8 @@ async def test_what_is_no_delivery_is_refused(
 
 async def test_a_body_of_exactly_the_limit_is_taken(door: Open) -> None:
     """1 MiB is not over 1 MiB."""
-    body = b'{"a": "' + b"x" * (MAX_BODY - 9) + b'"}'
-    assert len(body) == MAX_BODY
+    body = b'{"a": "' + b"x" * (MAX_BODY_BYTES - 9) + b'"}'
+    assert len(body) == MAX_BODY_BYTES
     assert (await door.send("POST", "/hooks/TOKEN", body))[0] == 200
 
 
@@ -124,7 +124,7 @@ async def test_a_body_of_unknown_length_is_counted(door: Open, blocks: int, stat
     async def body() -> AsyncIterator[bytes]:
         yield b'{"a": "'
         for _ in range(blocks):
-            yield b"x" * (MAX_BODY // 16)
+            yield b"x" * (MAX_BODY_BYTES // 16)
         yield b'"}'
 
     assert (await door.send("POST", "/hooks/TOKEN", body()))[0] == status
@@ -135,7 +135,7 @@ async def test_a_body_of_unknown_length_is_counted(door: Open, blocks: int, stat
 async def test_what_is_refused_beforehand_is_not_read(door: Open, path: str) -> None:
     """A body that is announced too large, or bears a wrong token, is answered before it comes."""
     target = f"/hooks/{path}".replace("TOKEN", door.token)
-    head = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_BODY + 1}\r\n\r\n"
+    head = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n"
     answer = await door.talk(head.encode())
     assert answer.split()[1] == (b"404" if path == GARBAGE_TOKEN else b"413")
 
@@ -152,7 +152,7 @@ async def test_a_compressed_body_is_refused(door: Open) -> None:
 
 async def test_a_delivery_is_acknowledged_once_its_consumer_has_dealt_with_it(door: Open) -> None:
     """The endpoint waits for the consumer, and asks for the delivery again if that fails."""
-    token, consumer = door.receiver.token_for("another"), Consumer(door.receiver.queue)
+    token, consumer = door.receiver._token_for("another"), Consumer(door.receiver._queue)
     consumer.subscribe(token)
     delivery = asyncio.create_task(door.send("POST", f"/hooks/{token}", b"{}"))
     (await consumer.get()).reject()
@@ -167,7 +167,7 @@ async def test_a_delivery_is_acknowledged_once_its_consumer_has_dealt_with_it(do
 
 async def test_late_and_doubled_deliveries_are_acknowledged(door: Open) -> None:
     """After the job is over its URL still answers 200, so that the vendor does not go on trying."""
-    door.receiver.queue.unsubscribe(door.token)
+    door.receiver._queue.unsubscribe(door.token)
     for _ in range(2):
         assert (await door.send("POST", "/hooks/TOKEN", b"{}"))[0] == 200
     assert door.got == []
@@ -196,9 +196,9 @@ async def test_a_broken_chunk_does_no_harm(door: Open) -> None:
 async def test_many_sessions_share_a_door(door: Open) -> None:
     """Each delivery of a crowd reaches its own job, once."""
     got: dict[int, list[Any]] = {number: [] for number in range(50)}
-    tokens = {number: door.receiver.token_for(f"job{number}") for number in got}
+    tokens = {number: door.receiver._token_for(f"job{number}") for number in got}
     for number, token in tokens.items():
-        listen(door.receiver.queue, token, got[number])
+        listen(door.receiver._queue, token, got[number])
     async with anyio.create_task_group() as tasks:
         for number, token in tokens.items():
             body = json.dumps({"number": number}).encode()

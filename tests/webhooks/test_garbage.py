@@ -57,8 +57,8 @@ def test_garbage_gets_an_answer_and_wakes_nobody(
 ) -> None:
     """Whatever is asked without a token, the core answers it with a refusal or the health line."""
     receiver, got = WebhookReceiver(PUBLIC_URL, secret="s3cret"), []
-    listen(receiver.queue, receiver.token_for("job"), got)
-    answer = outcome(receiver._core.answer(method, path, headers, reading(*blocks)))
+    listen(receiver._queue, receiver._token_for("job"), got)
+    answer = outcome(receiver._endpoint.respond(method, path, headers, reading(*blocks)))
     if answer.status == 200:
         assert method in {"GET", "HEAD"}
         assert path.strip("/") in {"", "hooks"}
@@ -81,11 +81,11 @@ json_values = st.recursive(
 def test_any_body_with_a_token_is_taken_or_refused(body: bytes) -> None:
     """With the right token a JSON object wakes the job, and every other body is a 400."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
-    token = receiver.token_for("job")
-    listen(receiver.queue, token, got)
+    token = receiver._token_for("job")
+    listen(receiver._queue, token, got)
     half = len(body) // 2
     answer = outcome(
-        receiver._core.answer(
+        receiver._endpoint.respond(
             "POST", f"/{token}", {}, reading(*filter(None, (body[:half], body[half:])))
         )
     )
@@ -99,8 +99,8 @@ def test_any_body_with_a_token_is_taken_or_refused(body: bytes) -> None:
 async def test_a_flood_of_garbage_disturbs_no_delivery(name: str) -> None:
     """10,000 pieces of garbage get right statuses, memory stays flat, and jobs are woken."""
     receiver, got = WebhookReceiver(PUBLIC_URL, secret="s3cret"), []
-    token = receiver.token_for("job")
-    listen(receiver.queue, token, got)
+    token = receiver._token_for("job")
+    listen(receiver._queue, token, got)
     sent = 0
     async with DOORS[name](receiver) as root, aiohttp.ClientSession() as client:
         opened = Open(receiver, root, token, got, client)

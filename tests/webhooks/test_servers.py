@@ -50,8 +50,8 @@ async def test_other_routes_stay_as_they_were(name: str) -> None:
 async def test_the_bare_base_and_leading_slashes_are_right_too(name: str) -> None:
     """Doors that see the whole path answer the base without a slash and paths joined carelessly."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
-    token = receiver.token_for("job")
-    listen(receiver.queue, token, got)
+    token = receiver._token_for("job")
+    listen(receiver._queue, token, got)
     async with DOORS[name](receiver) as root, aiohttp.ClientSession() as client:
         opened = Open(receiver, root, token, got, client)
         for path in ("/hooks", "//hooks", "/hooks?q"):
@@ -97,8 +97,8 @@ def mounted_twice_deep(receiver: WebhookReceiver) -> AbstractAsyncContextManager
 async def test_where_the_door_is_placed_does_not_matter(placed: Door, prefix: str) -> None:
     """Mount points and proxies that change the path leave deliveries and health as they are."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
-    token = receiver.token_for("job")
-    listen(receiver.queue, token, got)
+    token = receiver._token_for("job")
+    listen(receiver._queue, token, got)
     async with placed(receiver) as root, aiohttp.ClientSession() as client:
         opened = Open(receiver, root, token, got, client)
         assert (await opened.send("GET", f"{prefix}/"))[2]["service"] == SERVICE
@@ -138,8 +138,8 @@ async def called(
 async def test_a_mount_point_may_be_in_the_path_or_not(root_path: str, path: str) -> None:
     """ASGI servers and frameworks old and new disagree about root_path; each is understood."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
-    token = receiver.token_for("job")
-    listen(receiver.queue, token, got)
+    token = receiver._token_for("job")
+    listen(receiver._queue, token, got)
     scope = {"type": "http", "root_path": root_path, "headers": [(b"content-length", b"junk")]}
     body = {"type": "http.request", "body": b"{}"}
     post = {**scope, "method": "POST", "path": path.replace("TOKEN", token)}
@@ -152,8 +152,8 @@ async def test_a_mount_point_may_be_in_the_path_or_not(root_path: str, path: str
 async def test_an_asgi_client_that_hangs_up_is_not_answered() -> None:
     """A disconnect in the middle of the body ends the call with nothing sent and nobody woken."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
-    token = receiver.token_for("job")
-    listen(receiver.queue, token, got)
+    token = receiver._token_for("job")
+    listen(receiver._queue, token, got)
     scope = {"type": "http", "method": "POST", "path": f"/{token}", "headers": []}
     part = {"type": "http.request", "body": b"{}", "more_body": True}
     assert await called(receiver.asgi, scope, part, {"type": "http.disconnect"}) == []
@@ -184,8 +184,8 @@ async def test_a_websocket_is_closed() -> None:
 async def test_a_server_of_its_own_is_gone_after_its_block() -> None:
     """A server frees its port when the block ends, also by cancellation with a body half sent."""
     receiver = WebhookReceiver(PUBLIC_URL)
-    token = receiver.token_for("job")
-    listen(receiver.queue, token, [])
+    token = receiver._token_for("job")
+    listen(receiver._queue, token, [])
     head = f"POST /{token} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".encode()
     before = asyncio.all_tasks()
     with anyio.CancelScope() as scope:
@@ -214,8 +214,8 @@ async def test_a_taken_port_is_told() -> None:
 async def test_its_own_server_logs_no_token(caplog: pytest.LogCaptureFixture) -> None:
     """Under serve no log of anybody shows a token: right, wrong, or in a malformed request."""
     receiver = WebhookReceiver(PUBLIC_URL)
-    token = receiver.token_for("job")
-    listen(receiver.queue, token, [])
+    token = receiver._token_for("job")
+    listen(receiver._queue, token, [])
     with caplog.at_level(logging.DEBUG):
         async with receiver.serve(port=0) as root, aiohttp.ClientSession() as client:
             opened = Open(receiver, root, token, [], client)
@@ -231,7 +231,7 @@ async def test_its_own_server_does_not_unpack(caplog: pytest.LogCaptureFixture) 
     """Under serve a body that claims to be compressed costs an answer, and no error in a log."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
     async with receiver.serve(port=0) as root, aiohttp.ClientSession() as client:
-        opened = Open(receiver, root, receiver.token_for("job"), got, client)
+        opened = Open(receiver, root, receiver._token_for("job"), got, client)
         for _ in range(3):
             status, _, _ = await opened.send("POST", "/TOKEN", b"{}", Content_Encoding="gzip")
             assert status == 404

@@ -18,7 +18,7 @@ import pytest
 from factories.doors import PUBLIC_URL, uvicorn_running
 
 from musicgpt_async._io.http_server import HEAD_TIMEOUT, MAX_CONNECTIONS
-from musicgpt_async.testing import hasty_loop
+from musicgpt_async.testing import accelerated_loop
 from musicgpt_async.webhooks import BODY_TIMEOUT, WebhookReceiver
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +57,7 @@ async def end_of(reader: asyncio.StreamReader) -> float:
 
 def run(main: Any) -> None:
     """Run a test on a loop whose clock is fast."""
-    with asyncio.Runner(loop_factory=hasty_loop(SPEED)) as runner:
+    with asyncio.Runner(loop_factory=accelerated_loop(SPEED)) as runner:
         runner.run(main())
 
 
@@ -123,7 +123,7 @@ async def _routes(receiver: WebhookReceiver) -> AsyncIterator[str]:
 @pytest.mark.parametrize("serve", [_own, _asgi, _routes])
 def test_a_body_has_to_arrive_in_time(serve: Any, receiver: WebhookReceiver) -> None:
     """Each endpoint answers 408 after 30 s to a body that dribbles in."""
-    token = receiver.token_for("a job")
+    token = receiver._token_for("a job")
 
     async def main() -> None:
         async with serve(receiver) as root:

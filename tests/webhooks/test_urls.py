@@ -16,24 +16,24 @@ pytestmark = pytest.mark.anyio
 
 def test_tokens_are_unguessable_or_derived() -> None:
     """Without a secret each token is new; with one it is the same for a job after a restart."""
-    assert len({WebhookReceiver(PUBLIC_URL).token_for("job") for _ in range(3)}) == 3
+    assert len({WebhookReceiver(PUBLIC_URL)._token_for("job") for _ in range(3)}) == 3
     first, again = (WebhookReceiver(PUBLIC_URL, secret=s) for s in ("s3cret", b"s3cret"))
-    assert first.token_for("job") == again.token_for("job")
-    assert first.token_for("job") != first.token_for("job2")
-    assert first.token_for("job") != WebhookReceiver(PUBLIC_URL, secret="x").token_for("job")
-    assert "job" not in first.token_for("job")
+    assert first._token_for("job") == again._token_for("job")
+    assert first._token_for("job") != first._token_for("job2")
+    assert first._token_for("job") != WebhookReceiver(PUBLIC_URL, secret="x")._token_for("job")
+    assert "job" not in first._token_for("job")
 
 
 async def test_a_delivery_between_restart_and_resume_is_kept() -> None:
     """With a secret, a new process takes a delivery for a job that it has not taken up yet."""
-    token = WebhookReceiver(PUBLIC_URL, secret="s3cret").token_for("job")
+    token = WebhookReceiver(PUBLIC_URL, secret="s3cret")._token_for("job")
     receiver, got = WebhookReceiver(PUBLIC_URL, secret="s3cret"), []
-    other = WebhookReceiver(PUBLIC_URL, secret="another").token_for("job")
+    other = WebhookReceiver(PUBLIC_URL, secret="another")._token_for("job")
     async with receiver.serve(port=0) as root, aiohttp.ClientSession() as client:
         opened = Open(receiver, root, token, got, client)
         assert (await opened.send("POST", "/TOKEN", b'{"task_id": "t"}'))[0] == 200
         assert (await opened.send("POST", f"/{other}", b"{}"))[0] == 404
-        listen(receiver.queue, token, got)
+        listen(receiver._queue, token, got)
     assert got == [{"task_id": "t"}]
 
 
@@ -53,7 +53,7 @@ def test_the_receiver_shows_no_secret() -> None:
 )
 def test_urls_are_joined_with_one_slash(public_url: str, url: str) -> None:
     """A job's URL is the public URL, one slash and the token."""
-    assert WebhookReceiver(public_url).url_for("T") == url
+    assert WebhookReceiver(public_url)._url_for("T") == url
 
 
 @pytest.mark.parametrize(

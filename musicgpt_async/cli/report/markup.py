@@ -31,22 +31,22 @@ def element(name: str, /, *children: str | None, **attributes: Value) -> Markup:
     opening = f"<{name}{''.join(_attribute(*each) for each in attributes.items())}>"
     if name == "input":
         return Markup(opening)
-    return Markup(f"{opening}{joined(*children)}</{name}>")
+    return Markup(f"{opening}{join(*children)}</{name}>")
 
 
-def joined(*children: str | None) -> Markup:
+def join(*children: str | None) -> Markup:
     """Return markup one after another, with all else escaped."""
-    return Markup("".join(_escaped(child) for child in children if child is not None))
+    return Markup("".join(_escape(child) for child in children if child is not None))
 
 
 def _attribute(name: str, value: Value) -> str:
     if value is None or value is False:
         return ""
-    written = name.rstrip("_").replace("_", "-")
-    return f" {written}" if value is True else f' {written}="{_escaped(str(value))}"'
+    encode = name.rstrip("_").replace("_", "-")
+    return f" {encode}" if value is True else f' {encode}="{_escape(str(value))}"'
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     if isinstance(text, Markup):
         return text
     shown = "".join(each if each in _JOINERS else plain(each) for each in text)

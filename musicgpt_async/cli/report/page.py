@@ -14,19 +14,19 @@ from string import Template
 import attrs
 
 from musicgpt_async._version import __version__
-from musicgpt_async.cli.report.card import card, when
-from musicgpt_async.cli.report.markup import Markup, element, joined
-from musicgpt_async.cli.report.tracks import Outcome, Track
-from musicgpt_async.cli.report.waves import Wave
+from musicgpt_async.cli.report.markup import Markup, element, join
+from musicgpt_async.cli.report.track_card import track_card, when
+from musicgpt_async.cli.report.tracks import ReportTrack, TrackStatus
+from musicgpt_async.cli.report.waveforms import Waveform
 from musicgpt_async.cli.text import count, span
 from musicgpt_async.models import JobRecord
 
-Waves = Mapping[Path, Wave | None]
+Waveforms = Mapping[Path, Waveform | None]
 
 # Reasons that the page's head names; the tracks themselves name all.
-MOST_REASONS = 12
+MAX_REASONS = 12
 # Fewer tracks are found without a search.
-WORTH_SEARCHING = 4
+MIN_SEARCHABLE = 4
 
 
 @attrs.define
@@ -40,25 +40,25 @@ class Page:
 
     directory: Path
     title: str
-    _tracks: list[Track] = attrs.field(factory=list)
+    _tracks: list[ReportTrack] = attrs.field(factory=list)
     _cards: list[str] = attrs.field(factory=list)
     _reasons: Counter[str] = attrs.field(factory=Counter)
     _seconds: float = 0.0
 
-    def add(self, track: Track, waves: Waves) -> None:
+    def add(self, track: ReportTrack, waveforms: Waveforms) -> None:
         """Add a track with the waveforms of its files."""
         reason = None
-        if track.outcome is Outcome.FAILED:
+        if track.outcome is TrackStatus.FAILED:
             reason = _reason_of(track)
             self._reasons[reason] += 1
-        seconds = _seconds_of(track, waves)
+        seconds = _seconds_of(track, waveforms)
         self._tracks.append(track)
         self._seconds += seconds
         number = None if reason is None else list(self._reasons).index(reason)
         self._cards.append(
-            card(
+            track_card(
                 track,
-                waves,
+                waveforms,
                 self.directory,
                 number=len(self._tracks),
                 seconds=seconds,
@@ -66,7 +66,7 @@ class Page:
             )
         )
 
-    def written(self, now: float) -> str:
+    def encode(self, now: float) -> str:
         """Return the page.
 
         Args:
@@ -78,7 +78,7 @@ class Page:
             style=style,
             script=script,
             version=__version__,
-            title=joined(f"{self.title} · stems"),
+            title=join(f"{self.title} · stems"),
             head=self._head(now),
             tools=self._tools(),
             tracks="\n".join(self._cards),
@@ -86,14 +86,14 @@ class Page:
 
     def _head(self, now: float) -> Markup:
         made = element("p", "Stems by MusicGPT · made ", when(now), class_="made")
-        return joined(element("h1", element("bdi", self.title)), made, self._sums(), self._why())
+        return join(element("h1", element("bdi", self.title)), made, self._sums(), self._why())
 
     def _sums(self) -> Markup:
         outcomes = Counter(track.outcome for track in self._tracks)
-        failed, unfinished = outcomes[Outcome.FAILED], outcomes[Outcome.UNFINISHED]
+        failed, unfinished = outcomes[TrackStatus.FAILED], outcomes[TrackStatus.UNFINISHED]
         sums = [
             _sum("Tracks", f"{len(self._tracks):,}"),
-            _sum("Done", f"{outcomes[Outcome.DONE]:,}"),
+            _sum("Done", f"{outcomes[TrackStatus.DONE]:,}"),
         ]
         if failed:
             sums.append(_sum("Failed", f"{failed:,}", class_="bad"))
@@ -127,18 +127,20 @@ class Page:
                     data_reason=numbers[reason],
                 ),
             )
-            for reason, times in self._reasons.most_common(MOST_REASONS)
+            for reason, times in self._reasons.most_common(MAX_REASONS)
         ]
         if (others := len(self._reasons) - len(lines)) > 0:
             lines.append(element("li", f"and {count(others, 'other reason')}"))
         return element("ul", *lines, class_="reasons", aria_label="Why tracks failed")
 
     def _tools(self) -> Markup:
-        if len(self._tracks) < WORTH_SEARCHING:
+        if len(self._tracks) < MIN_SEARCHABLE:
             return Markup("")
         outcomes = Counter(track.outcome for track in self._tracks)
         choices = [("", "All", len(self._tracks))]
-        choices += [(each, each.capitalize(), outcomes[each]) for each in Outcome if outcomes[each]]
+        choices += [
+            (each, each.capitalize(), outcomes[each]) for each in TrackStatus if outcomes[each]
+        ]
         search = element(
             "input",
             type="search",
@@ -153,14 +155,14 @@ class Page:
         return element("div", search, fieldset, class_="tools", role="search")
 
 
-def _seconds_of(track: Track, waves: Waves) -> float:
+def _seconds_of(track: ReportTrack, waveforms: Waveforms) -> float:
     """Return how long a track is: as its files say, or else as the vendor said."""
-    played = [waves.get(path) for path in track.played]
-    known = [wave.seconds for wave in played if wave is not None]
+    played = [waveforms.get(path) for path in track.played]
+    known = [waveform.seconds for waveform in played if waveform is not None]
     return max(known, default=(track.record and track.record.duration) or 0.0)
 
 
-def _reason_of(track: Track) -> str:
+def _reason_of(track: ReportTrack) -> str:
     """Return why a track failed, the same for all that failed alike."""
     record = track.record
     reason = (record and record.error) or "No reason is known."
@@ -171,7 +173,7 @@ def _reason_of(track: Track) -> str:
     return reason
 
 
-def _records(tracks: Iterable[Track]) -> list[JobRecord]:
+def _records(tracks: Iterable[ReportTrack]) -> list[JobRecord]:
     return [
         record
         for track in tracks

@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 
 from musicgpt_async import JobState, Stem
-from musicgpt_async._rules import names
+from musicgpt_async._rules import filenames
 from musicgpt_async._rules.records import is_unfinished
 from musicgpt_async.cli.sources import is_audio, is_url
 from musicgpt_async.models import JobRecord
@@ -40,7 +40,7 @@ _OF_A_TRACK = re.compile(rf"(?P<track>.+) - (?P<stem>{'|'.join(Stem)})(?P<number
 _IN_A_FOLDER = re.compile(rf"(?P<stem>{'|'.join(Stem)})(?P<number> \(\d+\))?")
 
 
-class Outcome(StrEnum):
+class TrackStatus(StrEnum):
     """What became of a track."""
 
     DONE = "done"
@@ -49,7 +49,7 @@ class Outcome(StrEnum):
 
 
 @attrs.frozen(kw_only=True)
-class Track:
+class ReportTrack:
     """One track of the report.
 
     Attributes:
@@ -64,7 +64,7 @@ class Track:
     """
 
     title: str
-    outcome: Outcome
+    outcome: TrackStatus
     song: Path | None = None
     stems: Stems = attrs.field(factory=dict)
     missing: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class Track:
         return any(whole in self.stems for whole in WHOLES.get(sound, ()))
 
 
-def of_records(records: Iterable[JobRecord], directory: Path) -> list[Track]:
+def from_records(records: Iterable[JobRecord], directory: Path) -> list[ReportTrack]:
     """Return the tracks of a journal; of attempts at the same one only those that left files.
 
     Args:
@@ -98,7 +98,7 @@ def of_records(records: Iterable[JobRecord], directory: Path) -> list[Track]:
     return [track for each in attempts.values() for track in _of_attempts(each, directory)]
 
 
-def _of_attempts(records: Sequence[JobRecord], directory: Path) -> Iterator[Track]:
+def _of_attempts(records: Sequence[JobRecord], directory: Path) -> Iterator[ReportTrack]:
     earlier: list[JobRecord] = []
     for record in records:
         if record.files or record is records[-1]:
@@ -108,16 +108,16 @@ def _of_attempts(records: Sequence[JobRecord], directory: Path) -> Iterator[Trac
             earlier.append(record)
 
 
-def _of_record(record: JobRecord, earlier: tuple[JobRecord, ...], directory: Path) -> Track:
+def _of_record(record: JobRecord, earlier: tuple[JobRecord, ...], directory: Path) -> ReportTrack:
     files: dict[str, list[Path]] = {}
     for file in record.files:
-        path = _located(Path(file.path), record.directory, directory)
+        path = _relocate(Path(file.path), record.directory, directory)
         files.setdefault(file.stem, []).extend([path] if path.is_file() else [])
-    return Track(
+    return ReportTrack(
         title=title_of(record),
         outcome=_outcome(record),
         song=_song(record),
-        stems=_ordered(files),
+        stems=_order(files),
         missing=tuple(stem for stem, paths in files.items() if not paths),
         written_at=max(
             (p.stat().st_mtime for paths in files.values() for p in paths), default=None
@@ -129,14 +129,14 @@ def _of_record(record: JobRecord, earlier: tuple[JobRecord, ...], directory: Pat
 
 def title_of(record: JobRecord) -> str:
     """Return a job's name for people: the caller's, or the file's without its ending."""
-    return record.label or names.title_of(record.source) or record.id
+    return record.label or filenames.title_of(record.source) or record.id
 
 
-def _outcome(record: JobRecord) -> Outcome:
+def _outcome(record: JobRecord) -> TrackStatus:
     if record.state is JobState.FAILED:
-        return Outcome.FAILED
+        return TrackStatus.FAILED
     is_done = record.state is JobState.COMPLETED and not is_unfinished(record)
-    return Outcome.DONE if is_done else Outcome.UNFINISHED
+    return TrackStatus.DONE if is_done else TrackStatus.UNFINISHED
 
 
 def _song(record: JobRecord) -> Path | None:
@@ -144,7 +144,7 @@ def _song(record: JobRecord) -> Path | None:
     return path if record.source and not is_url(record.source) and path.is_file() else None
 
 
-def _located(path: Path, was: str | None, directory: Path) -> Path:
+def _relocate(path: Path, was: str | None, directory: Path) -> Path:
     """Return where a file lies after its directory was moved or copied."""
     if was is not None and path.is_relative_to(was):
         moved = directory / path.relative_to(was)
@@ -153,7 +153,7 @@ def _located(path: Path, was: str | None, directory: Path) -> Path:
     return path
 
 
-def _ordered(files: Mapping[str, Sequence[Path]]) -> Stems:
+def _order(files: Mapping[str, Sequence[Path]]) -> Stems:
     """Return stems that have files, in the order in which the vendor lists all stems."""
     known = list(Stem)
     places = {stem: known.index(Stem(stem)) if stem in known else len(known) for stem in files}
@@ -169,7 +169,7 @@ def _rank(path: Path) -> int:
     return FORMATS.index(ending) if ending in FORMATS else len(FORMATS)
 
 
-def of_files(directory: Path) -> list[Track]:
+def from_files(directory: Path) -> list[ReportTrack]:
     """Return the tracks whose stems lie below a directory.
 
     They are named ``{track} - {stem}.{ext}``, or ``{track}/{stem}.{ext}``.
@@ -177,17 +177,17 @@ def of_files(directory: Path) -> list[Track]:
     found: dict[tuple[Path, str], dict[str, list[Path]]] = {}
     others: dict[Path, Path] = {}
     for path in _audio_below(directory):
-        if (key := _named(path, directory)) is not None:
+        if (key := _parse_name(path, directory)) is not None:
             place, title, stem = key
             found.setdefault((place, title), {}).setdefault(stem, []).append(path)
         else:
             others.setdefault(path.with_suffix(""), path)
     return [
-        Track(
+        ReportTrack(
             title=title,
-            outcome=Outcome.DONE,
+            outcome=TrackStatus.DONE,
             song=others.get(place / title),
-            stems=_ordered(stems),
+            stems=_order(stems),
         )
         for (place, title), stems in found.items()
     ]
@@ -199,7 +199,7 @@ def _audio_below(directory: Path) -> Iterator[Path]:
         yield from (Path(folder, file) for file in sorted(files) if is_audio(Path(file)))
 
 
-def _named(path: Path, directory: Path) -> tuple[Path, str, str] | None:
+def _parse_name(path: Path, directory: Path) -> tuple[Path, str, str] | None:
     """Return where the song might lie, the track's name and the stem's."""
     if match := _OF_A_TRACK.fullmatch(path.stem):
         return path.parent, match["track"] + (match["number"] or ""), match["stem"]

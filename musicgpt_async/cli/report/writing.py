@@ -15,9 +15,9 @@ from musicgpt_async import Journal
 from musicgpt_async.cli import streams
 from musicgpt_async.cli.report import tracks
 from musicgpt_async.cli.report.page import Page
-from musicgpt_async.cli.report.tracks import Track
-from musicgpt_async.cli.report.waves import Wave
-from musicgpt_async.cli.running import JOURNAL
+from musicgpt_async.cli.report.tracks import ReportTrack
+from musicgpt_async.cli.report.waveforms import Waveform
+from musicgpt_async.cli.run import JOURNAL
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 
@@ -37,8 +37,8 @@ async def report(directory: Path, *, quiet: bool = False) -> int:
     with _progress(quiet=quiet) as progress:
         bar = progress.add_task("", total=len(found))
         for track in found:
-            waves = await _waves(track)
-            await anyio.to_thread.run_sync(page.add, track, waves)
+            waveforms = await _waves(track)
+            await anyio.to_thread.run_sync(page.add, track, waveforms)
             progress.advance(bar)
     target = directory / NAME
     await anyio.to_thread.run_sync(_write, target, page)
@@ -46,32 +46,32 @@ async def report(directory: Path, *, quiet: bool = False) -> int:
     return 0
 
 
-async def _tracks(directory: Path) -> list[Track]:
+async def _tracks(directory: Path) -> list[ReportTrack]:
     is_there = await anyio.Path(directory).is_dir()
     if is_there and await anyio.Path(directory / JOURNAL).is_file():
         async with Journal(directory / JOURNAL) as journal:
             records = [record async for record in journal.records()]
-        found = await anyio.to_thread.run_sync(tracks.of_records, records, directory)
+        found = await anyio.to_thread.run_sync(tracks.from_records, records, directory)
     else:
-        found = await anyio.to_thread.run_sync(tracks.of_files, directory)
+        found = await anyio.to_thread.run_sync(tracks.from_files, directory)
     if not found:
         why = "no tracks" if is_there else "no such directory"
         raise UsageError(f"There is nothing to report of {directory}: {why}.")
     return found
 
 
-async def _waves(track: Track) -> dict[Path, Wave | None]:
+async def _waves(track: ReportTrack) -> dict[Path, Waveform | None]:
     """Read a track's files, as many at once as there are processors."""
-    waves: dict[Path, Wave | None] = {}
+    waveforms: dict[Path, Waveform | None] = {}
     limiter = anyio.CapacityLimiter(os.cpu_count() or 1)
 
     async def read(path: Path) -> None:
-        waves[path] = await anyio.to_thread.run_sync(Wave.of, path, limiter=limiter)
+        waveforms[path] = await anyio.to_thread.run_sync(Waveform.of, path, limiter=limiter)
 
     async with anyio.create_task_group() as tasks:
         for path in track.played:
             tasks.start_soon(read, path)
-    return waves
+    return waveforms
 
 
 def _name(directory: Path) -> str:
@@ -93,7 +93,7 @@ def _write(target: Path, page: Page) -> None:
     """
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        partial.write_text(page.written(time.time()), "utf-8", newline="\n")
+        partial.write_text(page.encode(time.time()), "utf-8", newline="\n")
         partial.replace(target)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -1,0 +1,234 @@
+"""The cost of one byId look: ours beside the machine's limit and what people use."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from contest import Column, Table, contest
+from servers import BASE, Server
+from uploading import connected
+
+COLUMNS = (
+    Column("CPU us/look", lambda each: 1e6 * each["cpu"] / each["looks"], ".0f"),
+    Column("wall us/look", lambda each: 1e6 * each["wall"] / each["looks"], ".0f"),
+)
+QUERY = {"conversionType": "EXTRACTION", "task_id": "0191c0de-0000-7000-8000-000000000001"}
+KEY = {"Authorization": "key"}
+
+Blocking = Callable[[], dict[str, float]]
+Go = Callable[[], Awaitable[dict[str, float]]]
+
+
+@contextmanager
+def bare(root: str, looks: int) -> Iterator[Blocking]:
+    """Ask on one bare socket: the limit in Python."""
+    query = "&".join(f"{name}={value}" for name, value in QUERY.items())
+    lines = (f"GET {BASE}/byId?{query} HTTP/1.1", f"Host: {urlsplit(root).netloc}", "Accept: */*")
+    request = "\r\n".join([*lines, "Authorization: key", "", ""]).encode()
+    with connected(root) as to:
+
+        def go() -> dict[str, float]:
+            for _ in range(looks):
+                to.sendall(request)
+                json.loads(to.recv(65536).partition(b"\r\n\r\n")[2])
+            return {"looks": looks}
+
+        yield go
+
+
+@contextmanager
+def requests_session(root: str, looks: int) -> Iterator[Blocking]:
+    """Ask with a requests session."""
+    import requests  # noqa: PLC0415 - each contender loads its own client alone
+
+    with requests.Session() as client:
+        trusted = os.environ["SSL_CERT_FILE"]
+
+        def go() -> dict[str, float]:
+            for _ in range(looks):
+                client.get(f"{root}{BASE}/byId", params=QUERY, headers=KEY, verify=trusted).json()
+            return {"looks": looks}
+
+        yield go
+
+
+@contextmanager
+def requests_anew(root: str, looks: int) -> Iterator[Blocking]:
+    """Ask as the vendor's SDK does, on a new connection each time."""
+    import requests  # noqa: PLC0415
+
+    trusted = os.environ["SSL_CERT_FILE"]
+
+    def go() -> dict[str, float]:
+        for _ in range(looks):
+            requests.get(f"{root}{BASE}/byId", params=QUERY, headers=KEY, verify=trusted).json()
+        return {"looks": looks}
+
+    yield go
+
+
+@contextmanager
+def httpx_sync(root: str, looks: int) -> Iterator[Blocking]:
+    """Ask with httpx."""
+    import httpx  # noqa: PLC0415
+
+    with httpx.Client(verify=ssl.create_default_context()) as client:
+
+        def go() -> dict[str, float]:
+            for _ in range(looks):
+                client.get(f"{root}{BASE}/byId", params=QUERY, headers=KEY).json()
+            return {"looks": looks}
+
+        yield go
+
+
+@asynccontextmanager
+async def httpx_async(root: str, looks: int) -> AsyncIterator[Go]:
+    """Ask with httpx's asynchronous client."""
+    import httpx  # noqa: PLC0415
+
+    async with httpx.AsyncClient(verify=ssl.create_default_context()) as client:
+
+        async def go() -> dict[str, float]:
+            for _ in range(looks):
+                (await client.get(f"{root}{BASE}/byId", params=QUERY, headers=KEY)).json()
+            return {"looks": looks}
+
+        yield go
+
+
+@asynccontextmanager
+async def aiohttp_get(root: str, looks: int) -> AsyncIterator[Go]:
+    """Ask with aiohttp and parse the JSON, nothing else."""
+    import aiohttp  # noqa: PLC0415
+
+    async with aiohttp.ClientSession() as client:
+
+        async def go() -> dict[str, float]:
+            for _ in range(looks):
+                async with client.get(f"{root}{BASE}/byId", params=QUERY, headers=KEY) as answer:
+                    await answer.json()
+            return {"looks": looks}
+
+        yield go
+
+
+@asynccontextmanager
+async def ours(root: str, looks: int) -> AsyncIterator[Go]:
+    """Look at an attached job as the session's schedule does, from the GET to the next date."""
+    from musicgpt_async import Limits, MusicGPTSession  # noqa: PLC0415
+
+    limits = Limits(parallel=1, polls_per_minute=1_000_000_000)
+    session = MusicGPTSession("key", base_url=f"{root}{BASE}", limits=limits)
+    await session.start()
+    job = session.attach(QUERY["task_id"])
+    poller = session._poller  # noqa: SLF001 - to look without waiting for the schedule
+    watch = poller._entries[job.id]  # noqa: SLF001
+
+    async def go() -> dict[str, float]:
+        for _ in range(looks):
+            await poller._poll(watch)  # noqa: SLF001
+        return {"looks": looks}
+
+    try:
+        yield go
+    finally:
+        await session.aclose(drain=False)
+
+
+@asynccontextmanager
+async def ours_read(root: str, looks: int) -> AsyncIterator[Go]:
+    """Make the call and read its answer, without the schedule's book-keeping."""
+    from musicgpt_async import MusicGPTSession  # noqa: PLC0415
+    from musicgpt_async._rules import payloads, protocol  # noqa: PLC0415
+
+    session = MusicGPTSession("key", base_url=f"{root}{BASE}")
+    await session.start()
+    ask = session._http.get  # noqa: SLF001
+
+    async def go() -> dict[str, float]:
+        for _ in range(looks):
+            answer = await ask(f"{root}{BASE}/byId", protocol.status_query(QUERY["task_id"]))
+            data = protocol.parse_response(answer, now=0.0, subject="The look")
+            payloads.parse_conversion(data, requested=())
+        return {"looks": looks}
+
+    try:
+        yield go
+    finally:
+        await session.aclose(drain=False)
+
+
+@asynccontextmanager
+async def ours_asked(root: str, looks: int) -> AsyncIterator[Go]:
+    """Ask by the schedule: entered, woken by the bell, looked at in a task, forgotten."""
+    from musicgpt_async import Limits, MusicGPTSession  # noqa: PLC0415
+
+    limits = Limits(parallel=1, polls_per_minute=1_000_000_000)
+    session = MusicGPTSession("key", base_url=f"{root}{BASE}", limits=limits)
+    await session.start()
+
+    async def go() -> dict[str, float]:
+        for _ in range(looks):
+            await session._poller.ask(QUERY["task_id"], ())  # noqa: SLF001
+        return {"looks": looks}
+
+    try:
+        yield go
+    finally:
+        await session.aclose(drain=False)
+
+
+@asynccontextmanager
+async def tasks(root: str, looks: int) -> AsyncIterator[Go]:
+    """Wait as a task a job does: ask, sleep, ask."""
+    import aiohttp  # noqa: PLC0415
+
+    async with aiohttp.ClientSession() as client:
+
+        async def go() -> dict[str, float]:
+            for _ in range(looks):
+                async with client.get(f"{root}{BASE}/byId", params=QUERY, headers=KEY) as answer:
+                    await answer.json()
+                await asyncio.sleep(0.001)
+            return {"looks": looks}
+
+        yield go
+
+
+CONTENDERS: dict[str, Any] = {
+    "aiohttp GET": aiohttp_get,
+    "ours": ours,
+    "ours, uvloop": ours,
+    "ours, call and answer alone": ours_read,
+    "ours, asked once by the schedule": ours_asked,
+    "bare": bare,
+    "aiohttp GET and a sleep": tasks,
+    "httpx": httpx_sync,
+    "httpx async": httpx_async,
+    "requests session": requests_session,
+    "requests, as the SDK calls it": requests_anew,
+}
+PEERS = list(CONTENDERS)
+
+
+def tables(server: Server, looks: int, rounds: int, names: list[str]) -> Iterator[Table]:
+    """Look in clear and over TLS."""
+    for tls in (False, True):
+        yield contest(
+            f"A look ({looks} one after another){' over TLS' if tls else ''}",
+            "looking",
+            COLUMNS,
+            rounds=rounds,
+            arguments={"root": server.root(tls=tls), "looks": looks},
+            warm_up={"looks": 10},
+            names=names,
+            environment={"SSL_CERT_FILE": server.ca},
+        )

@@ -1,0 +1,144 @@
+"""The body of a file's response, in lists of chunks large enough to be written at once.
+
+aiohttp delivers a body in chunks of up to its read buffer; writing each by itself costs more than
+it took to receive. A host that is silent, or sends next to nothing, is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Self
+
+import aiohttp
+
+from musicgpt_async.errors import TransportTimeoutError
+
+# Bytes gathered for a write: smaller ones cost more CPU than the copying they save.
+CHUNK_SIZE = 1 << 20
+# A host that sends less than this over a whole window is as good as silent.
+MIN_SPEED = 1024  # bytes a second
+SPEED_WINDOW = 60.0  # seconds spent waiting for the host
+_CONNECTION_ERRORS = (aiohttp.ClientError, ConnectionError, TimeoutError)
+
+Chunk = bytes | memoryview
+
+
+async def iter_chunks(
+    response: aiohttp.ClientResponse, *, read_timeout: float
+) -> AsyncGenerator[list[Chunk], None]:
+    """Yield the body, about ``CHUNK_SIZE`` bytes at a time, up to where it breaks off.
+
+    Args:
+        response: Its body not yet read, and not to be decompressed by aiohttp.
+        read_timeout: Seconds without a byte after which the host is given up.
+
+    Raises:
+        TransportTimeoutError: The host sent nothing for that long, or hardly anything for a minute.
+        ConnectionError: The connection broke.
+        aiohttp.ClientError: The connection broke, or the body is malformed.
+    """
+    with _ReadWatchdog(response, read_timeout) as watchdog:
+        while True:
+            watchdog.arm()
+            try:
+                chunks = await _gather(response.content, watchdog)
+            except _CONNECTION_ERRORS as error:
+                if watchdog.verdict:
+                    raise TransportTimeoutError(watchdog.verdict) from error
+                raise
+            watchdog.disarm()
+            if not chunks:
+                return
+            yield chunks
+
+
+async def _gather(content: aiohttp.StreamReader, watchdog: _ReadWatchdog) -> list[Chunk]:
+    """Return the next chunks, none at the end; a break is raised once no chunk is left."""
+    chunks: list[Chunk] = []
+    size = 0
+    try:
+        while size < CHUNK_SIZE:
+            # Not readany(), which joins the chunks: they are written from where they are.
+            chunk, _ = await content.readchunk()
+            if not chunk and content.at_eof():
+                break
+            watchdog.on_data(len(chunk))
+            chunks.append(chunk)
+            size += len(chunk)
+    except _CONNECTION_ERRORS:
+        if not chunks:
+            raise
+    return chunks
+
+
+class _ReadWatchdog:
+    """Hangs up on a silent or trickling host, which is cheaper than a timeout for each read.
+
+    Only the time in which the host is waited for counts, not that in which a chunk is written.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, read_timeout: float) -> None:
+        self._response = response
+        self._timeout = read_timeout
+        self._loop = asyncio.get_running_loop()
+        self._is_armed = False
+        self._silent = 0.0  # seconds waited since the last byte
+        self._waited = 0.0  # seconds waited in this window, and bytes received in it
+        self._received = 0
+        self.verdict = ""
+
+    def __enter__(self) -> Self:
+        self.arm()
+        self._schedule()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def arm(self) -> None:
+        """Start to count: it is the host's turn."""
+        self._is_armed = True
+        self._since = self._loop.time()
+
+    def disarm(self) -> None:
+        """Stop counting while the chunks are written."""
+        self._count()
+        self._is_armed = False
+
+    def on_data(self, size: int) -> None:
+        """Take note of bytes that came."""
+        self._count()
+        self._silent = 0.0
+        self._received += size
+
+    def _count(self) -> None:
+        if self._is_armed:
+            now = self._loop.time()
+            self._silent += now - self._since
+            self._waited += now - self._since
+            self._since = now
+
+    def _check(self) -> None:
+        self._count()
+        host = self._response.url.host
+        if self._silent >= self._timeout:
+            self._hang_up(f"{host} sent nothing for {self._timeout:g} s; try again later.")
+        elif self._waited >= SPEED_WINDOW and self._received < MIN_SPEED * self._waited:
+            self._hang_up(f"{host} sends less than {MIN_SPEED} bytes a second; try again later.")
+        else:
+            if self._waited >= SPEED_WINDOW:
+                self._waited, self._received = 0.0, 0
+            self._schedule()
+
+    def _schedule(self) -> None:
+        interval = min(self._timeout, SPEED_WINDOW) / 4
+        self._timer = self._loop.call_later(interval, self._check)
+
+    def _hang_up(self, verdict: str) -> None:
+        self.verdict = verdict
+        connection = self._response.connection
+        transport = connection.transport if connection else None
+        self._response.close()
+        if transport is not None:
+            transport.abort()  # TLS would wait half a minute for the host's close_notify

@@ -1,0 +1,198 @@
+"""File names for stems: out of what MusicGPT and the user call them, into one directory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path, PurePath, PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from musicgpt_async.errors import InvalidOptionError
+
+DEFAULT_LAYOUT = "{track} - {stem}.{ext}"
+FIELDS = ("folder", "track", "stem", "ext")
+# Bytes that common file systems allow in a name.
+MAX_NAME_BYTES = 255
+# Bytes of each field: with the default layout, all of them and a number fit.
+LONGEST_TRACK, LONGEST_STEM, LONGEST_EXT = 150, 60, 10
+LONGEST_FOLDER = 200  # of each part
+_File = tuple[str, str]
+# Names that Windows keeps for devices, whatever their extension.
+_DEVICES = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+)
+
+
+# YouTube's paths with a video's id at their end; its pages are called "watch" otherwise.
+_YOUTUBE_HOSTS = frozenset({"youtube.com", "youtu.be", "youtube-nocookie.com"})
+_YOUTUBE_ID = re.compile(r"[\w-]{6,64}")
+
+
+def name_in_url(url: str) -> str:
+    """Return what a URL calls its file; ``YouTube <id>`` for a video, empty if it has no name.
+
+    Raises:
+        ValueError: It is not a URL.
+    """
+    parts = urlsplit(url)
+    last = PurePosixPath(unquote(parts.path)).name
+    host = (parts.hostname or "").rpartition(".")
+    site = f"{host[0].rpartition('.')[2]}.{host[2]}"
+    if site not in _YOUTUBE_HOSTS:
+        return last
+    query = parse_qs(parts.query)
+    found = [*query.get("v", ()), *query.get("list", ()), last]
+    return next((f"YouTube {each}" for each in found if _YOUTUBE_ID.fullmatch(each)), last)
+
+
+def name_of(source: str) -> str:
+    """Return the name of the file that a path or a URL leads to; empty if it has none."""
+    try:
+        is_url = source.lower().startswith(("http://", "https://"))
+        return name_in_url(source) if is_url else PurePath(source).name
+    except ValueError:
+        return ""
+
+
+def title_of(source: str) -> str:
+    """Return a path's or a URL's name for people, without its ending."""
+    return PurePath(name_of(source)).stem
+
+
+def validate_layout(layout: str) -> str:
+    """Return a layout such as ``{folder}/{track}/{stem}.{ext}``.
+
+    Raises:
+        InvalidOptionError: It has other fields, could lead out of the directory on some system, or
+            would give two stems one name.
+    """
+    try:
+        fields = [part for part in string.Formatter().parse(layout) if part[1] is not None]
+    except ValueError as error:
+        raise InvalidOptionError(f"The layout {layout!r} is malformed: {error}.") from error
+    used = {name for _, name, _, _ in fields}
+    changed = any(spec or conversion for _, _, spec, conversion in fields)
+    if used - set(FIELDS) or not {"stem", "ext"} <= used or changed:
+        raise InvalidOptionError(
+            f"The layout {layout!r} cannot be used: it needs {{stem}} and {{ext}}, and may have "
+            "{track} and {folder}."
+        )
+    if why := _why_not_a_path(layout):
+        raise InvalidOptionError(f"The layout {layout!r} cannot be used: it {why}.")
+    return layout
+
+
+def _why_not_a_path(layout: str) -> str:
+    if ".." in PurePosixPath(layout).parts or layout.startswith("/"):
+        return "leads out of the output directory"
+    if "\\" in layout or re.match(r"[A-Za-z]:", layout):
+        return "has a backslash or a drive letter; put / between directories"
+    if layout.endswith("/"):
+        return "ends with a slash, so it names no file"
+    if "\0" in layout or not _is_utf8(layout):
+        return "has a character that no file name can have"
+    return ""
+
+
+def with_folder(layout: str, folder: str) -> str:
+    """Return a layout with its ``{folder}`` filled in, so that it can be stored with a job.
+
+    Args:
+        layout: The layout.
+        folder: Path below the directory that was given, ``/`` between its parts; may be empty.
+    """
+    parts = [sanitize(part, LONGEST_FOLDER) for part in folder.split("/") if part not in ("", ".")]
+    literal = "/".join(parts).replace("{", "{{").replace("}", "}}")
+    pieces = []
+    for text, name, _, _ in string.Formatter().parse(layout):
+        pieces.append(text.replace("{", "{{").replace("}", "}}"))
+        if name is not None:
+            pieces.append(literal if name == "folder" else f"{{{name}}}")
+    return "".join(pieces).lstrip("/")
+
+
+def output_path(directory: Path, layout: str, *, track: str, stem: str, ext: str) -> Path:
+    """Return the path of a stem's file; no name leads out of the directory."""
+    values = {
+        "folder": "",
+        "track": sanitize(track, LONGEST_TRACK),
+        "stem": sanitize(stem, LONGEST_STEM),
+        "ext": sanitize(ext, LONGEST_EXT),
+    }
+    *folders, name = PurePosixPath(layout.format(**values).lstrip("/")).parts
+    return directory.joinpath(*(_fit(folder) for folder in folders), _fit_name(name))
+
+
+def numbered_track(track: str, number: int) -> str:
+    """Return the name for the second, third, … track whose files would have the same names."""
+    if number < 2:
+        return track
+    tail = f" ({number})"
+    return sanitize(track, LONGEST_TRACK - len(tail)) + tail
+
+
+def with_number(path: Path, number: int) -> Path:
+    """Return the name for the second, third, … file that would have the same one."""
+    return path if number < 2 else path.with_name(_fit_name(path.name, f" ({number})"))
+
+
+def collision_key(directory: Path, layout: str, *, track: str) -> str:
+    """Return what is equal for tracks whose files would have the same names."""
+    anywhere = str(output_path(directory, layout, track=track, stem="", ext="")).casefold()
+    return hashlib.sha256(anywhere.encode(errors="surrogatepass")).hexdigest()
+
+
+def has_track(layout: str) -> bool:
+    """Return whether a layout has the track's name in it, so that it can be numbered there."""
+    return any(name == "track" for _, name, _, _ in string.Formatter().parse(layout))
+
+
+def make_distinct(paths: Mapping[_File, Path]) -> dict[_File, Path]:
+    """Return the paths with numbers where MusicGPT's names for two stems look the same."""
+    taken: set[str] = set()
+    result: dict[_File, Path] = {}
+    for file, path in paths.items():
+        number = 1
+        while str(with_number(path, number)).casefold() in taken:
+            number += 1
+        result[file] = with_number(path, number)
+        taken.add(str(result[file]).casefold())
+    return result
+
+
+def sanitize(name: str, max_bytes: int = LONGEST_FOLDER) -> str:
+    """Return a name that is one part of a path on every common file system."""
+    normal = unicodedata.normalize("NFC", name)
+    kept = "".join("_" if c in '/\\:*?"<>|' or not _is_visible(c) else c for c in normal)
+    short = kept.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
+    trimmed = short.strip().rstrip(". ")
+    if not trimmed.strip("."):
+        return "_"
+    return f"_{trimmed}" if trimmed.partition(".")[0].lower() in _DEVICES else trimmed
+
+
+def _fit_name(name: str, tail: str = "") -> str:
+    """Return a file's name with a tail before its extension, cut to the bytes that fit."""
+    path = PurePosixPath(name)
+    return _fit(path.stem, tail + path.suffix)
+
+
+def _fit(name: str, tail: str = "") -> str:
+    """Cut a name at a character, so that it fits with its tail."""
+    return name.encode()[: MAX_NAME_BYTES - len(tail.encode())].decode(errors="ignore") + tail
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_visible(character: str) -> bool:
+    # Control characters, and those that make a name read otherwise than it is (bidirectional).
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

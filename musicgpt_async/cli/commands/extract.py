@@ -1,0 +1,256 @@
+"""`extract`, with and without `--dry-run`, and `resume`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from musicgpt_async import (
+    ConfigurationError,
+    ExtractionJob,
+    JobState,
+    Journal,
+    MusicGPTError,
+    MusicGPTSession,
+    Outcome,
+)
+from musicgpt_async._io import sources as audio
+from musicgpt_async._rules import fingerprint, pricing
+from musicgpt_async._rules.formats import DEFAULT_FORMAT
+from musicgpt_async._rules.records import may_be_submitted_again
+from musicgpt_async.cli import output, streams
+from musicgpt_async.cli.durations import read_duration
+from musicgpt_async.cli.run import Run, Settings
+from musicgpt_async.cli.sources import TrackRequest, TrackSources, iter_lazily
+from musicgpt_async.cli.text import count, dollars, plain, size, span
+from musicgpt_async.cli.usage import UsageError
+from musicgpt_async.events import Downloaded, Failed
+
+
+async def extract(settings: Settings, sources: TrackSources, *, force: bool) -> int:
+    """Submit every track, wait for it and download its stems; return the exit code.
+
+    Raises:
+        UsageError: It could not begin.
+    """
+    total = await anyio.to_thread.run_sync(sources.validate)
+
+    async def outcomes(session: MusicGPTSession, run: Run) -> AsyncGenerator[Outcome, None]:
+        format_ = settings.format or DEFAULT_FORMAT
+        tracks = iter_lazily(sources.tracks(), stopped=lambda: run.should_stop)
+        batch = session.extract_many(tracks, settings.out, force=force, format=format_)
+        async with aclosing(batch) as each:  # type: ignore[type-var]  # it is a generator
+            async for outcome in each:
+                yield outcome
+
+    return await Run(settings, total=total).execute(outcomes)
+
+
+async def resume(settings: Settings, *, found: Mapping[str, str]) -> int:
+    """Take up what the journal in the output directory holds; return the exit code.
+
+    Args:
+        settings: What the command was told.
+        found: Ids of jobs whose answers were lost, and the tasks that the user found for them.
+
+    Raises:
+        UsageError: There is no journal, or it could not begin.
+    """
+    await anyio.to_thread.run_sync(require_journal, settings)
+    return await Run(settings).execute(partial(_iterate_resumed, settings, found))
+
+
+async def _iterate_resumed(
+    settings: Settings, found: Mapping[str, str], session: MusicGPTSession, run: Run
+) -> AsyncGenerator[Outcome, None]:
+    events = session.events()
+    await _wait_for_leases(run)
+    bound = [
+        await session.bind(job_id, task_id, format=settings.format)
+        for job_id, task_id in found.items()
+    ]
+    jobs = {job.id: job for job in [*bound, *await session.resume(format=settings.format)]}
+    run.summary.total = len(jobs)
+    if others := len(await run.held_by_others()):
+        run.say(f"{count(others, 'track')} left to another process, which is at work.")
+    elif not jobs:
+        run.say("There is nothing to take up.")
+    downloads = set[asyncio.Task[None]]()
+    for job in jobs.values():
+        if (
+            output.record_of(job).directory is None
+        ):  # what has one is downloaded by the session itself
+            downloads.add(asyncio.create_task(_download(job, settings)))
+    while jobs and (event := await anext(events, None)) is not None:
+        if event.job_id not in jobs:
+            continue
+        if isinstance(event, Downloaded):
+            files = {stem: dict(paths) for stem, paths in event.files.items()}
+            job = jobs.pop(event.job_id)
+            yield Outcome(source=job.source, job=job, files=files)
+        elif isinstance(event, Failed):
+            job = jobs.pop(event.job_id)
+            yield Outcome(source=job.source, job=job, error=event.error)
+
+
+async def _wait_for_leases(run: Run) -> None:
+    """Wait until the leases of a process that died have run out; a living one renews them."""
+    leases = await run.held_by_others()
+    if leases:
+        await anyio.sleep(max(lease.until for lease in leases.values()) - time.time() + 0.1)
+
+
+async def _download(job: ExtractionJob, settings: Settings) -> None:
+    with suppress(MusicGPTError):  # the session's events tell it
+        await job.download(settings.out, format=settings.format or DEFAULT_FORMAT)
+
+
+def require_journal(settings: Settings) -> None:
+    """Refuse to begin where there is no journal.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if not settings.journal_path.is_file():
+        raise UsageError(
+            f"There is no journal in {settings.out}; `extract --out` keeps one there "
+            f"({settings.journal_path.name})."
+        )
+
+
+async def dry_run(settings: Settings, sources: TrackSources, *, force: bool) -> int:
+    """List what would be sent and what it is expected to cost; return the exit code.
+
+    Raises:
+        UsageError: It would not begin either.
+    """
+    try:
+        plan = settings.known_plan
+    except ConfigurationError as error:
+        raise UsageError(error.message) from error
+    await anyio.to_thread.run_sync(sources.validate)
+    known = {} if force else await _read_known_states(settings)
+    sent, price, unpriced = 0, 0.0, 0
+    with ThreadPoolExecutor(1) as executor:
+        for request in sources.tracks():
+            track = await _look_at(request, known, plan, executor)
+            streams.write_result(track.as_json() if settings.json else str(track))
+            if track.state is None:
+                sent += 1
+                price += track.price or 0.0
+                unpriced += track.price is None
+    streams.say(
+        f"{count(sent, 'track')} would be submitted, {_expected(price, sent, unpriced, plan)}; "
+        "nothing was sent."
+    )
+    return 0
+
+
+def _expected(price: float, sent: int, unpriced: int, plan: str | None) -> str:
+    """Say what tracks are expected to cost in all."""
+    rates = f"{plan or 'pay as you go'}, prices of {pricing.PRICES_AS_OF}"
+    if not sent:
+        return "for nothing"
+    if unpriced == sent:
+        return "at an unknown price, since their durations are unknown"
+    unknown = f"; {unpriced:,} more of unknown duration" if unpriced else ""
+    return f"for about {dollars(price)} ({rates}{unknown})"
+
+
+@attrs.frozen
+class _DryTrack:
+    """One track that would be submitted.
+
+    Attributes:
+        request: What was asked for.
+        length: Bytes; ``None`` for a URL.
+        duration: Seconds; ``None`` if unknown.
+        price: Dollars; ``None`` if unknown.
+        state: Where the journal's job of it stands already.
+    """
+
+    request: TrackRequest
+    length: int | None
+    duration: float | None
+    price: float | None
+    state: JobState | None
+
+    def __str__(self) -> str:
+        request = self.request
+        options = [*(request.stems or ("default stems",)), *request.preprocessing]
+        options += ["eco mode"] if request.eco_mode else []
+        parts = [
+            plain(request.source),
+            "URL" if self.length is None else size(self.length),
+            "unknown duration" if self.duration is None else span(self.duration),
+            "unknown price" if self.price is None else f"about {dollars(self.price)}",
+            ", ".join(options),
+        ]
+        there = f"  [{self.state} already]" if self.state else ""
+        return "  ".join(parts) + there
+
+    def as_json(self) -> str:
+        """Return the same as one line of JSON."""
+        return json.dumps(
+            {
+                "source": self.request.source,
+                "label": self.request.label,
+                "stems": self.request.stems,
+                "preprocessing": self.request.preprocessing,
+                "eco_mode": self.request.eco_mode,
+                "size": self.length,
+                "duration": self.duration,
+                "price": None if self.price is None else round(self.price, 4),
+                "would_submit": self.state is None,
+                "state": self.state,
+            }
+        )
+
+
+async def _look_at(
+    request: TrackRequest,
+    known: dict[str, JobState],
+    plan: str | None,
+    executor: ThreadPoolExecutor,
+) -> _DryTrack:
+    track = audio.parse_source(request.source, label=request.label)
+    async with audio.open_track(track, executor) as content:
+        fingerprint_ = fingerprint.compute_fingerprint(
+            track.location,
+            content.version if content else "",
+            stems=request.stems,
+            preprocessing=request.preprocessing,
+            eco_mode=request.eco_mode,
+        )
+    duration = None
+    if isinstance(track.content, Path):
+        duration = await anyio.to_thread.run_sync(read_duration, track.content)
+    return _DryTrack(
+        request,
+        length=content.size if content else None,
+        duration=duration,
+        price=pricing.estimate_price(request.stems, duration, plan),
+        state=known.get(fingerprint_),
+    )
+
+
+async def _read_known_states(settings: Settings) -> dict[str, JobState]:
+    """Return what the journal has already, by fingerprint."""
+    if not settings.journal or not await anyio.Path(settings.journal_path).is_file():
+        return {}
+    async with Journal(settings.journal_path) as journal:
+        return {
+            record.fingerprint: record.state
+            async for record in journal.records()
+            if not may_be_submitted_again(record)
+        }

@@ -1,0 +1,332 @@
+"""One run of a session: what is said of it, how it ends, and what it returns."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from musicgpt_async import (
+    AudioFormat,
+    AuthenticationError,
+    ConfigurationError,
+    CreditLimitError,
+    EndpointNotFoundError,
+    ForbiddenError,
+    InsufficientCreditsError,
+    Journal,
+    Limits,
+    MusicGPTError,
+    MusicGPTSession,
+    Outcome,
+    WebhookReceiver,
+)
+from musicgpt_async._rules import filenames, plans
+from musicgpt_async._rules.records import was_delivered
+from musicgpt_async.cli import output, streams
+from musicgpt_async.cli.display import make_screen
+from musicgpt_async.cli.interrupts import Interrupts
+from musicgpt_async.cli.progress import ProgressModel
+from musicgpt_async.cli.screen import Totals
+from musicgpt_async.cli.text import count, credit, plain, span
+from musicgpt_async.cli.usage import UsageError
+from musicgpt_async.events import Accepted, Event
+from musicgpt_async.journal import Lease
+from musicgpt_async.session import KEY_VARIABLE
+
+JOURNAL = ".musicgpt-async.sqlite"
+# Seconds after which another process takes over what a killed one was at.
+LEASE_SECONDS = 10.0
+
+Plan = Literal["free", "plus", "pro"]
+
+# After these no other track fares better.
+FATAL_ERRORS = (
+    AuthenticationError,
+    CreditLimitError,
+    EndpointNotFoundError,
+    ForbiddenError,
+    InsufficientCreditsError,
+)
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What every command that works on tracks is told.
+
+    Attributes:
+        out: Where the stems are to lie.
+        format: Which files of each stem; ``None`` for what the journal remembers, else the best.
+        layout: The template of the files' names.
+        plan: The account's; ``None`` for the environment's, else its limits are learned.
+        jobs: Unfinished at the vendor at once; ``None`` for as many as the account allows.
+        deadline: Seconds from acceptance in which a track has to finish.
+        max_credits: Credits after which nothing more is submitted.
+        webhook: The public URL that the vendor's webhooks come to.
+        listen: Host and port that the receiver listens on.
+        journal: Whether what was accepted is remembered in the output directory.
+        json: Whether outcomes go to stdout as JSON.
+        quiet: Whether only failures are told.
+        api_key: ``None`` for the environment's.
+        base_url: ``None`` for the environment's.
+    """
+
+    out: Path
+    format: AudioFormat | None = None
+    layout: str = filenames.DEFAULT_LAYOUT
+    plan: Plan | None = None
+    jobs: int | None = None
+    deadline: float | None = 3600.0
+    max_credits: float | None = None
+    webhook: str | None = None
+    listen: tuple[str, int] = ("127.0.0.1", 8080)
+    journal: bool = True
+    json: bool = False
+    quiet: bool = False
+    api_key: str | None = attrs.field(default=None, repr=False)
+    base_url: str | None = None
+
+    @property
+    def known_plan(self) -> str | None:
+        """The account's plan, as the command or the environment names it.
+
+        Raises:
+            ConfigurationError: The environment names one that does not exist.
+        """
+        return self.plan or plans.check_plan(os.environ.get(plans.PLAN_VARIABLE))
+
+    @property
+    def journal_path(self) -> Path:
+        """Where the journal lies."""
+        return self.out / JOURNAL
+
+    @property
+    def resume_command(self) -> str:
+        """What takes up again what a run let go of."""
+        return shlex.join(["musicgpt-async", "resume", "--out", os.fspath(self.out)])
+
+
+Outcomes = Callable[[MusicGPTSession, "Run"], AsyncGenerator[Outcome, None]]
+
+
+class Run:
+    """One session from its opening to its summary.
+
+    Args:
+        settings: What the command was told.
+        total: Tracks in all, as far as is known.
+
+    Attributes:
+        summary: The sum of the outcomes so far.
+        should_stop: Whether no further track need be tried.
+    """
+
+    def __init__(self, settings: Settings, *, total: int = 0) -> None:
+        self.summary: output.Summary = output.Summary(total=total, began=time.time())
+        self.should_stop: bool = False
+        self._settings = settings
+        self._interrupts = Interrupts()
+        self._progress = ProgressModel()
+        self._session: MusicGPTSession | None = None
+        self._screen = make_screen(
+            self._progress,
+            self._totals,
+            quiet=settings.quiet,
+            shares_terminal=settings.json and sys.stdout.isatty(),
+        )
+        self._journal: Journal | None = None
+        self._failure: Exception | None = None
+
+    async def execute(self, outcomes: Outcomes) -> int:
+        """Work through the outcomes, say what became of them, and return the exit code.
+
+        Raises:
+            UsageError: It could not begin.
+        """
+        with self._interrupts.listening():
+            async with AsyncExitStack() as stack:
+                session = self._session = await self._open(stack)
+                async with self._screen.shown():
+                    await self._work(session, outcomes)
+                    self._print_summary(session)
+        return self._exit_code()
+
+    def say(self, text: str, style: str = "") -> None:
+        """Say something unless it is to be quiet."""
+        if not self._settings.quiet:
+            self._screen.say(text, style)
+
+    async def _open(self, stack: AsyncExitStack) -> MusicGPTSession:
+        settings = self._settings
+        if not settings.api_key and not os.environ.get(KEY_VARIABLE, "").strip():
+            raise UsageError(f"There is no API key: set the environment variable {KEY_VARIABLE}.")
+        try:
+            receiver = WebhookReceiver(settings.webhook) if settings.webhook else None
+            await anyio.to_thread.run_sync(make_directory, settings.out)
+            self._journal = await self._open_journal(stack)
+            session = MusicGPTSession(
+                settings.api_key,
+                base_url=settings.base_url,
+                limits=make_limits(settings.known_plan, settings.jobs),
+                webhooks=receiver,
+                journal=self._journal,
+                deadline=settings.deadline,
+                max_credits=settings.max_credits,
+                layout=settings.layout,
+            )
+            if receiver is not None:
+                await stack.enter_async_context(receiver.serve(*settings.listen))
+            await stack.enter_async_context(session)
+            await self._report_other_owners()
+        except MusicGPTError as error:
+            raise UsageError(error.message) from error
+        return session
+
+    async def _open_journal(self, stack: AsyncExitStack) -> Journal | None:
+        if not self._settings.journal:
+            return None
+        journal = Journal(self._settings.journal_path, lease=LEASE_SECONDS)
+        try:
+            return await stack.enter_async_context(journal)
+        except ConfigurationError as error:
+            self._screen.say(f"There will be no journal: {plain(error.message)}", "yellow")
+            return None
+
+    async def _report_other_owners(self) -> None:
+        if number := len(await self.held_by_others()):
+            self.say(
+                f"Another process works on {count(number, 'track')} of this journal; "
+                f"if it has died, they are taken over within {LEASE_SECONDS:g} s."
+            )
+
+    async def held_by_others(self) -> dict[str, Lease]:
+        """Return the jobs of the journal that another process holds, or held until it died."""
+        if self._journal is None:
+            return {}
+        owners = await self._journal.owners()
+        return {id_: lease for id_, lease in owners.items() if lease.is_live and not lease.is_own}
+
+    async def _work(self, session: MusicGPTSession, outcomes: Outcomes) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._follow_events, session.events())
+            with anyio.CancelScope() as scope:
+                tasks.start_soon(self._cancel_on_interrupt, scope)
+                await self._collect_outcomes(session, outcomes)
+            with anyio.CancelScope(shield=True):
+                is_over = self._interrupts.first is None and self._failure is None
+                await session.aclose(drain=is_over)
+            tasks.cancel_scope.cancel()
+
+    async def _cancel_on_interrupt(self, scope: anyio.CancelScope) -> None:
+        await self._interrupts.wait()
+        self._screen.say("Letting go of what is running; interrupt again to leave at once.")
+        scope.cancel()
+
+    async def _collect_outcomes(self, session: MusicGPTSession, outcomes: Outcomes) -> None:
+        try:
+            async with aclosing(outcomes(session, self)) as each:
+                async for outcome in each:
+                    await self._on_outcome(outcome)
+        except (MusicGPTError, UsageError, streams.OutputError) as error:
+            self._failure = error
+
+    async def _on_outcome(self, outcome: Outcome) -> None:
+        self.summary.add(outcome)
+        # Of a thousand tracks that one wrong key stops, the summary tells in one line.
+        is_reported = self.should_stop and isinstance(outcome.error, FATAL_ERRORS)
+        self.should_stop = self.should_stop or isinstance(outcome.error, FATAL_ERRORS)
+        if outcome.error is not None and (not is_reported or self._settings.quiet):
+            self._screen.say(output.as_line(outcome), "red")
+        elif outcome.error is None:
+            self.say(output.as_line(outcome), "green")
+        if self._settings.json:
+            await streams.run_in_thread(partial(streams.write_result, output.as_json(outcome)))
+
+    async def _follow_events(self, events: AsyncIterator[Event]) -> None:
+        last_trouble = ""
+        async for event in events:
+            self._progress.handle(event)
+            if self._screen.shows_progress:
+                continue
+            trouble = self._progress.trouble
+            if trouble and trouble != last_trouble:
+                self.say(trouble)
+                last_trouble = trouble
+            elif isinstance(event, Accepted):
+                self.say(_format_accepted(event))
+                last_trouble = ""
+
+    def _totals(self) -> Totals:
+        return Totals(
+            done=self.summary.done,
+            failed=self.summary.failed,
+            total=self.summary.total,
+            seconds=time.time() - self.summary.began,
+            credits=self._session.credits_estimated if self._session else 0.0,
+        )
+
+    def _print_summary(self, session: MusicGPTSession) -> None:
+        if self._failure is not None and not getattr(self._failure, "is_closed", False):
+            self._screen.say(plain(str(self._failure)), "red")
+        seconds = time.time() - self.summary.began
+        if self.summary.total:
+            for line in self.summary.lines(seconds=seconds, estimated=session.credits_estimated):
+                self.say(line)
+        if self._interrupts.first is not None or self._failure is not None:
+            for line in self._unfinished_lines():
+                self._screen.say(line)
+            if self._journal is not None and self.summary.ended < self.summary.total:
+                self._screen.say("To go on with all: the same command again.")
+
+    def _unfinished_lines(self) -> list[str]:
+        jobs = [job for job in self._progress.detached if was_delivered(output.record_of(job))]
+        finished = [track for track in self._progress.active.values() if track.is_finished]
+        return output.unfinished_lines(
+            jobs,
+            finished,
+            resume=None if self._journal is None else self._settings.resume_command,
+        )
+
+    def _exit_code(self) -> int:
+        if self._interrupts.first is not None:
+            return self._interrupts.exit_code
+        return 1 if self._failure or self.summary.failed else 0
+
+
+def make_limits(plan: str | None, jobs: int | None) -> Limits | None:
+    """Return what is known of the account; the session learns the rest."""
+    limits = plans.make_limits(plan)
+    return limits if jobs is None else attrs.evolve(limits or Limits(), parallel=jobs)
+
+
+def make_directory(path: Path) -> None:
+    """Make the output directory where there is none.
+
+    Raises:
+        UsageError: It cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"The directory {path} cannot be made: {error.strerror}.") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"The directory {path} may not be written to.")
+
+
+def _format_accepted(event: Accepted) -> str:
+    parts = [f"task {event.task_id}"]
+    if event.eta is not None:
+        parts.append(f"expected to take {span(event.eta)}")
+    if event.credit_estimate is not None:
+        parts.append(f"about {credit(event.credit_estimate)}")
+    return f"accepted {plain(event.title)} ({', '.join(parts)})"

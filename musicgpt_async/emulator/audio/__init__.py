@@ -1,0 +1,1 @@
+"""What renders stems: separation, or noise for load tests."""

@@ -1,0 +1,52 @@
+"""Answers written to the socket by hand, for what a well-behaved server cannot be made to do."""
+
+import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Literal
+
+import attrs
+from aiohttp import web
+
+from musicgpt_async.emulator.request_log import DroppedConnection, record_status
+
+
+@attrs.frozen(kw_only=True)
+class RawResponse:
+    """A status, headers and body sent exactly as they stand, and what comes after them."""
+
+    status: int = 200
+    headers: Mapping[str, str]
+    body: bytes
+    then: Literal["close", "stall"] = "close"
+
+    async def send(self, request: web.Request) -> DroppedConnection:
+        """Write it, then close the connection or leave it hanging."""
+        phrase = HTTPStatus(self.status).phrase
+        lines = [f"HTTP/1.1 {self.status} {phrase}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        head = "\r\n".join([*lines, "", ""]).encode()
+        record_status(self.status)
+        if request.transport is not None:
+            request.transport.write(head + (b"" if request.method == "HEAD" else self.body))
+        if self.then == "stall":
+            await stall()
+        return drop(request)
+
+
+async def stall() -> None:
+    """Do nothing until the emulator goes and cancels what is under way."""
+    await asyncio.Event().wait()
+
+
+def drop(request: web.Request) -> DroppedConnection:
+    """Close the connection of a request; what was written before still goes out."""
+    if request.transport is not None:
+        request.transport.close()
+    return DroppedConnection()
+
+
+async def read_body(request: web.Request, size: int) -> None:
+    """Take at least `size` bytes of a request's body off the wire, and throw them away."""
+    while size > 0 and (chunk := await request.content.readany()):
+        size -= len(chunk)
