@@ -74,5 +74,5 @@ def _shorten(line: str) -> str:
 
 def _format_entry(key: str, row: Any) -> str:
     """Return a table's row as an item of a list; faults also say what they hit and do."""
-    rest = f" ({', '.join(sorted(row.targets))}): {row.what}" if hasattr(row, "what") else ""
+    rest = f" ({', '.join(sorted(row.targets))}): {row.effect}" if hasattr(row, "effect") else ""
     return f"- ``{key}``{rest}"

@@ -154,22 +154,26 @@ class EventBus:
 
     def __init__(self) -> None:
         # Weak, so that a stream that somebody stopped reading goes with its last reference.
-        self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()  # of all jobs
+        self._readers_of: dict[str, weakref.WeakSet[EventStream]] = {}  # of one job each
         self._closed = False
 
     def __bool__(self) -> bool:
         """Whether anybody reads: where nobody does, no event need be made."""
-        return bool(self._streams)
+        return bool(self._streams or self._readers_of)
 
     def publish(self, event: Event) -> None:
         """Give an event to every reader."""
-        for stream in tuple(self._streams):
+        for stream in (*self._streams, *self._readers_of.get(event.job_id, ())):
             stream.put(event)
 
     def stream(self, job_id: str | None = None) -> EventStream:
         """Return a new reader, of everything or of one job."""
         stream = EventStream(self, job_id)
-        self._streams.add(stream)
+        if job_id is None:
+            self._streams.add(stream)
+        else:
+            self._readers_of.setdefault(job_id, weakref.WeakSet()).add(stream)
         if self._closed:
             stream.end()
         return stream
@@ -177,11 +181,17 @@ class EventBus:
     def unsubscribe(self, stream: EventStream) -> None:
         """Stop giving events to a reader."""
         self._streams.discard(stream)
+        streams = self._readers_of.get(stream.job_id or "")
+        if streams is not None:
+            streams.discard(stream)
+            if not streams:
+                del self._readers_of[stream.job_id or ""]
 
     def close(self) -> None:
         """End every reader's stream once it has read what it was given."""
         self._closed = True
-        for stream in tuple(self._streams):
+        of_one_job = (stream for streams in self._readers_of.values() for stream in streams)
+        for stream in (*self._streams, *of_one_job):
             stream.end()
 
 
@@ -190,15 +200,13 @@ class EventStream(AsyncIterator[Event]):
 
     def __init__(self, event_bus: EventBus, job_id: str | None) -> None:
         self._event_bus = event_bus
-        self._job_id = job_id
+        self.job_id: str | None = job_id
         self._backlog: deque[Event] = deque(maxlen=BACKLOG)
         self._arrived = anyio.Event()
         self._ended = False
 
     def put(self, event: Event) -> None:
         """Take an event; progress replaces the progress that was not read yet."""
-        if self._job_id is not None and event.job_id != self._job_id:
-            return
         if self._backlog and _supersedes(event, self._backlog[-1]):
             self._backlog.pop()
         self._backlog.append(event)

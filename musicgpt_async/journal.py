@@ -34,6 +34,7 @@ from musicgpt_async._io import processes
 from musicgpt_async._io.database import (
     LOCK_TIMEOUT,
     PAGE_SIZE,
+    UNREADABLE,
     Statements,
     is_busy,
     parse_database_url,
@@ -54,6 +55,10 @@ T = TypeVar("T")
 Work: TypeAlias = "Callable[[AsyncConnection], Awaitable[T]]"
 Pending: TypeAlias = "tuple[Work[Any], asyncio.Future[Any]]"
 
+# Columns that hold numbers; SQLite would store a text in them, too.
+_NUMBERS = frozenset(
+    {"size", "eta", "credit_estimate", "sent_at", "accepted_at", "cost", "duration", "created_at"}
+)
 NO_LIMIT = 2**63 - 1
 # Jobs with nothing left to do that are remembered to be this journal's, the newest ones.
 MAX_FINISHED = 1 << 16
@@ -203,7 +208,7 @@ class Journal:
                     await engine.dispose()
 
     async def _add_or_get(
-        self, record: JobRecord, *, force: bool = False
+        self, record: JobRecord, *, force: bool = False, followed: str | None = None
     ) -> tuple[JobRecord, bool]:
         """Write a job down before anything is sent, unless the same one is there already.
 
@@ -220,7 +225,10 @@ class Journal:
             values = {"key": record.fingerprint, "now": self._clock()}
             rows = () if force else await connection.execute(self._sql.by_fingerprint, values)
             for row in rows:
-                found = _record(row)
+                found = self._decode(row)
+                has_failed = found.state is JobState.FAILED and found.task_id is not None
+                if found.id == followed and has_failed:
+                    return found, False, False
                 if not records.may_be_submitted_again(found):
                     mine = row.owner == self._owner_id
                     if not mine and (row.free or await _dead_owners([row.owner])):
@@ -264,7 +272,7 @@ class Journal:
             )
 
     async def _register(
-        self, record: JobRecord, *, force: bool = False
+        self, record: JobRecord, *, force: bool = False, followed: str | None = None
     ) -> tuple[JobRecord, Claim | None, bool]:
         """Save a new job, or return the one that is there: see `_add_or_get`.
 
@@ -274,8 +282,9 @@ class Journal:
         Raises:
             JournalError: It could not be written.
         """
-        found, new = await self._add_or_get(record, force=force)
-        return found, self._make_claim(found.id), new
+        found, new = await self._add_or_get(record, force=force, followed=followed)
+        has_failed = found.state is JobState.FAILED
+        return found, None if has_failed else self._make_claim(found.id), new
 
     async def _claim_one(self, id: str) -> Claim | None:  # noqa: A002 - the record's own name
         """Return the claim of a job, ``None`` while another session or process has it.
@@ -356,7 +365,7 @@ class Journal:
             other = await self._row_of(connection, task_id)
             if found is None or found.id != id:
                 return f"the journal {self._database.name} has no job {id!r}"
-            record = _record(found)
+            record = self._decode(found)
             if found.owner != self._owner_id and not (
                 found.free or await _dead_owners([found.owner])
             ):
@@ -429,7 +438,11 @@ class Journal:
         async def work(connection: AsyncConnection) -> list[JobRecord]:
             await self._release_dead_owners(connection)
             rows = await connection.execute(self._sql.claimable, values)
-            found = await _decode_rows(rows, _record)
+            found = [
+                each
+                for each in await _decode_rows(rows, self._decode_if_readable)
+                if each is not None
+            ]
             await connection.execute(
                 self._sql.acquire_claimable, {**values, "owner_id": self._owner_id}
             )
@@ -465,14 +478,15 @@ class Journal:
     async def records(self) -> AsyncIterator[JobRecord]:
         """Read every job, the oldest first, a page at a time."""
         last = 0
-        while found := await self._read(self._sql.page, {"last": last}, _decode_numbered):
+        while found := await self._read(self._sql.page, {"last": last}, self._decode_numbered):
             for last, record in found:  # noqa: B007 - the next page starts behind it
-                yield record
+                if record is not None:
+                    yield record
 
     async def find(self, id_or_task_id: str) -> JobRecord | None:
         """Read the job with this id or task_id, the newest where there are several."""
         values = {"key": id_or_task_id, "now": self._clock()}
-        found = await self._read(self._sql.find, values, _record)
+        found = await self._read(self._sql.find, values, self._decode)
         return found[0] if found else None
 
     async def owners(self) -> dict[str, Lease]:
@@ -491,6 +505,30 @@ class Journal:
             id_: attrs.evolve(each, is_live=False) if each.owner in dead else each
             for id_, each in leases.items()
         }
+
+    def _decode(self, row: sa.Row[Any]) -> JobRecord:
+        """Decode a row.
+
+        Raises:
+            JournalError: It cannot be read; the error names the job, which alone is lost.
+        """
+        try:
+            return _record(row)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise JournalError(
+                f"The job {row.id} in the journal {self._database.name} cannot be read ({error}). "
+                "The others can; repair its row, or submit its track again with force=True."
+            ) from error
+
+    def _decode_numbered(self, row: sa.Row[Any]) -> tuple[int, JobRecord | None]:
+        return row.seq, self._decode_if_readable(row)
+
+    def _decode_if_readable(self, row: sa.Row[Any]) -> JobRecord | None:
+        try:
+            return self._decode(row)
+        except JournalError as error:
+            logger.error("%s", error)  # noqa: TRY400 - its words say it all
+            return None
 
     def _disown(self, id_: str) -> None:
         self._owned.discard(id_)
@@ -658,6 +696,9 @@ def _row(record: JobRecord) -> dict[str, Any]:
 
 def _record(row: sa.Row[Any]) -> JobRecord:
     values = {field.name: getattr(row, field.name) for field in attrs.fields(JobRecord)}
+    for name, value in values.items():
+        if value is UNREADABLE or (name in _NUMBERS and isinstance(value, str)):
+            raise ValueError(f"{name} is unreadable")
     return JobRecord(
         **{
             **values,
@@ -670,7 +711,3 @@ def _record(row: sa.Row[Any]) -> JobRecord:
             "files": tuple(StemFile(**file) for file in row.files),
         }
     )
-
-
-def _decode_numbered(row: sa.Row[Any]) -> tuple[int, JobRecord]:
-    return row.seq, _record(row)

@@ -226,7 +226,7 @@ class JobRecord:
     stems: tuple[str, ...] = ()
     preprocessing: tuple[str, ...] = ()
     eco_mode: bool = False
-    token: str | None = None
+    token: str | None = attrs.field(default=None, repr=False)
     state: JobState = JobState.QUEUED
     size: int | None = None
     sha256: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -77,10 +78,18 @@ class MusicGPTSession:
         downloads: int = 8,
         layout: str = filenames.DEFAULT_LAYOUT,
     ) -> None:
+        _check_types(
+            api_key=(api_key, str),
+            base_url=(base_url, str),
+            limits=(limits, Limits),
+            webhooks=(webhooks, WebhookReceiver),
+            journal=(journal, (Journal, str, os.PathLike)),
+            http=(http, aiohttp.ClientSession),
+            layout=(layout, str),
+        )
         url = hosts.validate_base_url(
             base_url or os.environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
         )
-        _check_types(limits, webhooks, http)
         if limits is None:
             limits = plans.make_limits(plans.check_plan(os.environ.get(plans.PLAN_VARIABLE)))
         on_loopback = hosts.is_loopback(url)
@@ -165,16 +174,17 @@ class MusicGPTSession:
         self._is_closed = True
         if not self._is_started:
             return
-        with anyio.CancelScope(shield=True):
-            async with self._lifetime:  # a start under way is waited for
-                runtime = self._runtime
-        if runtime is None:
+        if self._runtime is None:  # a start under way is waited for
+            with anyio.CancelScope(shield=True):
+                async with self._lifetime:
+                    pass
+        if self._runtime is None:
             return
         try:
             if drain:
-                await runtime.wait_idle()
+                await self._runtime.wait_idle()
         finally:
-            await runtime.close()
+            await self._runtime.close()
 
     def submit(
         self,
@@ -357,7 +367,7 @@ class MusicGPTSession:
     @property
     def credits_estimated(self) -> float:
         """Credits that the vendor expects to charge for what this session submitted."""
-        return self._credit.estimated
+        return self._credit.expected
 
     @property
     def slots(self) -> tuple[int, int]:
@@ -386,20 +396,18 @@ def _check_seconds(name: str, seconds: Any, *, may_be_none: bool = False) -> Non
         raise ConfigurationError(f"{name}= is a number of seconds, more than 0; not {seconds!r}.")
 
 
-def _check_types(limits: object, webhooks: object, http: object) -> None:
-    for name, value, kind in (
-        ("limits", limits, Limits),
-        ("webhooks", webhooks, WebhookReceiver),
-        ("http", http, aiohttp.ClientSession),
-    ):
-        if value is not None and not isinstance(value, kind):
-            raise ConfigurationError(f"{name}= is a {kind.__name__}; not {value!r}.")
+def _check_types(**arguments: tuple[object, type | tuple[type, ...]]) -> None:
+    for name, (value, kinds) in arguments.items():
+        if value is not None and not isinstance(value, kinds):
+            kind = kinds[0] if isinstance(kinds, tuple) else kinds
+            shown = "" if name == "api_key" else f", not {value!r}"
+            raise ConfigurationError(f"{name}= takes a {kind.__name__}{shown}.")
 
 
 def _validate_credits(max_credits: Any) -> float | None:
     if max_credits is None:
         return None
-    is_number = isinstance(max_credits, (int, float)) and not isinstance(max_credits, bool)
+    is_number = isinstance(max_credits, (int, float, Decimal)) and max_credits is not True
     if not is_number or not max_credits > 0:
         raise ConfigurationError(f"max_credits= is a number, more than 0; not {max_credits!r}.")
     return float(max_credits)

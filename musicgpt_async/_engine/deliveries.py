@@ -15,7 +15,7 @@ from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.jobs import Jobs
 from musicgpt_async._engine.store import JobStore
 from musicgpt_async._engine.supervision import Supervisor
-from musicgpt_async._io.delivery_queue import Consumer, WebhookDelivery
+from musicgpt_async._io.delivery_queue import Consumer, Delivery
 from musicgpt_async._rules import payloads, records
 from musicgpt_async._rules.lifecycle import Effect, Trigger
 from musicgpt_async._rules.payloads import Conversion
@@ -120,13 +120,13 @@ class Deliveries:
         if self._consumer is not None:
             self._consumer.close()
 
-    async def _dispatch(self, delivery: WebhookDelivery) -> None:
+    async def _dispatch(self, delivery: Delivery) -> None:
         job = self._subscribed.get(delivery.token)
         if job is not None:
             await self._take_hint(job, delivery)
         delivery.acknowledge()
 
-    async def _take_hint(self, job: Job, delivery: WebhookDelivery) -> None:
+    async def _take_hint(self, job: Job, delivery: Delivery) -> None:
         hint = payloads.parse_delivery(delivery.payload, requested=job.record.stems)
         facts: dict[str, Any] = {}
         if records.is_task_id(hint.task_id) and job.record.task_id in (None, hint.task_id):
@@ -138,7 +138,7 @@ class Deliveries:
         if facts and job.record.task_id is None:
             await self._store.save_now_or_later(job)
 
-    def _on_failure(self, delivery: WebhookDelivery, error: Exception) -> None:
+    def _on_failure(self, delivery: Delivery, error: Exception) -> None:
         # No traceback and no message: both may hold what was delivered.
         _log.error("A webhook was not processed: %s.", type(error).__name__)
         if isinstance(error, JournalError):

@@ -115,7 +115,10 @@ class Following:
             with scope, anyio.move_on_after(job.deadline):
                 await self._follow_owner(job, record, claim)
                 return
-            self._jobs.apply(job, Trigger.DETACHED, outcome=_make_overdue_error(job))
+            journal = self._context.store.journal
+            found = None if journal is None else await journal.find(record.id)
+            task_id = None if found is None else found.task_id
+            self._jobs.apply(job, Trigger.DETACHED, outcome=_make_overdue_error(job, task_id))
         finally:
             del self._scopes[job.id]
 
@@ -130,13 +133,15 @@ class Following:
                 return
             for lost in await store.flush():  # how the other handle ended has to be there
                 self._jobs.apply(lost, Trigger.SESSION_LEFT, outcome=make_taken_over_error(lost))
-            if await self._copy_failure(job, record.id):
-                return
-            found = await store.add_or_get(job, force=False)
+            found = await store.add_or_get(job, force=False, followed=record.id)
             if found is None:  # it failed before it was sent, and is this handle's to submit now
                 self._enqueue(job)
                 return
             record, claim = found
+            if record.state is JobState.FAILED:
+                error = ExtractionFailedError(record.error or "It failed.", task_id=record.task_id)
+                self._jobs.apply(job, Trigger.EXTRACTION_FAILED, outcome=error)
+                return
         self.resume(job, record, claim)
 
     async def _copy_outcome(self, job: Job, primary: Job) -> bool:
@@ -163,16 +168,6 @@ class Following:
         self._jobs.apply(job, trigger, outcome=outcome)
         return True
 
-    async def _copy_failure(self, job: Job, record_id: str) -> bool:
-        """End as the owner's job did, if MusicGPT could not process it."""
-        journal = self._context.store.journal
-        found = None if journal is None else await journal.find(record_id)
-        if found is None or found.state is not JobState.FAILED or found.task_id is None:
-            return False
-        error = ExtractionFailedError(found.error or "It failed.", task_id=found.task_id)
-        self._jobs.apply(job, Trigger.EXTRACTION_FAILED, outcome=error)
-        return True
-
     async def _give_back(self, claim: Claim) -> None:
         journal = self._context.store.journal
         if journal is not None:
@@ -191,8 +186,9 @@ def make_taken_over_error(job: Job) -> JobDetachedError:
     return JobDetachedError(f"Another process has taken {job.title} over; it goes on there.")
 
 
-def _make_overdue_error(job: Job) -> DeadlineError:
+def _make_overdue_error(job: Job, task_id: str | None) -> DeadlineError:
     return DeadlineError(
         f"Another process has not finished {job.title} after {job.deadline:g} s; it goes on there. "
-        "Nothing was paid twice: submit it again to follow it."
+        "Nothing was paid twice: submit it again to follow it.",
+        task_id=task_id,
     )

@@ -20,10 +20,10 @@ from musicgpt_async._engine.following import Following
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.queue import SubmitQueue, Turn
 from musicgpt_async._engine.recovery import Recovery
-from musicgpt_async._engine.submission import Result, Submission
+from musicgpt_async._engine.submission import Result, Submitter
 from musicgpt_async._io import sources
 from musicgpt_async._io.content import ReadableTrack
-from musicgpt_async._rules import fingerprint, retrying
+from musicgpt_async._rules import fingerprint, records, retrying
 from musicgpt_async._rules.lifecycle import Effect, Trigger
 from musicgpt_async._rules.retrying import SubmitOutcome
 from musicgpt_async.errors import (
@@ -56,7 +56,7 @@ class Runner:
     Args:
         context: What the parts share.
         queue: Decides whose turn it is.
-        submission: Delivers a track once.
+        submitter: Delivers a track once.
         recovery: Reconciles submits whose responses were lost.
         following: Follows jobs that another handle or process has.
     """
@@ -66,14 +66,14 @@ class Runner:
         context: Context,
         *,
         queue: SubmitQueue,
-        submission: Submission,
+        submitter: Submitter,
         recovery: Recovery,
         following: Following,
     ) -> None:
         self._context = context
         self._jobs = context.jobs
         self._queue = queue
-        self._submission = submission
+        self._submitter = submitter
         self._recovery = recovery
         self._following = following
         self._active: dict[str, Turn] = {}
@@ -137,7 +137,7 @@ class Runner:
                     self._jobs.apply(turn.job, Trigger.SLOT_ACQUIRED)
                 result = None
                 with anyio.CancelScope() as turn.in_flight:
-                    result = await self._submission.deliver(turn, content)
+                    result = await self._submitter.deliver(turn, content)
                     deliveries = (
                         deliveries + 1 if result.outcome is SubmitOutcome.NOT_DELIVERED else 0
                     )
@@ -181,6 +181,8 @@ class Runner:
         job, error = turn.job, result.error
         if result.acceptance is not None:
             facts = {**attrs.asdict(result.acceptance), "accepted_at": time.time()}
+            if not records.is_task_id(facts["conversion_id"] or ""):
+                facts["conversion_id"] = None  # nothing that could be stored or asked for
             self._jobs.apply(job, Trigger.ACCEPTED, **facts)
             self._queue.on_accepted(turn, result.acceptance.credit_estimate)
             _log.debug("%s was accepted as task %s", job.title, job.record.task_id)

@@ -34,8 +34,8 @@ from musicgpt_async._engine.queue import SubmitQueue, Turn
 from musicgpt_async._engine.recovery import Recovery
 from musicgpt_async._engine.runner import Runner
 from musicgpt_async._engine.store import JobStore
-from musicgpt_async._engine.submission import Submission
-from musicgpt_async._engine.supervision import Supervisor
+from musicgpt_async._engine.submission import Submitter
+from musicgpt_async._engine.supervision import Supervisor, is_cancellation_requested
 from musicgpt_async._io import response_body
 from musicgpt_async._io.download import Downloader
 from musicgpt_async._io.http import Transport
@@ -136,9 +136,11 @@ async def _host(settings: RuntimeSettings, started: asyncio.Future[Runtime]) -> 
             runtime = Runtime(settings, group)
             started.set_result(runtime)
             await runtime.run()
-    except Exception as error:  # noqa: BLE001 - aclose() raises it
-        if runtime is not None:
-            runtime.fail("event loop task", error)
+    except BaseException as error:
+        if runtime is not None and runtime.is_open:
+            runtime.fail("own task", error)
+        elif not isinstance(error, asyncio.CancelledError):
+            raise
     finally:
         with anyio.CancelScope(shield=True):
             if runtime is not None:
@@ -209,7 +211,7 @@ class Runtime:
         self._runner = Runner(
             self._context,
             queue=self._queue,
-            submission=Submission(self._context, self._deliveries),
+            submitter=Submitter(self._context, self._deliveries),
             recovery=self._recovery,
             following=self._following,
         )
@@ -461,13 +463,19 @@ class Runtime:
         """
         self._leaving.set()
         self._idle.set()
-        with anyio.CancelScope(shield=True):
-            try:
-                await asyncio.wait((self.host,))
-            except asyncio.CancelledError:  # cancelled once more: do not wait for anything
-                self._cut_short()
-                await asyncio.wait((self.host,))
-                raise
+        interrupted: asyncio.CancelledError | None = None
+        # In a scope that is cancelled already the session is closed in peace; a cancellation that
+        # comes now means that its user does not want to wait.
+        shield = is_cancellation_requested()
+        while not self.host.done():
+            with anyio.CancelScope(shield=shield):
+                try:
+                    await asyncio.wait((self.host,))
+                except asyncio.CancelledError as error:
+                    interrupted, shield = error, True
+                    self._cut_short()
+        if interrupted is not None:
+            raise interrupted
         if self.failure is not None:
             raise self.failure.copy()
         self.host.result()
@@ -483,10 +491,15 @@ class Runtime:
             self._idle.set()
 
     async def _run_part(self, name: str, part: Callable[[], Awaitable[None]]) -> None:
-        await part()
+        try:
+            await part()
+        except asyncio.CancelledError:
+            if self.is_open:  # nobody but the session may cancel it, and it has not
+                self.fail(name, RuntimeError("it was cancelled"))
+            raise
         raise RuntimeError(f"the {name} returned")
 
-    def fail(self, name: str, error: Exception) -> None:
+    def fail(self, name: str, error: BaseException) -> None:
         """End the session: one of its parts has stopped."""
         _log.error("The %s stopped unexpectedly", name, exc_info=error)
         if self.failure is None:

@@ -47,8 +47,15 @@ class JobStore:
         """Return whether a job is this session's to save, and to receive webhooks for."""
         return self.journal is None or job.claim is not None
 
-    async def add_or_get(self, job: Job, *, force: bool) -> tuple[JobRecord, Claim | None] | None:
+    async def add_or_get(
+        self, job: Job, *, force: bool, followed: str | None = None
+    ) -> tuple[JobRecord, Claim | None] | None:
         """Save a job before anything is sent.
+
+        Args:
+            job: It is new.
+            force: Whether to save it though the journal has the same track.
+            followed: The record that it follows, whose failure is its own.
 
         Returns:
             The record that the journal already has of the same track with the same options, and
@@ -56,7 +63,9 @@ class JobStore:
         """
         if self.journal is None:
             return None
-        record, claim, is_new = await self.journal._register(job.record, force=force)
+        record, claim, is_new = await self.journal._register(
+            job.record, force=force, followed=followed
+        )
         if not is_new:
             return record, claim
         self.give_claim(job, claim)

@@ -52,7 +52,7 @@ class Result:
     error: MusicGPTError | None = None
 
 
-class Submission:
+class Submitter:
     """Delivers tracks.
 
     Args:

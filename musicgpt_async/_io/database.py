@@ -6,6 +6,7 @@ needs SQLAlchemy before a database is prepared. What a row means is for the jour
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -35,6 +36,8 @@ APPLICATION_ID = 0x6D475054
 LOCK_TIMEOUT = 30.0
 # Seconds that SQLite itself waits, off the loop: whoever waits longer can be told to stop.
 BUSY_TIMEOUT = 1.0
+UNREADABLE = object()
+"""What a column is read as that holds no JSON."""
 # Rows read at a time, so that a slow reader keeps no transaction open.
 PAGE_SIZE = 100
 ADVICE = {
@@ -141,7 +144,7 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table, sa.Tab
     import sqlalchemy as sa  # noqa: PLC0415 - see _statements
 
     # Names of files need not be valid Unicode and labels may hold anything: JSON bears them all.
-    json = sa.JSON(none_as_null=True)
+    json_type = sa.JSON(none_as_null=True)
     journal = sa.Table(
         "musicgpt_journal", metadata, sa.Column("version", sa.Integer, nullable=False)
     )
@@ -157,10 +160,10 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table, sa.Tab
         sa.Column("seq", sa.Integer, primary_key=True),
         sa.Column("id", sa.Text, nullable=False, unique=True),
         sa.Column("fingerprint", sa.Text, nullable=False, index=True),
-        sa.Column("source", json, nullable=False),
-        sa.Column("label", json),
-        sa.Column("stems", json, nullable=False),
-        sa.Column("preprocessing", json, nullable=False),
+        sa.Column("source", json_type, nullable=False),
+        sa.Column("label", json_type),
+        sa.Column("stems", json_type, nullable=False),
+        sa.Column("preprocessing", json_type, nullable=False),
         sa.Column("eco_mode", sa.Boolean),  # since the second generation of the API
         sa.Column("token", sa.Text),
         sa.Column("state", sa.Text, nullable=False),
@@ -173,15 +176,15 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table, sa.Tab
         sa.Column("credit_estimate", sa.Double),
         sa.Column("sent_at", sa.Double),
         sa.Column("accepted_at", sa.Double),
-        sa.Column("links", json, nullable=False),
+        sa.Column("links", json_type, nullable=False),
         sa.Column("cost", sa.Double),
         sa.Column("duration", sa.Double),
-        sa.Column("directory", json),
+        sa.Column("directory", json_type),
         sa.Column("format", sa.Text),
-        sa.Column("requested_stems", json, nullable=False),
-        sa.Column("layout", json),
-        sa.Column("files", json, nullable=False),
-        sa.Column("error", json),
+        sa.Column("requested_stems", json_type, nullable=False),
+        sa.Column("layout", json_type),
+        sa.Column("files", json_type, nullable=False),
+        sa.Column("error", json_type),
         sa.Column("created_at", sa.Double, nullable=False),
         sa.Column("unfinished", sa.Boolean, nullable=False),
         sa.Column("owner", sa.Text, index=True),
@@ -351,6 +354,7 @@ def _engine(database: Database) -> AsyncEngine:
     # Values of parameters (tokens!) stay out of every message.
     options: dict[str, Any] = {
         "hide_parameters": True,
+        "json_deserializer": _parse_json,
         "poolclass": pool.AsyncAdaptedQueuePool,
         "pool_size": 2,  # the writer's and one for readers
         "max_overflow": 0,
@@ -367,6 +371,14 @@ def _engine(database: Database) -> AsyncEngine:
     event.listen(engine.sync_engine, "connect", _sync_fully)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine
+
+
+def _parse_json(text: str | bytes) -> Any:
+    """Parse what a column holds; one that is spoilt costs its own row, not the whole page."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return UNREADABLE
 
 
 def _sync_fully(connection: Any, _: Any) -> None:

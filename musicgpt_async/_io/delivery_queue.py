@@ -51,7 +51,7 @@ class Receipt(Enum):
 
 
 @attrs.define(eq=False)
-class WebhookDelivery:
+class Delivery:
     """One webhook on its way to a session.
 
     Attributes:
@@ -104,7 +104,7 @@ class DeliveryQueue:
         self._lock = threading.RLock()
         self._subscriptions: dict[str, tuple[str, Consumer]] = {}  # by the public part
         self._closed: dict[str, str] = {}
-        self._buffer: deque[WebhookDelivery] = deque()
+        self._buffer: deque[Delivery] = deque()
         self._buffered_bytes = 0
         self._queued_bytes = 0
 
@@ -133,7 +133,7 @@ class DeliveryQueue:
         """
         if not self.accepts(token):
             return Receipt.UNKNOWN_TOKEN
-        delivery = WebhookDelivery(token, payload, size)
+        delivery = Delivery(token, payload, size)
         with self._lock:
             subscription = self._subscriptions.get(_public_part(token))
             if subscription is None:
@@ -177,19 +177,19 @@ class DeliveryQueue:
             if len(self._closed) > MAX_CLOSED_TOKENS:
                 del self._closed[next(iter(self._closed))]
 
-    def on_taken(self, delivery: WebhookDelivery) -> None:
+    def on_taken(self, delivery: Delivery) -> None:
         """Count a delivery out that a consumer has taken."""
         with self._lock:
             self._queued_bytes -= delivery.size
 
-    def put_back(self, delivery: WebhookDelivery) -> None:
+    def put_back(self, delivery: Delivery) -> None:
         """Keep a delivery that a closed consumer has not dealt with."""
         with self._lock:
             self._queued_bytes -= delivery.size
             self._keep(delivery)
         delivery.acknowledge()
 
-    def _keep(self, delivery: WebhookDelivery) -> None:
+    def _keep(self, delivery: Delivery) -> None:
         self._buffer.append(delivery)
         self._buffered_bytes += delivery.size
         while (
@@ -208,7 +208,7 @@ class Consumer:
     def __init__(self, queue: DeliveryQueue) -> None:
         self._queue = queue
         self._loop = asyncio.get_running_loop()
-        self._deliveries: deque[WebhookDelivery] = deque()
+        self._deliveries: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
 
     def subscribe(self, token: str) -> None:
@@ -223,13 +223,13 @@ class Consumer:
         """Take no more deliveries for a token."""
         self._queue.unsubscribe(token)
 
-    def push(self, delivery: WebhookDelivery) -> None:
+    def push(self, delivery: Delivery) -> None:
         """Add a delivery, in any thread; for the queue, which holds its lock."""
         self._deliveries.append(delivery)
         with suppress(RuntimeError):  # the loop is closed, and nobody takes it any more
             self._loop.call_soon_threadsafe(self._arrived.set)
 
-    async def get(self) -> WebhookDelivery:
+    async def get(self) -> Delivery:
         """Wait for the next delivery."""
         while not self._deliveries:
             self._arrived.clear()

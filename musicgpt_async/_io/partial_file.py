@@ -30,7 +30,7 @@ Chunk = bytes | memoryview
 _HEAD = 512
 _SUFFIX = ".part"
 # Bytes that common file systems allow in a name.
-_LONGEST_NAME = 255
+_MAX_NAME_BYTES = 255
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 
 
@@ -175,7 +175,7 @@ def _sibling(target: Path, mark: str) -> Path:
 
 def _prefix(target: Path) -> str:
     # "." and ".01234567.part" are added; a name is cut at a character.
-    room = _LONGEST_NAME - len(f"..{'0' * 8}{_SUFFIX}")
+    room = _MAX_NAME_BYTES - len(f"..{'0' * 8}{_SUFFIX}")
     return f".{os.fsencode(target.name)[:room].decode(errors='ignore')}."
 
 

@@ -34,6 +34,11 @@ class CreditBudget:
         self.estimated = 0.0
 
     @property
+    def expected(self) -> float:
+        """Credits that MusicGPT will charge, as far as estimates tell."""
+        return self.estimated + self._unknown * (self._largest or 0.0)
+
+    @property
     def counted(self) -> float:
         """Credits that count against the limit: what is estimated, and what nobody estimated."""
         largest = ASSUMED_ESTIMATE if self._largest is None else self._largest

@@ -17,8 +17,8 @@ FIELDS = ("folder", "track", "stem", "ext")
 # Bytes that common file systems allow in a name.
 MAX_NAME_BYTES = 255
 # Bytes of each field: with the default layout, all of them and a number fit.
-LONGEST_TRACK, LONGEST_STEM, LONGEST_EXT = 150, 60, 10
-LONGEST_FOLDER = 200  # of each part
+MAX_TRACK_BYTES, MAX_STEM_BYTES, MAX_EXT_BYTES = 150, 60, 10
+MAX_FOLDER_BYTES = 200  # of each part
 _File = tuple[str, str]
 # Names that Windows keeps for devices, whatever their extension.
 _DEVICES = frozenset(
@@ -104,7 +104,9 @@ def with_folder(layout: str, folder: str) -> str:
         layout: The layout.
         folder: Path below the directory that was given, ``/`` between its parts; may be empty.
     """
-    parts = [sanitize(part, LONGEST_FOLDER) for part in folder.split("/") if part not in ("", ".")]
+    parts = [
+        sanitize(part, MAX_FOLDER_BYTES) for part in folder.split("/") if part not in ("", ".")
+    ]
     literal = "/".join(parts).replace("{", "{{").replace("}", "}}")
     pieces = []
     for text, name, _, _ in string.Formatter().parse(layout):
@@ -118,9 +120,9 @@ def output_path(directory: Path, layout: str, *, track: str, stem: str, ext: str
     """Return the path of a stem's file; no name leads out of the directory."""
     values = {
         "folder": "",
-        "track": sanitize(track, LONGEST_TRACK),
-        "stem": sanitize(stem, LONGEST_STEM),
-        "ext": sanitize(ext, LONGEST_EXT),
+        "track": sanitize(track, MAX_TRACK_BYTES),
+        "stem": sanitize(stem, MAX_STEM_BYTES),
+        "ext": sanitize(ext, MAX_EXT_BYTES),
     }
     *folders, name = PurePosixPath(layout.format(**values).lstrip("/")).parts
     return directory.joinpath(*(_fit(folder) for folder in folders), _fit_name(name))
@@ -131,7 +133,7 @@ def numbered_track(track: str, number: int) -> str:
     if number < 2:
         return track
     tail = f" ({number})"
-    return sanitize(track, LONGEST_TRACK - len(tail)) + tail
+    return sanitize(track, MAX_TRACK_BYTES - len(tail)) + tail
 
 
 def with_number(path: Path, number: int) -> Path:
@@ -163,7 +165,7 @@ def make_distinct(paths: Mapping[_File, Path]) -> dict[_File, Path]:
     return result
 
 
-def sanitize(name: str, max_bytes: int = LONGEST_FOLDER) -> str:
+def sanitize(name: str, max_bytes: int = MAX_FOLDER_BYTES) -> str:
     """Return a name that is one part of a path on every common file system."""
     normal = unicodedata.normalize("NFC", name)
     kept = "".join("_" if c in '/\\:*?"<>|' or not _is_visible(c) else c for c in normal)

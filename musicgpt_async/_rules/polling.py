@@ -34,7 +34,7 @@ from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 
 K = TypeVar("K", bound=Hashable)
 
-_LONGEST_SPACING = 60.0  # seconds between looks at one job that deliveries cause
+_MAX_SPACING = 60.0  # seconds between looks at one job that deliveries cause
 _FIRST_RECHECK, _RECHECKS = 0.25, 4  # seconds after a look that denied a delivery; looks after it
 
 
@@ -59,7 +59,7 @@ class _ScheduledJob(Generic[K]):
     @property
     def spacing(self) -> float:
         """Seconds between two looks that deliveries cause, after those that saw no end."""
-        return min(_FIRST_RECHECK * 2.0 ** min(self.denied, 10), _LONGEST_SPACING)
+        return min(_FIRST_RECHECK * 2.0 ** min(self.denied, 10), _MAX_SPACING)
 
 
 _Heap: TypeAlias = list[tuple[float, int, _ScheduledJob[K]]]

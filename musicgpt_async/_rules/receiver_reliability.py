@@ -25,7 +25,7 @@ _FALLS_SILENT = 0.0002  # chance for each job that a receiver stops receiving
 _DROPPED, _PRIOR = 0.02, 1.0  # deliveries dropped, of so many, before anything was seen
 _DECAY = 0.99  # of what was seen, for each job
 _DELAY_AT_FIRST, _DELAY_STEP = 0.5, 0.2  # seconds; weight of one job in the learned delay
-_LONGEST_DELAY = 60.0  # seconds; what comes later says nothing of the next one
+_MAX_DELAY = 60.0  # seconds; what comes later says nothing of the next one
 _SURELY_SILENT = 0.9  # chance from which a silence is worth a word
 _MAX_MISSING = 256  # jobs whose delivery may still come
 _MISSES, _GRACE, _MISSES_AT_ONCE = 3, 5.0, 8  # jobs; seconds after their end; jobs
@@ -108,7 +108,7 @@ class ReceiverReliability:
         self._decay()
         self._arrived += 1.0
         self._heard_at, self._reported = max(now, self._heard_at), False
-        sample = min(max(self.delay, shortest), longest, _LONGEST_DELAY)
+        sample = min(max(self.delay, shortest), longest, _MAX_DELAY)
         self.delay += _DELAY_STEP * (max(sample, 0.0) - self.delay)
 
     def _decay(self) -> None:

@@ -26,11 +26,11 @@ MAX_REFUSED_ATTACHED_POLLS = 3
 # Seconds after acceptance during which a 404 means "not yet".
 NOT_FOUND_GRACE = 60.0
 # A whole answer takes a few times as long as the server may be silent within it, at most.
-_ANSWER_FACTOR = 4.0
+_RESPONSE_FACTOR = 4.0
 # Bytes a second. Before it answers a submit, MusicGPT may push the upload on to its storage; a
 # server that does so over one connection to a bucket seldom does worse than 10 MiB/s. A fifth of
 # that gives a track of 10 MiB 5 seconds more and one of 1 GiB 8.5 minutes more.
-_SLOWEST_FORWARDING = 2 << 20
+_MIN_FORWARDING_RATE = 2 << 20
 
 
 class SubmitOutcome(Enum):
@@ -72,7 +72,7 @@ def response_timeout(request_timeout: float, size: int | None = None) -> float:
         request_timeout: Seconds without a byte after which a call is given up.
         size: Bytes of the upload, ``None`` if there is none.
     """
-    return _ANSWER_FACTOR * request_timeout + (size or 0) / _SLOWEST_FORWARDING
+    return _RESPONSE_FACTOR * request_timeout + (size or 0) / _MIN_FORWARDING_RATE
 
 
 def is_permanent_poll_error(error: MusicGPTError, *, waited: float | None) -> bool:

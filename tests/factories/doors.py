@@ -17,7 +17,7 @@ from aiohttp import web
 from fastapi import FastAPI
 from yarl import URL
 
-from musicgpt_async._io.delivery_queue import DeliveryQueue, WebhookDelivery
+from musicgpt_async._io.delivery_queue import Delivery, DeliveryQueue
 from musicgpt_async.webhooks import WebhookReceiver
 
 PUBLIC_URL = "https://bot.example.com/hooks"
@@ -109,7 +109,7 @@ class Listener:
         self._queue = queue
         self._got = got
 
-    def push(self, delivery: WebhookDelivery) -> None:
+    def push(self, delivery: Delivery) -> None:
         """Take a delivery."""
         self._queue.on_taken(delivery)
         self._got.append(delivery.payload)
