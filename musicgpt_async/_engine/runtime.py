@@ -162,6 +162,7 @@ class Runtime:
     def __init__(self, settings: RuntimeSettings, group: anyio.abc.TaskGroup) -> None:
         self.host: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]
         self.failure: MusicGPTError | None = None
+        self._is_failure_raised = False
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._group = group
@@ -476,9 +477,9 @@ class Runtime:
                     self._cut_short()
         if interrupted is not None:
             raise interrupted
-        if self.failure is not None:
+        if self.failure is not None and not self._is_failure_raised:
+            self._is_failure_raised = True
             raise self.failure.copy()
-        self.host.result()
 
     def _cut_short(self) -> None:
         self._leave_scope.cancel()
