@@ -431,6 +431,7 @@ class Journal:
         """
         values = {
             "now": self._clock(),
+            "every": states is None,
             "states": [str(state) for state in (JobState if states is None else states)],
             "max_rows": NO_LIMIT if limit is None else limit,
         }

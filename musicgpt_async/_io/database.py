@@ -92,7 +92,14 @@ def _statements() -> Statements:
     owned_jobs = jobs.update().where(jobs.c.owner == owner_id)
     claimable = (
         sa.select(jobs)
-        .where(jobs.c.unfinished, ~live, jobs.c.state.in_(sa.bindparam("states", expanding=True)))
+        .where(
+            jobs.c.unfinished,
+            ~live,
+            sa.or_(
+                sa.bindparam("every", type_=sa.Boolean),  # of a state of no release, too
+                jobs.c.state.in_(sa.bindparam("states", expanding=True)),
+            ),
+        )
         .order_by(jobs.c.seq)
         .limit(sa.bindparam("max_rows", type_=sa.BigInteger))
     )

@@ -74,7 +74,6 @@ async def test_a_bad_track_costs_its_own_outcome_alone(
     assert [each.error for each in good] == [None] * 4
 
 
-@pytest.mark.xfail(strict=True, reason="the batch ends early, as if all were done")
 @pytest.mark.parametrize(
     ("label", "journal"), [(7, False), (7, True), (b"x", False), (["x"], False), (["x"], True)]
 )
@@ -108,7 +107,6 @@ async def one_outcome(session: Any, queue: asyncio.Queue[Any], folder: Path, how
             break
 
 
-@pytest.mark.xfail(strict=True, reason="the feeder waits on, and takes one more")
 @pytest.mark.parametrize("how", ["break", "aclose", "an exception"])
 async def test_a_batch_that_is_left_takes_nothing_more(
     how: str, vendor: Emulator, connect: Any, tmp_path: Path, until: Any
@@ -129,7 +127,6 @@ async def test_a_batch_that_is_left_takes_nothing_more(
         await session.aclose()
 
 
-@pytest.mark.xfail(strict=True, reason="closing waits for the feeder")
 @pytest.mark.parametrize("how", ["break", "aclose", "an exception"])
 async def test_a_batch_that_is_left_detaches_what_was_on_its_way(
     how: str, vendor: Emulator, connect: Any, tmp_path: Path

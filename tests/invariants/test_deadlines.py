@@ -23,7 +23,6 @@ pytestmark = pytest.mark.anyio
 TRACK = ("song.mp3", b"ID3" + bytes(3000))
 
 
-@pytest.mark.xfail(strict=True, reason="the deadline ends it unpolled")
 async def test_a_job_is_polled_once_more_before_its_deadline_ends_it(connect: Any) -> None:
     """A job that has finished between two polls is completed at its deadline, not given up."""
     async with (
@@ -34,7 +33,6 @@ async def test_a_job_is_polled_once_more_before_its_deadline_ends_it(connect: An
         assert (await job).task_id == vendor.submissions[0].task_id
 
 
-@pytest.mark.xfail(strict=True, reason="the deadline ends it unpolled")
 async def test_a_job_with_webhooks_is_polled_before_its_deadline_ends_it(
     connect: Any, open_receiver: Any
 ) -> None:
@@ -62,7 +60,6 @@ async def test_the_last_poll_has_an_end(connect: Any) -> None:
         assert job.state is JobState.TIMED_OUT
 
 
-@pytest.mark.xfail(strict=True, reason="the deadline ends it unpolled")
 async def test_a_last_poll_that_says_failed_is_the_failure(connect: Any) -> None:
     """A job that failed between two polls ends in the vendor's verdict, not in a deadline."""
     faults = [Fault("job", "fails", message="Unreadable audio")]
@@ -74,7 +71,6 @@ async def test_a_last_poll_that_says_failed_is_the_failure(connect: Any) -> None
             await session.submit(TRACK)
 
 
-@pytest.mark.xfail(strict=True, reason="success: false is a failed poll, whatever stands beside it")
 @pytest.mark.parametrize("named", [False, True], ids=["without a task_id", "with its task_id"])
 async def test_a_no_with_a_failed_conversion_is_that_failure(named: bool, connect: Any) -> None:
     """`success: false` beside a FAILED conversion ends the job in the vendor's words."""
@@ -102,7 +98,6 @@ async def test_a_no_without_a_conversion_is_no_failed_job(connect: Any) -> None:
             assert await session.submit(TRACK)
 
 
-@pytest.mark.xfail(strict=True, reason="a follower waits for ever")
 async def test_a_follower_has_its_own_deadline(
     connect: Any, make_track: Any, tmp_path: Path
 ) -> None:

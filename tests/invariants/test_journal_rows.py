@@ -65,7 +65,6 @@ async def spoilt(
         yield vendor, path, tracks, ids
 
 
-@pytest.mark.xfail(strict=True, reason="resume() fails for all jobs, or names none")
 async def test_an_unreadable_row_keeps_no_other_job_from_being_resumed(
     spoilt: Any, connect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,7 +84,6 @@ async def test_an_unreadable_row_keeps_no_other_job_from_being_resumed(
     assert len(vendor.submissions) == 3
 
 
-@pytest.mark.xfail(strict=True, reason="the error does not name the job")
 async def test_an_unreadable_row_stops_no_batch(
     spoilt: Any, connect: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -106,9 +104,6 @@ async def test_an_unreadable_row_stops_no_batch(
     [
         pytest.param(
             change,
-            marks=()
-            if name == "a time that is text"
-            else pytest.mark.xfail(strict=True, reason="the whole page is lost, or a TypeError"),
             id=name,
         )
         for name, change in SPOILT.items()
@@ -140,7 +135,6 @@ async def failed_download(
     return session
 
 
-@pytest.mark.xfail(strict=True, reason="it waits for its owner")
 async def test_a_finished_job_is_downloaded_though_its_owner_lives(
     connect: Any, make_track: Any, tmp_path: Path
 ) -> None:
@@ -189,7 +183,6 @@ def answering(task_id: str, **beside: Any) -> Fault:
     [
         pytest.param(
             {"conversion_id": "\ud800"},
-            marks=pytest.mark.xfail(strict=True, reason="no later write of the job succeeds"),
             id="a lone surrogate",
         ),
         *(pytest.param(odd, id=name) for name, odd in ODD_ANSWERS.items()),

@@ -33,7 +33,6 @@ def estimates(vendor: Emulator) -> list[float]:
     return [each.credit_estimate for each in vendor.submissions]
 
 
-@pytest.mark.xfail(strict=True, reason="a submit whose answer was lost counts as free")
 @pytest.mark.parametrize("answered", [0, 1], ids=["no estimate known", "one estimate known"])
 @pytest.mark.parametrize("journal", [False, True], ids=["no journal", "journal"])
 async def test_lost_answers_do_not_open_the_credit_limit(
@@ -58,7 +57,6 @@ async def test_lost_answers_do_not_open_the_credit_limit(
         assert session.credits_estimated >= sum(estimates(vendor)) - max(estimates(vendor))
 
 
-@pytest.mark.xfail(strict=True, reason="a lost answer holds its slot while its webhook is awaited")
 async def test_a_lost_answer_stops_no_queue_that_has_credit_left(
     connect: Any, open_receiver: Any
 ) -> None:
@@ -73,7 +71,6 @@ async def test_a_lost_answer_stops_no_queue_that_has_credit_left(
         assert jobs[1].task_id is None
 
 
-@pytest.mark.xfail(strict=True, reason="a submit whose answer was lost counts as free")
 async def test_a_webhook_that_brings_an_answer_in_brings_its_cost_too(
     connect: Any, open_receiver: Any
 ) -> None:
@@ -94,7 +91,6 @@ async def test_a_webhook_that_brings_an_answer_in_brings_its_cost_too(
         assert sum(estimates(vendor)) < 2.0 + max(estimates(vendor))
 
 
-@pytest.mark.xfail(strict=True, reason="the second handle hangs")
 async def test_a_track_cancelled_at_its_hand_over_may_be_submitted_again(
     connect: Any,
     make_track: Any,
@@ -127,7 +123,6 @@ async def test_a_track_cancelled_at_its_hand_over_may_be_submitted_again(
         assert paid(vendor) == {"song.mp3": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="the second handle fails: the record has no owner")
 async def test_a_track_cancelled_while_it_is_entered_may_be_submitted_again(
     connect: Any, make_track: Any, hold_journal: Any, paid: Any, tmp_path: Path
 ) -> None:
@@ -160,7 +155,6 @@ class BrokenLog(logging.Handler):
             raise OSError(28, "No space left on device")
 
 
-@pytest.mark.xfail(strict=True, reason="an accepted job becomes FAILED")
 async def test_what_raises_after_acceptance_leaves_the_job_accepted(
     connect: Any, make_track: Any, paid: Any, tmp_path: Path, read_records: Any
 ) -> None:
@@ -190,7 +184,6 @@ async def test_what_raises_after_acceptance_leaves_the_job_accepted(
         assert paid(vendor) == {"song.mp3": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="the key is replaced in the answer's own words")
 @pytest.mark.parametrize("key", ["task", "id", "a", "e"])
 async def test_a_short_key_is_redacted_in_messages_and_not_in_answers(
     key: str, connect: Any

@@ -18,15 +18,7 @@ STEMS = ["bass", "drums"]
 
 
 WAYS = ["polling", "one receiver"]
-BROKEN_BY_A_RECEIVER = [
-    False,
-    pytest.param(
-        True,
-        marks=pytest.mark.xfail(
-            strict=True, reason="the second session fails the job and unsubscribes the first one"
-        ),
-    ),
-]
+BROKEN_BY_A_RECEIVER = [False, True]
 
 
 @pytest.fixture(params=[False, True], ids=WAYS)
@@ -58,7 +50,6 @@ async def followed(job: ExtractionJob) -> None:
             await anyio.sleep(0.01)
 
 
-@pytest.mark.xfail(strict=True, reason="both sessions submit the track")
 async def test_the_same_track_in_two_sessions_is_paid_for_once(
     two_sessions: Two, make_track: Any, ends: Any, paid: Any, tmp_path: Path, read_records: Any
 ) -> None:
@@ -109,7 +100,6 @@ async def test_a_failure_is_the_end_of_both(
     assert paid(vendor) == {"song.mp3": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="the follower gives the lease away, or takes the delivery")
 async def test_a_follower_that_closes_leaves_the_owner_at_work(
     two_sessions: Two, make_track: Any, ends: Any, paid: Any, tmp_path: Path, read_records: Any
 ) -> None:
@@ -127,7 +117,6 @@ async def test_a_follower_that_closes_leaves_the_owner_at_work(
     assert paid(vendor) == {"song.mp3": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="the end is not written down, or the follower fails")
 async def test_a_follower_takes_over_from_an_owner_that_closes(
     two_sessions: Two, make_track: Any, ends: Any, paid: Any, tmp_path: Path, read_records: Any
 ) -> None:
