@@ -11,6 +11,9 @@ A slot is held by a permit of its job, which frees it once, however often it is 
 from __future__ import annotations
 
 import heapq
+import math
+import time
+from functools import partial
 
 import anyio
 import attrs
@@ -18,14 +21,19 @@ import attrs
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.wakeup import Wakeup
 from musicgpt_async._io.sources import Track
+from musicgpt_async._io.upload import Hold
 from musicgpt_async._rules.credit import CreditBudget
 from musicgpt_async._rules.lifecycle import Effect
 from musicgpt_async._rules.slots import Slots
-from musicgpt_async.errors import CreditLimitError, MusicGPTError
+from musicgpt_async._rules.upload_ahead import Running, Uplink, UploadAhead
+from musicgpt_async.errors import CreditLimitError, MusicGPTError, TransportTimeoutError
 from musicgpt_async.events import EventBus, Queued
+from musicgpt_async.models import JobState
 
 # Queued jobs at or below which a batch brings its next track.
 LOW_WATER_MARK = 2
+# Seconds between two questions whether an upload may run ahead of its slot.
+AHEAD_INTERVAL = 0.25
 
 
 @attrs.define(eq=False)
@@ -56,6 +64,10 @@ class Turn:
         granted: Set when a submit under way gets its next slot.
         in_flight: Shielded while a response is on its way.
         scope: Cancelled when the job ends here; what runs in it is the job's submit.
+        is_ahead: Whether its upload started before it had a slot, and goes on.
+        left: Bytes of its body that are still to go out, while it is under way.
+        sent: Bytes of its track that have gone out.
+        held_since: When all but the end of its body was out, while it waits for its slot.
     """
 
     job: Job
@@ -67,6 +79,10 @@ class Turn:
     granted: anyio.Event | None = None
     in_flight: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
     scope: anyio.CancelScope = attrs.field(factory=anyio.CancelScope)
+    is_ahead: bool = False
+    left: int | None = None
+    sent: int = 0
+    held_since: float | None = None
 
 
 class SubmitQueue:
@@ -76,12 +92,27 @@ class SubmitQueue:
         slots: How many jobs may be unfinished at MusicGPT.
         credit: How much may be spent.
         event_bus: Where events go.
+        ahead: Which uploads run ahead of their slots.
+        uplink: How fast bodies go out.
     """
 
-    def __init__(self, slots: Slots, credit: CreditBudget, event_bus: EventBus) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        credit: CreditBudget,
+        event_bus: EventBus,
+        *,
+        ahead: UploadAhead,
+        uplink: Uplink,
+    ) -> None:
         self._slots = slots
         self._credit = credit
         self._event_bus = event_bus
+        self._ahead = ahead
+        self._uplink = uplink
+        self._uploads: dict[str, Turn] = {}  # bodies under way or held
+        self._holders: dict[str, Job] = {}  # jobs that hold slots
+        self._latest_size = 0  # of a body, in bytes
         self._heap: list[tuple[int, int, Turn]] = []  # position, number of the push, turn
         self._pushes = 0
         self._wakeup = Wakeup()
@@ -97,6 +128,8 @@ class SubmitQueue:
 
     def on_change(self, job: Job, effects: Effect) -> None:
         """Free the slot of a job that needs it no more."""
+        if Effect.FREE_SLOT in effects:
+            self._holders.pop(job.id, None)
         if Effect.FREE_SLOT in effects and job.permit is not None:
             job.permit.release()
             job.permit = None
@@ -107,10 +140,14 @@ class SubmitQueue:
         """Wait until another turn may be possible."""
         now = anyio.current_time()
         retry_at = self._slots.retry_at()
-        await self._wakeup.wait(until=retry_at if retry_at and retry_at > now else None)
+        if retry_at is not None and retry_at > now:
+            await self._wakeup.wait(until=retry_at)
+        else:  # as jobs grow older an upload may run ahead of its slot
+            await self._wakeup.wait(until=now + AHEAD_INTERVAL if self._heap else None)
 
     def take(self) -> list[Turn | tuple[Turn, CreditLimitError]]:
         """Return the jobs whose turn it is, and those that may not be submitted at all."""
+        self._grant_held()
         taken: list[Turn | tuple[Turn, CreditLimitError]] = []
         while self._heap and self._take_first(taken):
             heapq.heappop(self._heap)
@@ -125,25 +162,122 @@ class SubmitQueue:
             return True
         if not self._credit.can_reserve():
             return False
-        now = anyio.current_time()
-        if not self._slots.try_acquire(now=now):
+        if not self._acquire(turn) and not self._may_run_ahead(turn):
             return False
-        turn.job.permit = SlotPermit(self)
+        turn.is_ahead = turn.job.permit is None
         try:
             self._credit.reserve()
         except CreditLimitError as error:
             taken.append((turn, error))
             return True
-        turn.began, turn.has_reserved = now, True
+        turn.has_reserved = True
         if turn.granted is not None:
             turn.granted.set()
         else:
             taken.append(turn)
         return True
 
+    def _acquire(self, turn: Turn) -> bool:
+        """Give a turn a slot that no body under way or held has been sent for."""
+        if self._free <= len(self._without_slot()):
+            return False
+        return self._take_slot(turn)
+
+    def _take_slot(self, turn: Turn) -> bool:
+        now = anyio.current_time()
+        if not self._slots.try_acquire(now=now):
+            return False
+        turn.job.permit = SlotPermit(self)
+        self._holders[turn.job.id] = turn.job
+        turn.began = now
+        return True
+
+    @property
+    def _free(self) -> int:
+        return max(self._slots.limit - self._slots.taken, 0)
+
+    def _without_slot(self) -> list[Turn]:
+        return [turn for turn in self._uploads.values() if turn.job.permit is None]
+
+    def _grant_held(self) -> None:
+        """Give free slots to the bodies that are held for them, in order."""
+        held = [turn for turn in self._without_slot() if turn.held_since is not None]
+        for turn in sorted(held, key=lambda turn: turn.job.position):
+            if not self._take_slot(turn):
+                break
+            if turn.granted is not None:
+                turn.granted.set()
+
+    def _may_run_ahead(self, turn: Turn) -> bool:
+        """Return whether a turn's upload may start before it has a slot."""
+        content = turn.track.content
+        if turn.granted is not None or content is None or self._slots.retry_at() is not None:
+            return False
+        under_way = [each.left for each in self._uploads.values() if each.left is not None]
+        held = sum(turn.held_since is not None for turn in self._without_slot())
+        return self._ahead.may_start(
+            len(content) if isinstance(content, bytes) else self._latest_size,
+            free=self._free,
+            uploading=under_way,
+            held=held,
+            running=[_running(job) for job in self._holders.values() if _is_accepted(job)],
+        )
+
+    def on_upload_began(self, turn: Turn, size: int | None) -> Hold | None:
+        """Count a body that begins to go out; return what holds its end if it has no slot yet."""
+        self._uploads[turn.job.id] = turn
+        turn.left, turn.sent = size or 0, 0
+        self._latest_size = size or self._latest_size
+        self._uplink.started(now=anyio.current_time())
+        if turn.job.permit is not None:
+            return None
+        turn.granted = anyio.Event()
+        wait, began = partial(self._wait_held, turn), partial(self._on_held, turn)
+        return Hold(wait, drip=self._ahead.drip, began=began)
+
+    def on_upload_progress(self, turn: Turn, sent: int) -> None:
+        """Count bytes of a track that have gone out."""
+        if turn.left is not None:
+            self._uplink.sent(sent - turn.sent, now=anyio.current_time())
+            turn.left -= sent - turn.sent
+            turn.sent = sent
+
+    def on_upload_ended(self, turn: Turn, *, delivered: bool, refused: bool) -> None:
+        """Count a body that is out, or was broken off; learn from one that was held."""
+        now = anyio.current_time()
+        if self._uploads.pop(turn.job.id, None) is None:
+            return
+        if turn.left is not None:
+            self._uplink.stopped(now=now)
+        if turn.job.permit is None and not delivered:
+            self._cancel_reservation(turn)
+            held_for = math.inf if turn.held_since is None else now - turn.held_since
+            if refused:
+                self._ahead.refused_early()
+            elif held_for < self._ahead.max_hold and not turn.scope.cancel_called:
+                self._ahead.closed(held_for=held_for)
+        turn.is_ahead, turn.left, turn.held_since, turn.granted = False, None, None, None
+        self._wakeup.set()
+
+    def _on_held(self, turn: Turn) -> None:
+        now = anyio.current_time()
+        self._uplink.stopped(now=now)
+        turn.left, turn.held_since = None, now
+        self._wakeup.set()
+
+    async def _wait_held(self, turn: Turn, seconds: float) -> bool:
+        with anyio.move_on_after(seconds):
+            if turn.granted is not None:
+                await turn.granted.wait()
+        if turn.job.permit is not None:
+            return True
+        if anyio.current_time() - (turn.held_since or 0.0) > self._ahead.max_hold:
+            raise TransportTimeoutError(f"{turn.job.title} was held for a slot for too long.")
+        return False
+
     async def wait_for_slot(self, turn: Turn) -> None:
-        """Wait until a submit under way has a slot; at once if it has one."""
-        if turn.job.permit is None:
+        """Wait until a submit under way has a slot; at once if it has one, or runs ahead of it."""
+        if turn.job.permit is None and not turn.is_ahead:
             turn.granted = anyio.Event()
             self.push(turn)
             await turn.granted.wait()
@@ -158,6 +292,7 @@ class SubmitQueue:
         if job.permit is None:
             self._slots.force_acquire()
             job.permit = SlotPermit(self)
+            self._holders[job.id] = job
 
     def acquire_if_free(self, job: Job) -> None:
         """Count a job that may be running, unless all slots are taken by jobs that are."""
@@ -177,6 +312,8 @@ class SubmitQueue:
     def on_not_accepted(self, turn: Turn, error: MusicGPTError) -> None:
         """Learn from a submit that MusicGPT had no room for, before its slot is freed."""
         self._cancel_reservation(turn)
+        if turn.job.permit is None:  # refused before its body was whole: nothing is known of slots
+            return
         self._slots.on_rejected(
             now=anyio.current_time(),
             retry_after=error.retry_after,
@@ -194,8 +331,9 @@ class SubmitQueue:
         self._cancel_reservation(turn)
 
     def queued(self) -> list[Turn]:
-        """Return what is in the queue, in order."""
-        return [turn for _, _, turn in sorted(self._heap, key=lambda entry: entry[:2])]
+        """Return what has no slot, in order: what is in the queue and what runs ahead."""
+        queued = [turn for _, _, turn in self._heap] + self._without_slot()
+        return sorted(queued, key=lambda turn: turn.job.position)
 
     def _settle(self, turn: Turn, estimate: float | None) -> None:
         if turn.has_reserved:
@@ -208,3 +346,15 @@ class SubmitQueue:
             turn.has_reserved = False
             self._credit.cancel()
             self._wakeup.set()
+
+
+def _is_accepted(job: Job) -> bool:
+    return job.record.state is JobState.PROCESSING
+
+
+def _running(job: Job) -> Running:
+    accepted_at = job.record.accepted_at
+    age = 0.0 if accepted_at is None else max(time.time() - accepted_at, 0.0)
+    eta = job.record.eta
+    known = eta if eta is not None and eta >= 0.0 else None
+    return Running(None if known is None else max(known, 1.0), age, accepted_at is not None)

@@ -42,11 +42,13 @@ from musicgpt_async._io.http import Transport
 from musicgpt_async._io.sources import Track, parse_source
 from musicgpt_async._rules import filenames
 from musicgpt_async._rules.credit import CreditBudget
+from musicgpt_async._rules.durations import DurationModel
 from musicgpt_async._rules.endpoints import Endpoints
 from musicgpt_async._rules.formats import DEFAULT_FORMAT
 from musicgpt_async._rules.lifecycle import MAY_BE_PAID, Effect, Trigger
 from musicgpt_async._rules.polling import Schedule
 from musicgpt_async._rules.slots import Slots
+from musicgpt_async._rules.upload_ahead import Uplink, UploadAhead
 from musicgpt_async.errors import (
     ConfigurationError,
     InvalidOptionError,
@@ -183,7 +185,14 @@ class Runtime:
             jobs=self._jobs,
             supervisor=self._supervisor,
         )
-        self._queue = SubmitQueue(settings.slots, settings.credit, settings.event_bus)
+        durations, uplink = DurationModel(), Uplink()
+        self._queue = SubmitQueue(
+            settings.slots,
+            settings.credit,
+            settings.event_bus,
+            ahead=UploadAhead(durations, uplink),
+            uplink=uplink,
+        )
         self._deliveries = Deliveries(
             settings.webhooks,
             jobs=self._jobs,
@@ -195,6 +204,7 @@ class Runtime:
             self._context,
             Schedule(
                 polls_per_minute=settings.polls_per_minute,
+                durations=durations,
                 reliability=(
                     None if settings.webhooks is None else settings.webhooks._queue.reliability
                 ),
@@ -212,7 +222,7 @@ class Runtime:
         self._runner = Runner(
             self._context,
             queue=self._queue,
-            submitter=Submitter(self._context, self._deliveries),
+            submitter=Submitter(self._context, self._deliveries, self._queue),
             recovery=self._recovery,
             following=self._following,
         )

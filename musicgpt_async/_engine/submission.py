@@ -19,7 +19,7 @@ import attrs
 from musicgpt_async._engine.context import Context
 from musicgpt_async._engine.deliveries import Deliveries
 from musicgpt_async._engine.job_state import Job
-from musicgpt_async._engine.queue import Turn
+from musicgpt_async._engine.queue import SubmitQueue, Turn
 from musicgpt_async._engine.supervision import StrayCancellationError, as_error
 from musicgpt_async._io.content import Digest, ReadableTrack
 from musicgpt_async._io.upload import MultipartBody
@@ -58,10 +58,12 @@ class Submitter:
     Args:
         context: What the parts share.
         deliveries: Gives each submit the URL for its webhook.
+        queue: Holds back what goes out ahead of its slot.
     """
 
-    def __init__(self, context: Context, deliveries: Deliveries) -> None:
+    def __init__(self, context: Context, deliveries: Deliveries, queue: SubmitQueue) -> None:
         self._context = context
+        self._queue = queue
         self._jobs = context.jobs
         self._deliveries = deliveries
         self._url = context.endpoints.submit
@@ -91,9 +93,10 @@ class Submitter:
             response.deadline = anyio.current_time() + bound
 
         try:
-            body = self._make_body(turn.job, turn.track.location, content, before_commit, digest)
+            body = self._make_body(turn, content, before_commit, digest)
         except MusicGPTError as refusal:  # no webhook can be received for it
             return Result(SubmitOutcome.REFUSED, error=refusal)
+        refused = False
         try:
             return Result(SubmitOutcome.ACCEPTED, await self._post(turn.job, body, response))
         except BaseException as raised:  # noqa: BLE001 - as_error raises again what is no failure
@@ -102,8 +105,11 @@ class Submitter:
             except BaseException:
                 await self._retract(turn.job, body)
                 raise
-            return _judge(turn.job, body, body.failure or error)
+            result = _judge(turn.job, body, body.failure or error)
+            refused = result.outcome is SubmitOutcome.NOT_ACCEPTED
+            return result
         finally:
+            self._queue.on_upload_ended(turn, delivered=body.delivered, refused=refused)
             lock.release()
 
     async def _post(self, job: Job, body: MultipartBody, response: anyio.CancelScope) -> Acceptance:
@@ -139,17 +145,17 @@ class Submitter:
 
     def _make_body(
         self,
-        job: Job,
-        location: str,
+        turn: Turn,
         content: ReadableTrack | None,
         before_commit: Callable[[], Awaitable[None]],
         digest: Digest | None,
     ) -> MultipartBody:
+        job, size = turn.job, None if content is None else content.size
         fields = payloads.submit_fields(
             stems=job.record.stems,
             preprocessing=job.record.preprocessing,
             eco_mode=job.record.eco_mode,
-            audio_url=location if content is None else "",
+            audio_url=turn.track.location if content is None else "",
             webhook_url=self._deliveries.subscribe(job),
         )
         return MultipartBody(
@@ -157,11 +163,14 @@ class Submitter:
             content,
             stall_timeout=self._context.stall_timeout,
             before_commit=before_commit,
-            progress=partial(self._progress, job, None if content is None else content.size),
+            progress=partial(self._progress, turn, size),
             digest=digest,
+            hold=self._queue.on_upload_began(turn, size),
         )
 
-    def _progress(self, job: Job, total: int | None, sent: int) -> None:
+    def _progress(self, turn: Turn, total: int | None, sent: int) -> None:
+        job = turn.job
+        self._queue.on_upload_progress(turn, sent)
         if self._context.event_bus:
             self._context.event_bus.publish(job.make_event(Uploading, sent=sent, total=total))
 
