@@ -53,7 +53,7 @@ class ReadableTrack(Protocol):
         """A text that changes with the content; empty if there is none."""
 
     def read_blocks(self, get_buffer: Callable[[], memoryview]) -> AsyncGenerator[memoryview, None]:
-        """Yield the content from its start; the caller closes the iterator.
+        """Yield the content from its start; the caller closes the generator.
 
         Args:
             get_buffer: Returns the buffer for the next read, which invalidates earlier blocks.

@@ -1,4 +1,4 @@
-"""A URL as a whole file: a temporary name beside the target, resumed, checked, then renamed.
+"""Download a URL to a file: to a temporary name first, resumed, checked, then renamed.
 
 Resuming follows RFC 9110, sections 13.1.5 (If-Range) and 14.4 (Content-Range): the total comes from
 Content-Range, never from the length of a part.
@@ -33,7 +33,7 @@ Progress = Callable[[int, int | None], None]
 
 _log = logging.getLogger(__name__)
 
-# Tries in a row that bring nothing new before a file is given up.
+# Tries in a row without progress before a file is given up.
 MAX_FRUITLESS_TRIES = 6
 # A captive portal or a proxy may answer with a page of its own for a while.
 PAGE_PAUSES = (1.0, 5.0, 15.0)  # seconds
@@ -45,12 +45,12 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 @attrs.frozen
 class DownloadedFile:
-    """A file that lies whole under its final name.
+    """A complete file under its final name.
 
     Attributes:
-        path: Where it lies.
+        path: Its final path.
         size: Bytes.
-        sha256: Hexadecimal digest, empty where none was asked for.
+        sha256: Hexadecimal digest, empty if none was requested.
     """
 
     path: Path
@@ -59,24 +59,23 @@ class DownloadedFile:
 
 
 class _RetryableError(DownloadError):
-    """It broke off, or came out wrong, and may come right another time."""
+    """The transfer broke off or the file was wrong; another try may succeed."""
 
 
 class _PageError(DownloadError):
-    """A page or a message came in place of audio."""
+    """The host sent a page or a message in place of audio."""
 
 
 @attrs.frozen(kw_only=True)
 class Downloader:
-    """Brings files down, each whole or not at all.
+    """Downloads files atomically: each is complete or absent.
 
     Attributes:
-        stream: Opens a URL: the transport's file lane.
-        executor: Where files are written.
+        stream: Opens a URL: the transport's pool for files.
+        executor: Runs the writes.
         allow_loopback: Whether links may lead to this machine.
-        digests: Whether to take a digest of each file.
-        read_chunks: Yields a response's body in chunks; each may be overwritten when the next is
-            asked for.
+        digests: Whether to compute a digest of each file.
+        read_chunks: Yields the body of a response in lists of chunks.
     """
 
     stream: Stream
@@ -88,19 +87,19 @@ class Downloader:
     async def download(
         self, url: str, target: Path, *, progress: Progress, content_key: str | None = None
     ) -> DownloadedFile:
-        """Bring ``url`` to ``target``, replacing at once what lies there.
+        """Download ``url`` to ``target``, atomically replacing an existing file.
 
-        Where another process is bringing the same there, its file is waited for and taken.
+        If another process is downloading the same content there, wait for its file and use it.
 
         Args:
             url: The link.
             target: The final name.
-            progress: Called with the bytes received, which can go back, and the bytes in all.
-            content_key: Equal for the same content, however its links change; by default the link
-                without its query.
+            progress: Called with the bytes received, which can decrease, and the total, if known.
+            content_key: Key that is equal for the same content, however its links change; by default the
+                link without its query.
 
         Raises:
-            DownloadError: It did not arrive whole; ``status`` is set where the host said no.
+            DownloadError: The file did not arrive complete; ``status`` is set if the host refused.
             TransportError: The host could not be reached.
         """
         content_key = hosts.without_query(url) if content_key is None else content_key
@@ -123,13 +122,13 @@ class Downloader:
                 await self._run(part.commit)
         finally:
             if part.is_open:
-                # Shielded: whoever cancels a download does not want to keep its half file.
+                # Shielded: a cancelled download must not leave its partial file behind.
                 # Not on the session's own executor: it may have been closed meanwhile.
                 await asyncio.shield(asyncio.to_thread(part.discard))
         return DownloadedFile(target, part.size, part.sha256)
 
     async def matches(self, path: Path, *, size: int, sha256: str) -> bool:
-        """Return whether a file lies there with this content."""
+        """Return whether a file with this content exists."""
         return await self._run(partial_file.matches, path, size, sha256)
 
     def _run(self, call: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:
@@ -137,7 +136,7 @@ class Downloader:
 
 
 class _Transfer:
-    """One file on its way, over as many connections as it takes."""
+    """The download of one file, over as many connections as it takes."""
 
     def __init__(
         self, downloader: Downloader, part: PartialFile, url: str, progress: Progress
@@ -155,7 +154,7 @@ class _Transfer:
         self._wrong = ""  # digest of the last complete file that was not what it should be
 
     async def complete(self) -> None:
-        """Fill the part until it is whole."""
+        """Fill the partial file until it is complete."""
         try:
             async for attempt in stamina.retry_context(
                 on=self._should_retry, attempts=None, timeout=None, wait_max=10.0
@@ -206,7 +205,7 @@ class _Transfer:
         await self._check_whole(response)
 
     async def _accept_response(self, response: aiohttp.ClientResponse) -> None:
-        """Make the part fit what this answer brings."""
+        """Prepare the partial file for this response: keep it, or start over."""
         status = response.status
         if status == 206 and self._continues(response):
             return

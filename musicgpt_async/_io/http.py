@@ -1,4 +1,4 @@
-"""The transport: bytes out, (status, headers, body) in.
+"""The HTTP transport: requests out, (status, headers, body) in.
 
 Three lanes, so that no kind of work starves another: looks share a small pool of kept connections;
 each submit has a fresh connection, since a POST on one that the server had already dropped looks
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 MAX_RESPONSE_BYTES = 1 << 20
 # Bytes of a file that may wait while the last ones are written: 64 KiB stop the socket each time.
 READ_BUFFER = 1 << 18
-# What may stand in a URL (RFC 3986), "%" included: an encoded link stays as it was signed.
+# Characters allowed in a URL (RFC 3986), "%" included: an encoded link stays as it was signed.
 _URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 # The network's exceptions, whichever layer they come from; a host that no lookup takes is a
 # UnicodeError.
@@ -46,7 +46,7 @@ NETWORK_ERRORS = (aiohttp.ClientError, OSError, UnicodeError)
 
 
 class SecretKey(str):
-    """The key: itself on the wire, stars wherever a program shows its values."""
+    """The key: sent as it is, shown as stars in a repr."""
 
     __slots__ = ()
 
@@ -77,14 +77,14 @@ class Transport:
         self.request_timeout: float = request_timeout
         self._key = SecretKey(api_key)
         self._owns_sessions = http is None
-        # `total` would cut long uploads: the whole wait is bounded by deadlines of our own.
+        # `total` would cut long uploads: deadlines of our own bound the wait as a whole.
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=request_timeout, sock_read=request_timeout
         )
         # aiohttp's own timeout for reads makes a timer for each of them.
         self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=request_timeout)
         self._proxies = _proxies() if self._owns_sessions else {}
-        # A queue of our own: to wait for one's turn is not the host's silence.
+        # Own semaphore: waiting for a free connection must not count as a read timeout.
         self._files = asyncio.Semaphore(downloads)
         self._is_allowed = is_allowed
         self._pools = [] if http is None else [http]
@@ -114,7 +114,7 @@ class Transport:
         """GET a call of the API.
 
         Raises:
-            TransportError: No whole answer came, or not in time.
+            TransportError: No complete response came, or not in time.
         """
         with map_exceptions(url, self._key):
             async with asyncio.timeout(retrying.response_timeout(self.request_timeout)):
@@ -288,7 +288,7 @@ class map_exceptions:  # noqa: N801 - reads as a word: "with translated(url)"
 
 
 class _FilteringResolver(AbstractResolver):
-    """Looks names up and leaves out the addresses that a link may not lead to."""
+    """Resolves names and drops the addresses that a link may not lead to."""
 
     def __init__(
         self, is_allowed: Callable[[str], bool], *, trusted: Collection[str | None]

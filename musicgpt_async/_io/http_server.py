@@ -84,7 +84,7 @@ class _Connection(web.RequestHandler):
         self._head_timer.cancel()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Make room for another connection."""
+        """Let another connection be accepted."""
         self._head_timer.cancel()
         super().connection_lost(exc)
         self._on_close()
@@ -133,7 +133,7 @@ async def _listen(host: str, port: int) -> list[socket.socket]:
 async def _accept(
     listener: socket.socket, permits: asyncio.Semaphore, make: Callable[[], _Connection]
 ) -> None:
-    """Accept connections while there is room; each returns its permit when it is closed."""
+    """Accept connections while permits are left; each is returned when its connection closes."""
     loop = asyncio.get_running_loop()
     is_failing = False
     while True:

@@ -1,7 +1,7 @@
-"""The temporary file of a download: locked, hashed, and renamed once it is whole.
+"""The temporary file of a download: locked, hashed, and renamed once it is complete.
 
-It is one process's at a time. The kernel frees the lock of a process that dies; whoever waited for
-it then finds the whole file, or starts over in its place.
+Only one process holds it at a time. The kernel releases the lock of a process that dies; a process
+that waited for it then finds the complete file, or starts over.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BI
 class PartialFile:
     """The temporary file; its methods block and run on the executor.
 
-    A cancelled transfer leaves its last write running there: the lock keeps the file open under it.
+    The last write of a cancelled transfer may still run there: the lock keeps the file open for it.
 
     Attributes:
         target: The final name.
-        path: The temporary one, the same in every process that brings the same content there.
-        is_locked: Whether no other process has it.
-        is_committed: Whether another process has completed it while it was waited for.
+        path: The temporary name, the same in every process that downloads the same content there.
+        is_locked: Whether this process holds the lock.
+        is_committed: Whether another process completed it while this one waited.
     """
 
     target: Path
@@ -75,16 +75,16 @@ class PartialFile:
         return part
 
     def try_lock(self) -> None:
-        """Make the file this process's, unless another one has it."""
+        """Take the lock, unless another process holds it."""
         with self._lock, _map_disk_errors(self.target):
             while not self.is_locked and self.is_open and self._is_free():
                 if _is_same_file(self._fd, self.path):
-                    os.ftruncate(self._fd, 0)  # of one that died, whose links are gone
+                    os.ftruncate(self._fd, 0)  # left by a process that died; its links have expired
                     _remove_leftovers(self.target, self.path)
                     self.is_locked = True
                 elif _is_same_file(self._fd, self.target):
                     self._adopt_committed()
-                else:  # the one before has given up
+                else:  # its holder has given up
                     self._close()
                     self._fd = _open_partial(self.path)
 
@@ -141,7 +141,7 @@ class PartialFile:
             self._digest = self._digest and hashlib.sha256()
 
     def commit(self) -> None:
-        """Give the whole file its name, so that a crash leaves it whole or absent."""
+        """Rename the complete file atomically, so that a crash leaves it complete or absent."""
         with self._lock, _map_disk_errors(self.target):
             os.fsync(self._fd)
             if not _is_same_file(self._fd, self.path):
@@ -150,7 +150,7 @@ class PartialFile:
                 self._close()
             self.path.replace(self.target)
             _sync_directory(self.target.parent)
-            self._close()  # not before: others would take it for one that was given up
+            self._close()  # not earlier: others would take it for an abandoned one
 
     def discard(self) -> None:
         with self._lock:
@@ -189,7 +189,7 @@ def _open_partial(path: Path) -> int:
 
 
 def _lock(fd: int) -> bool:
-    """Lock a file for as long as it is open; return whether nobody else has."""
+    """Lock a file while it is open; return False if another process holds the lock."""
     if sys.platform != "win32":
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -228,7 +228,7 @@ _MAX_BUFFERS = 1024
 
 
 def _remove_leftovers(target: Path, own: Path) -> None:
-    """Remove what killed processes left of this target."""
+    """Remove the temporary files that killed processes left for this target."""
     prefix = _prefix(target)
     with os.scandir(target.parent) as entries:  # names alone: there may be very many
         names = [entry.name for entry in entries if entry.name.startswith(prefix)]

@@ -1,8 +1,8 @@
-"""Processes of this machine by name: this one's own, and which of the others have died.
+"""Identities of processes: this one's own, and which local ones have exited.
 
-A name is ``host:machine:pid:start:random``. The machine is its boot and its process namespace, so
-that a container is not taken for its neighbour; the start tells a process from a later one with the
-same id. Where that cannot be known (it is read from Linux's ``/proc``), nobody is held for dead.
+An identity is ``host:machine:pid:start:random``. The machine is its boot id and its pid namespace,
+so that containers are kept apart; the start time distinguishes a process from a later one with the
+same pid. If they cannot be read (from Linux's ``/proc``), no process is considered dead.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _BOOT = _PROC / "sys/kernel/random/boot_id"
-# Where a process's start stands behind its name, in ticks since the boot (proc_pid_stat(5)).
+# Index of the start time among the fields after the name, in clock ticks (proc_pid_stat(5)).
 _START_FIELD = 19
 
 
 def process_identity() -> str:
-    """Return a new name for this process."""
+    """Return a new identity for this process."""
     pid = os.getpid()
     start = _start_ticks(pid) or ""
     return f"{socket.gethostname()}:{_boot_namespace()}:{pid}:{start}:{secrets.token_hex(4)}"
 
 
 def dead_processes(names: Iterable[str]) -> list[str]:
-    """Return those of the names whose processes ran on this machine and do no more."""
+    """Return the identities of local processes that have exited."""
     machine = _boot_namespace()
     return [name for name in names if machine and _is_dead(name, machine)]
 
@@ -37,7 +37,7 @@ def _is_dead(name: str, machine: str) -> bool:
     if other_machine != machine or not pid.isdecimal() or not start:
         return False
     try:
-        os.kill(int(pid), 0)  # asks; /proc may hide other people's processes
+        os.kill(int(pid), 0)  # signal 0 only asks; /proc may hide the processes of other users
     except ProcessLookupError:
         return True
     except OSError:
@@ -46,7 +46,7 @@ def _is_dead(name: str, machine: str) -> bool:
 
 
 def _boot_namespace() -> str:
-    """Return what two processes that see each other have in common, empty if it is unknown."""
+    """Return what processes in one pid namespace have in common, empty if it is unknown."""
     try:
         if (_PROC / "self").readlink().name != str(os.getpid()):  # another namespace's /proc
             return ""

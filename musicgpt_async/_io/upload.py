@@ -1,4 +1,4 @@
-"""A source as a sized, replayable body.
+"""The multipart body of a submit.
 
 Every attempt builds a body anew: aiohttp sends a used-up one as an empty file, and is paid for it.
 
@@ -45,11 +45,11 @@ class Hold:
 class MultipartBody(aiohttp.Payload):
     """One attempt's multipart body, with a true Content-Length.
 
-    The closing boundary goes out last and alone: until then no server can have a whole request.
+    The closing boundary is sent last and alone: until then no server has a complete request.
 
     Args:
         fields: The text fields, in order.
-        content: The upload, or ``None`` where the fields say where it is.
+        content: The upload, or ``None`` if ``audio_url`` is sent instead.
         stall_timeout: Seconds without the other side taking a byte; aiohttp has no such limit.
         before_commit: Awaited before the closing boundary is written; an error from it stops the
             body.
@@ -59,8 +59,8 @@ class MultipartBody(aiohttp.Payload):
 
     Attributes:
         delivered: Whether the closing boundary was handed to the transport.
-        failure: Why the body broke off, where that was not the network.
-        is_held: Whether all but its end is out, and it waits for its slot.
+        failure: Why the body broke off, unless the network failed.
+        is_held: Whether all but its end has been sent, and it waits for its slot.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class MultipartBody(aiohttp.Payload):
         raise TypeError("an upload is not text")
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write the whole body, or break off before its closing boundary."""
+        """Write the complete body, or break off before its closing boundary."""
         try:
             await self._write_watched(writer)
         except Exception as error:
@@ -113,7 +113,7 @@ class MultipartBody(aiohttp.Payload):
         await self.write(writer)
 
     def bytes_flushed(self, transport: asyncio.WriteTransport | None) -> int:
-        """Return the bytes that the kernel has taken."""
+        """Return the number of bytes that the kernel has accepted."""
         return self._written - (transport.get_write_buffer_size() if transport else 0)
 
     async def _write_watched(self, writer: AbstractStreamWriter) -> None:
@@ -144,7 +144,7 @@ class MultipartBody(aiohttp.Payload):
         space = memoryview(b"")
 
         def buffer() -> memoryview:
-            """Return the same memory each time, unless the transport still sends from it."""
+            """Return the same buffer each time, unless the transport still sends from it."""
             nonlocal space
             if not (space and _is_empty(transport)):
                 space = memoryview(bytearray(min(READ_SIZE, content.size)))
@@ -188,7 +188,7 @@ class MultipartBody(aiohttp.Payload):
 
 
 class _WriteWatchdog:
-    """Cancels a write while the other side takes nothing; aiohttp has no timeout for that."""
+    """Cancels a write while the peer accepts no bytes; aiohttp has no timeout for that."""
 
     def __init__(
         self,
@@ -225,7 +225,7 @@ class _WriteWatchdog:
 
 @asynccontextmanager
 async def _flush_every_write(transport: asyncio.WriteTransport | None) -> AsyncIterator[None]:
-    """Have each write wait until the transport has nothing left, so that memory is used again."""
+    """Make each write wait until the transport's buffer is empty, to reuse the read buffer."""
     if transport is not None and not transport.is_closing():
         transport.set_write_buffer_limits(high=1, low=0)  # asyncio's TLS never resumes from high=0
     yield
@@ -259,6 +259,6 @@ def _build_head(boundary: str, fields: Mapping[str, str], file_name: str | None)
 
 
 def _escape_header(name: str) -> str:
-    """Return a file name as it may stand between quotes in a header, Unicode kept."""
+    """Return a file name escaped for a quoted header parameter, with Unicode kept."""
     kept = name.translate({ord('"'): "'", ord("\\"): "_"})
     return "".join(c if ord(c) >= 32 and ord(c) != 127 else "_" for c in kept)

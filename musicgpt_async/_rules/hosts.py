@@ -1,4 +1,4 @@
-"""Which addresses a link from the vendor may lead to.
+"""Which addresses a link from MusicGPT may lead to.
 
 Result links come from outside: one that names an address of a private network would make this
 process fetch from inside it (OWASP, server-side request forgery). So links are https to public
@@ -26,7 +26,7 @@ def validate_base_url(base_url: str) -> str:
     """Return the API's base URL without a trailing slash.
 
     Raises:
-        ConfigurationError: It is no http(s) URL, or would send the key in clear over a network.
+        ConfigurationError: It is not an http(s) URL, or would send the key unencrypted.
     """
     url = base_url.strip().rstrip("/")
     parts = _split(url)
@@ -43,7 +43,7 @@ def validate_base_url(base_url: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Return whether a URL names this machine itself."""
+    """Return whether a URL's host is this machine."""
     parts = _split(url)
     if parts is None or parts.hostname is None:
         return False
@@ -54,7 +54,7 @@ def is_loopback(url: str) -> bool:
 
 
 def check_link(url: str, *, allow_loopback: bool) -> None:
-    """Refuse a link that leads anywhere but to a public https address.
+    """Refuse a link that does not lead to a public https address.
 
     Raises:
         DownloadError: The link is refused.
@@ -76,7 +76,7 @@ def check_link(url: str, *, allow_loopback: bool) -> None:
 
 
 def is_public(address: str | IPv4Address | IPv6Address) -> bool:
-    """Return whether an address is reachable by everybody; a garbled one is not."""
+    """Return whether an address is publicly reachable; a malformed one is not."""
     try:
         parsed = ip_address(address)
     except ValueError:
@@ -95,7 +95,7 @@ def is_address(host: str) -> bool:
 
 
 def is_loopback_address(address: str) -> bool:
-    """Return whether an address is this machine's own."""
+    """Return whether an address is a loopback address."""
     literal = _literal(address)
     return literal is not None and _is_plain_loopback(literal)
 
@@ -106,7 +106,7 @@ def without_query(url: str) -> str:
 
 
 def _is_plain_loopback(address: IPv4Address | IPv6Address) -> bool:
-    # Python 3.13 calls a mapped one loopback too, earlier ones do not.
+    # Python 3.13 counts mapped addresses as loopback, earlier versions do not.
     return address.is_loopback and getattr(address, "ipv4_mapped", None) is None
 
 

@@ -1,4 +1,4 @@
-"""`python -m musicgpt_async.cli`: the command where its script is not on the path."""
+"""`python -m musicgpt_async.cli`: run the command if its script is not on the path."""
 
 import sys
 

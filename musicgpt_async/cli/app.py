@@ -41,7 +41,7 @@ app.register_install_completion_command(help="Install completion for your shell.
 
 
 Positive: Parameter = Parameter(validator=validators.Number(gt=0))
-# Without "--no-…" and "--empty-…", which nobody needs, and without "[default: False]".
+# Without "--no-…" and "--empty-…", which are not needed, and without "[default: False]".
 FLAG = LIST = Parameter(negative=(), show_default=False)
 
 
@@ -51,13 +51,13 @@ class Common:
     """Options of all commands that work on tracks."""
 
     out: Annotated[Path, Parameter(name=("--out", "-o"))]
-    """Directory for the stems; made where there is none. Its journal lies there too."""
+    """Directory for the stems and their journal; made if it does not exist."""
     plan: Plan | None = None
     """The account's plan; by default that of MUSICGPT_PLAN, else its limits are learned."""
     jobs: Annotated[int | None, Parameter(name=("--jobs", "-j")), Positive] = None
     """Unfinished tracks at the vendor at once; by default as many as the account allows."""
     deadline: Annotated[float | None, Positive] = 3600.0
-    """Seconds from its acceptance in which a track has to finish."""
+    """Give up on a track after this many seconds."""
     max_credits: Annotated[float | None, Positive] = None
     """Credits after which nothing more is submitted."""
     layout: str = filenames.DEFAULT_LAYOUT
@@ -106,8 +106,8 @@ def extract(
 ) -> int:
     """Split songs into stems.
 
-    The same command run again goes on where the last one ended: what was submitted is not paid for
-    twice, and what is there is not fetched twice.
+    Run the same command again to continue: a track that was submitted is not paid for twice, and a
+    file that exists is not downloaded twice.
 
     Args:
         files_or_urls: Audio files, URLs, directories (for all audio files below them) and globs.
@@ -149,7 +149,7 @@ def resume(
     format: AudioFormat | None = None,  # noqa: A002 - the option's name
     common: Common,
 ) -> int:
-    """Take up what an earlier `extract --out` of the same directory left unfinished.
+    """Resume unfinished jobs from an earlier `extract --out` of the same directory.
 
     Args:
         found: JOB_ID=TASK_ID, once for each job that is unknown and that the vendor's dashboard
@@ -228,7 +228,7 @@ def emulate(
     key: str = "emulator-key",
     separate: Annotated[bool, Parameter(negative="--pretend", show_default=False)] = True,
 ) -> int:
-    """Run a stand-in for MusicGPT on this machine, to try things for nothing.
+    """Run a local MusicGPT emulator (no key, no cost).
 
     Its first two lines on stdout are the shell's: `export MUSICGPT_BASE_URL=…` and
     `export MUSICGPT_API_KEY=…`. It ends when it is interrupted.
@@ -327,7 +327,7 @@ def _with_stdin(arguments: Sequence[str]) -> list[str]:
 
 
 def _explain(error: CycloptsError) -> str:
-    """Return a message that tells an option left out from one without its value."""
+    """Return a message that distinguishes a missing option from a missing value."""
     argument = error.argument
     if isinstance(error, MissingArgumentError) and argument and not error.keyword:
         command = " ".join(("musicgpt-async", *(error.command_chain or ())))
@@ -382,7 +382,7 @@ def validate_layout(layout: str) -> str:
 
 
 def make_warn(*, quiet: bool) -> Callable[[str], None]:
-    """Return what says a warning on stderr, or nothing where it is to be quiet."""
+    """Return a function that shows a warning on stderr, unless the run is quiet."""
 
     def say(text: str) -> None:
         if not quiet:

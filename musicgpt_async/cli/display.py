@@ -1,4 +1,4 @@
-"""Which screen suits the stream that people look at."""
+"""The choice between moving bars and plain lines."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from musicgpt_async.cli.screen import Screen, Totals
 def make_screen(
     progress: ProgressModel, totals: Callable[[], Totals], *, quiet: bool, shares_terminal: bool
 ) -> Screen:
-    """Return moving bars where they can be drawn, else lines.
+    """Return moving bars if the terminal can show them, else plain lines.
 
     Args:
-        progress: The tracks on their way.
+        progress: The active tracks.
         totals: Returns the batch's numbers.
-        quiet: Whether only failures are told.
-        shares_terminal: Whether something else is written to the terminal, into the bars.
+        quiet: Whether to report failures only.
+        shares_terminal: Whether results are written to the same terminal, between the bars.
     """
     is_plain = not sys.stderr.isatty() or os.environ.get("TERM", "") in ("dumb", "unknown")
     if quiet or is_plain or shares_terminal:
         return Screen(quiet=quiet)
-    from musicgpt_async.cli.live import LiveScreen  # noqa: PLC0415 - rich, where it is needed
+    from musicgpt_async.cli.live import LiveScreen  # noqa: PLC0415 - rich, if it is needed
 
     return LiveScreen(progress, totals)

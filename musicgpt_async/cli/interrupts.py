@@ -23,7 +23,7 @@ SHOW_CURSOR = b"\x1b[?25h\n"
 
 @attrs.define
 class Interrupts:
-    """Tells that the command was interrupted.
+    """Whether and how the command was interrupted.
 
     Attributes:
         first: The first signal that came.
@@ -43,7 +43,7 @@ class Interrupts:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take signals for as long as the block lasts, in the event loop that runs now."""
+        """Handle signals for the duration of the block, in the running event loop."""
         token = current_token()
         call_soon: Callable[..., object] = token.native_token.call_soon_threadsafe  # type: ignore[attr-defined]
 

@@ -18,7 +18,7 @@ from musicgpt_async.cli.text import count, credit, span
 
 # Columns of a bar, of a state and of a speed or time; titles have the rest.
 BAR, STATE, DETAIL = 14, 11, 14
-# A terminal of fewer columns has no room for bars.
+# A terminal of fewer columns shows no bars.
 NARROW = 70
 # Lines of a terminal that no track is shown on: the batch's own, "more", and the cursor's.
 OTHER_LINES = 3

@@ -1,4 +1,4 @@
-"""What became of each track, as a line, as JSON, and in sum."""
+"""The outcome of each track as a line and as JSON, and the summary of all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from musicgpt_async.models import JobRecord
 MAX_GROUPS = 12
 MAX_NAMES = 3
 
-# What errors say in words of the library, said in words of the command.
+# Advice of the command in place of the library's.
 ADVICE: Mapping[type[MusicGPTError], str] = {
     AuthenticationError: "The command reads the key from MUSICGPT_API_KEY.",
     DeadlineError: "Run the same command again to go on waiting for it; --deadline S waits longer.",
@@ -42,7 +42,7 @@ def title(outcome: Outcome) -> str:
 
 
 def files(outcome: Outcome) -> dict[str, dict[str, str]]:
-    """Return where a track's files lie: stem → format → path."""
+    """Return the paths of a track's files: stem → format → path."""
     return {
         stem: {format_: str(path) for format_, path in _by_format(paths).items()}
         for stem, paths in outcome.files.items()
@@ -50,7 +50,7 @@ def files(outcome: Outcome) -> dict[str, dict[str, str]]:
 
 
 def as_json(outcome: Outcome) -> str:
-    """Return one line of JSON; it is pure ASCII, so that it survives any terminal and pipe."""
+    """Return one line of JSON, in ASCII, which is safe for any terminal and pipe."""
     job, done = outcome.job, outcome.extraction
     return json.dumps(
         {
@@ -93,12 +93,12 @@ class _Group:
 
 @attrs.define
 class Summary:
-    """The sum of many tracks, in little room.
+    """The summary of many tracks, in constant memory.
 
     Attributes:
-        total: Tracks in all.
+        total: Number of tracks.
         began: Seconds since the epoch.
-        done: Tracks whose stems lie there.
+        done: Tracks whose stems are on disk.
         earlier: Those of them that an earlier run had submitted.
         failed: Tracks that failed.
         charged: Credits for tracks that this run submitted.
@@ -118,7 +118,7 @@ class Summary:
 
     @property
     def ended(self) -> int:
-        """Tracks that came to an end."""
+        """Tracks that are done or failed."""
         return self.done + self.failed
 
     def add(self, outcome: Outcome) -> None:
@@ -160,7 +160,7 @@ class Summary:
 
         Args:
             seconds: Since the beginning.
-            estimated: Credits that the vendor expected to charge for what was submitted.
+            estimated: Credits that MusicGPT expected to charge for the submitted tracks.
         """
         found = [f"{count(self.done, 'track')} done in {span(seconds)}{self._format_earlier()}"]
         if self.failed:
@@ -194,12 +194,12 @@ class Summary:
 def unfinished_lines(
     jobs: Sequence[ExtractionJob], finished: Sequence[TrackProgress], *, resume: str | None
 ) -> list[str]:
-    """Say what a run that was broken off leaves at the vendor.
+    """Return what an interrupted run leaves at MusicGPT, line by line.
 
     Args:
-        jobs: Handles that were let go of after they were handed over.
-        finished: Tracks that the vendor has finished and whose stems are not all here.
-        resume: The command that takes them up; ``None`` where there is no journal.
+        jobs: Handles that were detached after their upload was delivered.
+        finished: Tracks that MusicGPT has finished and whose stems are not all downloaded.
+        resume: The command that resumes them; ``None`` without a journal.
     """
     found = []
     if jobs:

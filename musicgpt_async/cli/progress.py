@@ -1,4 +1,4 @@
-"""Where the tracks on their way stand, gathered from a session's events."""
+"""The state of the active tracks, gathered from a session's events."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from musicgpt_async.events import (
     Uploading,
 )
 
-# Said where nothing moves because the account's slots are taken, or the vendor is unwell.
+# Shown if nothing moves because the account's slots are taken, or MusicGPT is overloaded.
 QUEUED_BY_LIMIT = "in line: the vendor takes no more tracks of this account for now"
-# Said once so many looks in a row have failed; one or two are nothing.
+# Shown once this many polls in a row have failed; one or two are normal.
 UNANSWERED, MAX_FAILED_POLLS = "the vendor does not tell how the tracks stand; it is asked again", 3
-# Seconds over which a speed is measured, so that it can be read.
-SPEED_WINDOW = 0.5
+SPEED_WINDOW = 0.5  # seconds over which a speed is measured, so that it can be read
 
 
 @attrs.define
@@ -39,7 +38,7 @@ class Meter:
     _at: float | None = None
 
     def measure(self, moved: int, now: float) -> None:
-        """Take in how many bytes have moved so far; it can go back."""
+        """Update the speed from the bytes transferred so far, which can decrease."""
         if self._at is None or moved < self._moved:
             self._moved, self._at = moved, now
         elif now - self._at >= SPEED_WINDOW:
@@ -50,16 +49,16 @@ class Meter:
 
 @attrs.define
 class TrackProgress:
-    """One track on its way.
+    """One active track.
 
     Attributes:
-        title: Fit to be shown.
-        task_id: The vendor's name for it.
+        title: Safe to print.
+        task_id: MusicGPT's id for it.
         state: A word or two.
-        done: Share of the state's work done, ``None`` where nobody knows.
+        done: Fraction of the state's work done, ``None`` if unknown.
         since: When it was accepted.
-        eta: Seconds that the vendor expected from then on.
-        downloaded: Bytes there and in all of each file, where it is being downloaded.
+        eta: Seconds that MusicGPT expected from then on.
+        downloaded: (stem, format) → bytes received and in total, while it is downloaded.
     """
 
     title: str
@@ -73,7 +72,7 @@ class TrackProgress:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the vendor has finished it, so that only the download is left."""
+        """Whether MusicGPT has finished it, so that only the download is left."""
         return self.state in ("finished", "fetching")
 
     def detail(self, now: float) -> str:
@@ -86,21 +85,21 @@ class TrackProgress:
         return f"{span(now - self.since)}{expected}"
 
     def share(self, now: float) -> float | None:
-        """Return how much of what it is at now is done."""
+        """Return the fraction of the current state's work that is done."""
         if self.since is not None and not self.is_finished:
             return min((now - self.since) / self.eta, 0.99) if self.eta else None
         return self.done
 
 
 class ProgressModel:
-    """All tracks on their way.
+    """All active tracks.
 
     Args:
-        clock: Seconds, ever growing.
+        clock: Returns monotonic seconds.
 
     Attributes:
-        active: Job id → track, from its upload to its last file, the oldest first.
-        detached: Handles that were let go of.
+        active: Job id → track, from its upload to its last file, oldest first.
+        detached: Handles that were detached.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -112,16 +111,16 @@ class ProgressModel:
 
     @property
     def trouble(self) -> str:
-        """What holds the batch up, for people; empty where nothing does."""
+        """What holds the batch up, as text; empty if nothing does."""
         if self._failed_polls >= MAX_FAILED_POLLS:
             return UNANSWERED
         return QUEUED_BY_LIMIT if self._refused and not self.active else ""
 
     def handle(self, event: Event) -> None:
-        """Take in what happened."""
+        """Update the state from an event."""
         match event:
             case Queued() | Throttled(call="submit"):
-                # In line: it is none of the active ones, be it for the first time or again.
+                # Queued, for the first time or again: not active.
                 self.active.pop(event.job_id, None)
                 self._refused = self._refused or isinstance(event, Throttled)
             case Uploading():
@@ -148,7 +147,7 @@ class ProgressModel:
         track = self.active.setdefault(event.job_id, TrackProgress(plain(event.title)))
         track.task_id = event.task_id
         if track.is_finished and state not in ("finished", "fetching"):
-            return track  # a look that was under way when the job ended
+            return track  # a poll that was in flight when the job ended
         if state != track.state:
             track.state, track.done, track.meter = state, None, Meter()
         return track

@@ -1,4 +1,4 @@
-"""One run of a session: what is said of it, how it ends, and what it returns."""
+"""One run of a session: its output, its end and its exit code."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ from musicgpt_async.journal import Lease
 from musicgpt_async.session import KEY_VARIABLE
 
 JOURNAL = ".musicgpt-async.sqlite"
-# Seconds after which another process takes over what a killed one was at.
-LEASE_SECONDS = 10.0
+LEASE_SECONDS = 10.0  # seconds after which another process takes over the jobs of a killed one
 
 Plan = Literal["free", "plus", "pro"]
 
@@ -62,10 +61,10 @@ FATAL_ERRORS = (
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What every command that works on tracks is told.
+    """The options of every command that works on tracks.
 
     Attributes:
-        out: Where the stems are to lie.
+        out: Directory for the stems.
         format: Which files of each stem; ``None`` for what the journal remembers, else the best.
         layout: The template of the files' names.
         plan: The account's; ``None`` for the environment's, else its limits are learned.
@@ -74,9 +73,9 @@ class Settings:
         max_credits: Credits after which nothing more is submitted.
         webhook: The public URL that the vendor's webhooks come to.
         listen: Host and port that the receiver listens on.
-        journal: Whether what was accepted is remembered in the output directory.
-        json: Whether outcomes go to stdout as JSON.
-        quiet: Whether only failures are told.
+        journal: Whether to keep a journal in the output directory.
+        json: Whether to write outcomes to stdout as JSON.
+        quiet: Whether to report failures only.
         api_key: ``None`` for the environment's.
         base_url: ``None`` for the environment's.
     """
@@ -107,12 +106,12 @@ class Settings:
 
     @property
     def journal_path(self) -> Path:
-        """Where the journal lies."""
+        """Path of the journal."""
         return self.out / JOURNAL
 
     @property
     def resume_command(self) -> str:
-        """What takes up again what a run let go of."""
+        """The command that resumes what a run has detached."""
         return shlex.join(["musicgpt-async", "resume", "--out", os.fspath(self.out)])
 
 
@@ -123,12 +122,12 @@ class Run:
     """One session from its opening to its summary.
 
     Args:
-        settings: What the command was told.
-        total: Tracks in all, as far as is known.
+        settings: The command's options.
+        total: Number of tracks, if known.
 
     Attributes:
         summary: The sum of the outcomes so far.
-        should_stop: Whether no further track need be tried.
+        should_stop: Whether further tracks would be refused too.
     """
 
     def __init__(self, settings: Settings, *, total: int = 0) -> None:
@@ -162,7 +161,7 @@ class Run:
         return self._exit_code()
 
     def say(self, text: str, style: str = "") -> None:
-        """Say something unless it is to be quiet."""
+        """Show a line unless the run is quiet."""
         if not self._settings.quiet:
             self._screen.say(text, style)
 
@@ -242,7 +241,7 @@ class Run:
 
     async def _on_outcome(self, outcome: Outcome) -> None:
         self.summary.add(outcome)
-        # Of a thousand tracks that one wrong key stops, the summary tells in one line.
+        # The summary says in one line that a wrong key stopped a thousand tracks.
         is_reported = self.should_stop and isinstance(outcome.error, FATAL_ERRORS)
         self.should_stop = self.should_stop or isinstance(outcome.error, FATAL_ERRORS)
         if outcome.error is not None and (not is_reported or self._settings.quiet):
@@ -304,13 +303,13 @@ class Run:
 
 
 def make_limits(plan: str | None, jobs: int | None) -> Limits | None:
-    """Return what is known of the account; the session learns the rest."""
+    """Return the known limits of the account; the session learns the rest."""
     limits = plans.make_limits(plan)
     return limits if jobs is None else attrs.evolve(limits or Limits(), parallel=jobs)
 
 
 def make_directory(path: Path) -> None:
-    """Make the output directory where there is none.
+    """Make the output directory if it does not exist.
 
     Raises:
         UsageError: It cannot be made or written to.

@@ -19,14 +19,13 @@ from musicgpt_async.cli.text import plain
 
 RENDER_INTERVAL = 0.125  # seconds between two paintings
 CLOSE_TIMEOUT = 2.0  # seconds for the last one
-# Different causes of retries that are told.
-MAX_CAUSES = 20
+MAX_CAUSES = 20  # different causes of retries that are shown
 _REPR = re.compile(r"""\w+\((["'])(.*)\1\)""")
 
 
 @attrs.frozen
 class Totals:
-    """The numbers of the whole batch, as they stand."""
+    """The current numbers of the batch."""
 
     done: int = 0
     failed: int = 0
@@ -39,7 +38,7 @@ class Screen:
     """Lines on stderr, one after the other.
 
     Painting happens in a thread, so that a stopped terminal or a pipe that is not read holds up no
-    upload. If it fails, it ends, and the work goes on in silence.
+    upload. If it fails, it ends, and the work continues in silence.
 
     Args:
         quiet: Whether to leave out what is retried.
@@ -123,7 +122,7 @@ class _LogLines(logging.Handler):
 
 
 class _RetryLines(logging.Handler):
-    """Says what is tried again by itself, each cause once; stamina's own words are no sentence."""
+    """Shows retries, each cause once; stamina's own text is not a sentence."""
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(logging.WARNING)

@@ -32,7 +32,7 @@ _NUMBER = re.compile(r" \(\d+\)(?=\.\w+$)")
 
 @attrs.frozen(kw_only=True)
 class TrackRequest:
-    """One track to submit: a path or URL, its options, and where it was below what was named."""
+    """One track to submit: a path or URL, its options, and its folder below the named directory."""
 
     source: str
     stems: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class TrackSources:
         stems: For every track that has none of its own.
         preprocessing: For every track that has none of its own.
         eco_mode: For every track.
-        generated: Tells whether a path is a stem that an earlier run made.
+        generated: Recognises stems that an earlier run made.
         warn: Called with what was left out, and why.
     """
 
@@ -101,7 +101,7 @@ class TrackSources:
         """
         seen: set[int] = set()
         for request in self._iterate(check=check):
-            # Only its hash: a hundred thousand paths would take many times the room.
+            # Only its hash: a hundred thousand paths would take much more memory.
             if (mark := hash(request.identity)) not in seen:
                 seen.add(mark)
                 yield request
@@ -198,7 +198,7 @@ class GeneratedFiles:
         self._pattern = _pattern(layout)
 
     def is_generated(self, path: Path) -> bool:
-        """Return whether a file lies in the output directory and is named as stems are."""
+        """Return whether a file is in the output directory and is named like a stem."""
         real = Path(os.path.realpath(path.parent)) / path.name
         if not real.is_relative_to(self._out):
             return False

@@ -1,7 +1,7 @@
-"""The standard streams: closed from the start or failing midway, they cost nobody money.
+"""The standard streams: closed from the start or failing midway, they must not cost money.
 
 Results on stdout are what a command is run for: if they cannot be written, the run ends as it does
-for Ctrl-C. What is said on stderr is not: if it cannot be written, the work goes on in silence.
+for Ctrl-C. What is said on stderr is not: if it cannot be written, the work continues in silence.
 """
 
 from __future__ import annotations

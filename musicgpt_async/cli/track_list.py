@@ -30,7 +30,7 @@ class TrackList:
     Attributes:
         name: What messages call it.
         path: The file that it is read from.
-        folder: Where the paths in it start from.
+        folder: Directory that its relative paths are resolved against.
     """
 
     name: str
@@ -40,11 +40,11 @@ class TrackList:
 
 @attrs.frozen(kw_only=True)
 class ListRow:
-    """One line of a list; what it leaves out is ``None``.
+    """One line of a list; omitted columns are ``None``.
 
     Attributes:
         location: File and line, for messages.
-        source: Path or URL, as it is written there.
+        source: Path or URL, as written.
         stems: Names.
         preprocessing: Names.
         label: The track's name.
@@ -59,7 +59,7 @@ class ListRow:
 
 @contextmanager
 def open_list(path: Path | None) -> Iterator[TrackList | None]:
-    """Have a list at hand for as long as the block lasts; ``-`` is kept in a temporary file.
+    """Provide a list for the duration of the block; ``-`` is copied to a temporary file.
 
     Raises:
         UsageError: It is to come on standard input, and nothing does.

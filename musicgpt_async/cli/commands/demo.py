@@ -65,11 +65,11 @@ async def demonstrate(settings: Settings) -> int:
 
 
 def _report(song: Path, stems: dict[str, Path]) -> list[str]:
-    """Return where the stems lie, how loud they are, and how well they add up."""
+    """Return the paths of the stems, their loudness, and how well they add up."""
     whole = _wave(song)
     waves = {stem: _wave(path) for stem, path in stems.items()}
     rows = [_row("(song)", whole, song)]
-    # All lie in one folder; it is told as it was given.
+    # All are in one folder, which is shown as it was given.
     rows += [_row(stem, wave, song.with_name(stems[stem].name)) for stem, wave in waves.items()]
     instrumental = waves["instrumental"]
     return [

@@ -57,11 +57,11 @@ async def extract(settings: Settings, sources: TrackSources, *, force: bool) -> 
 
 
 async def resume(settings: Settings, *, found: Mapping[str, str]) -> int:
-    """Take up what the journal in the output directory holds; return the exit code.
+    """Resume the unfinished jobs of the output directory's journal; return the exit code.
 
     Args:
-        settings: What the command was told.
-        found: Ids of jobs whose answers were lost, and the tasks that the user found for them.
+        settings: The command's options.
+        found: Ids of jobs whose responses were lost, and the tasks that the user found for them.
 
     Raises:
         UsageError: There is no journal, or it could not begin.
@@ -104,19 +104,19 @@ async def _iterate_resumed(
 
 
 async def _wait_for_leases(run: Run) -> None:
-    """Wait until the leases of a process that died have run out; a living one renews them."""
+    """Wait until the leases of a dead process have expired; a living one renews them."""
     leases = await run.held_by_others()
     if leases:
         await anyio.sleep(max(lease.until for lease in leases.values()) - time.time() + 0.1)
 
 
 async def _download(job: ExtractionJob, settings: Settings) -> None:
-    with suppress(MusicGPTError):  # the session's events tell it
+    with suppress(MusicGPTError):  # reported by the session's events
         await job.download(settings.out, format=settings.format or DEFAULT_FORMAT)
 
 
 def require_journal(settings: Settings) -> None:
-    """Refuse to begin where there is no journal.
+    """Refuse to start without a journal.
 
     Raises:
         UsageError: There is none.

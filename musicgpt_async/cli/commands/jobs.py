@@ -19,7 +19,7 @@ from musicgpt_async.models import JobRecord, JobState
 
 # Widths of the columns; the last one is as long as it needs to be.
 STATE, TASK, CREDITS, FILES = 10, 36, 8, 5
-# States whose reason is worth its room.
+# States that are shown with their reason.
 TELLING = (JobState.FAILED, JobState.UNKNOWN)
 
 

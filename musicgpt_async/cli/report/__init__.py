@@ -8,7 +8,7 @@ from musicgpt_async.cli.usage import UsageError
 
 
 async def report(directory: Path, *, quiet: bool = False) -> int:
-    """Write the report of an output directory, say where it is, and return the exit code.
+    """Write the report of an output directory, print its path, and return the exit code.
 
     Raises:
         UsageError: The directory holds nothing to report, may not be written to, or what reads

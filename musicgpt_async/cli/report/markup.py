@@ -6,7 +6,7 @@ import html
 
 from musicgpt_async.cli.text import plain
 
-# They join letters and emoji, and mislead nobody.
+# They join letters and emoji, and are harmless.
 _JOINERS = frozenset("\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}")
 
 
@@ -25,8 +25,8 @@ def element(name: str, /, *children: str | None, **attributes: Value) -> Markup:
     Args:
         name: The tag's; ``"input"`` has no children.
         children: Text, which is escaped, or markup; ``None`` for nothing.
-        attributes: Their names with ``_`` for ``-``, and a trailing ``_`` where Python has the
-            word. ``True`` for one without a value; ``None`` and ``False`` leave it out.
+        attributes: Their names with ``_`` for ``-``, and a trailing ``_`` if it is a Python
+            keyword. ``True`` for one without a value; ``None`` and ``False`` leave it out.
     """
     opening = f"<{name}{''.join(_attribute(*each) for each in attributes.items())}>"
     if name == "input":

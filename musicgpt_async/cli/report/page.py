@@ -34,7 +34,7 @@ class Page:
     """Collects cards, and makes the page of them.
 
     Args:
-        directory: Where the page is to lie: links start from there.
+        directory: Directory of the page, which links are relative to.
         title: Its name for people.
     """
 

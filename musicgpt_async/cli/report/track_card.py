@@ -42,9 +42,9 @@ def track_card(
     """Return a track as HTML.
 
     Args:
-        track: What is known of it.
+        track: The track.
         waveforms: The waveforms of its files.
-        directory: Where links start from.
+        directory: Directory that links are relative to.
         number: Its place on the page, from 1.
         seconds: Its length.
         reason: The number of the reason why it failed.

@@ -1,4 +1,4 @@
-"""What an output directory holds, a track at a time: out of its journal, or out of its names."""
+"""The tracks of an output directory, from its journal or from the names of its files."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class ReportTrack:
     Attributes:
         title: Its name for people.
         outcome: What became of it.
-        song: The song that was split, where it lies on this machine.
+        song: Path of the song that was split, if it is on this machine.
         stems: Stem → its files that are here, the one to play first.
         missing: Stems whose files were here once.
         written_at: When the last stem was written, in seconds since the epoch.
-        record: What the journal knows of it.
+        record: Its record in the journal.
         earlier: Attempts before the last one that left no files.
     """
 
@@ -90,7 +90,7 @@ def from_records(records: Iterable[JobRecord], directory: Path) -> list[ReportTr
 
     Args:
         records: The oldest first.
-        directory: Where the journal lies now, which may not be where it was made.
+        directory: Current directory of the journal; it may have been moved.
     """
     attempts: dict[str, list[JobRecord]] = {}
     for record in records:
@@ -145,7 +145,7 @@ def _song(record: JobRecord) -> Path | None:
 
 
 def _relocate(path: Path, was: str | None, directory: Path) -> Path:
-    """Return where a file lies after its directory was moved or copied."""
+    """Return the path of a file after its directory was moved or copied."""
     if was is not None and path.is_relative_to(was):
         moved = directory / path.relative_to(was)
         if moved.is_file():
@@ -170,7 +170,7 @@ def _rank(path: Path) -> int:
 
 
 def from_files(directory: Path) -> list[ReportTrack]:
-    """Return the tracks whose stems lie below a directory.
+    """Return the tracks whose stems are below a directory.
 
     They are named ``{track} - {stem}.{ext}``, or ``{track}/{stem}.{ext}``.
     """
@@ -200,7 +200,7 @@ def _audio_below(directory: Path) -> Iterator[Path]:
 
 
 def _parse_name(path: Path, directory: Path) -> tuple[Path, str, str] | None:
-    """Return where the song might lie, the track's name and the stem's."""
+    """Return the folder of the song, the track's name and the stem's."""
     if match := _OF_A_TRACK.fullmatch(path.stem):
         return path.parent, match["track"] + (match["number"] or ""), match["stem"]
     if path.parent != directory and (match := _IN_A_FOLDER.fullmatch(path.stem)):

@@ -1,4 +1,4 @@
-"""From a directory to its report: what is read when, in which thread, and where it is written."""
+"""Write the report of a directory; files are read and written in threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = "report.html"
 
 
 async def report(directory: Path, *, quiet: bool = False) -> int:
-    """Write the report of an output directory, say where it is, and return the exit code.
+    """Write the report of an output directory, print its path, and return the exit code.
 
     Raises:
         UsageError: The directory holds nothing to report, or may not be written to.
@@ -86,7 +86,7 @@ def _progress(*, quiet: bool) -> Progress:
 
 
 def _write(target: Path, page: Page) -> None:
-    """Write a file whole or not at all.
+    """Write a file atomically.
 
     Raises:
         UsageError: It cannot be written.
