@@ -136,7 +136,12 @@ OpenVendor = Callable[..., AbstractAsyncContextManager[tuple[Emulator, Shell]]]
 @pytest.fixture
 def environment() -> dict[str, str]:
     """The environment of a user who has set nothing."""
-    kept = {name: text for name, text in os.environ.items() if not name.startswith("MUSICGPT_")}
+    # LINES and COLUMNS are no user's: readline sets them in the workers of pytest-xdist.
+    kept = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith("MUSICGPT_") and name not in {"LINES", "COLUMNS"}
+    }
     return {**kept, "TERM": "xterm-256color", "PYTHONDONTWRITEBYTECODE": ""}
 
 

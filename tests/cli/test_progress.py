@@ -181,7 +181,8 @@ async def test_ten_active_tracks_fit_into_the_terminal(
     height, width = size
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-    async with open_vendor(seconds=1.0) as (_, shell):
+    # Long enough for ten uploads, so that ten tracks are active at once.
+    async with open_vendor(seconds=2.0) as (_, shell):
         for number in range(12):
             shell.track(f"in/{number} 日本語 {'long ' * 20}.wav")
         command = ("extract", "in", "--out", "o", "--plan", "pro", "--no-journal")
