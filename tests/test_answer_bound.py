@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import anyio
 import attrs
 import pytest
 from aiohttp import web
@@ -26,7 +26,7 @@ from musicgpt_async._rules.retrying import response_timeout
 from musicgpt_async.emulator import Emulator, Fault
 from musicgpt_async.errors import TransportTimeoutError
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(20)]
 
 TRACK = ("song.mp3", b"ID3" + b"\x00" * 3000)
 
@@ -92,11 +92,11 @@ async def test_an_answer_that_never_comes_ends_as_unknown(trickle: bytes) -> Non
         vendor.serve() as url,
         MusicGPTSession("key", base_url=url, request_timeout=1.0, limits=Limits.FREE) as session,
     ):
-        began = time.monotonic()
+        began = anyio.current_time()
         job = session.submit(TRACK)
         with pytest.raises(SubmissionUnknownError):
             await job.wait(30)
-        assert time.monotonic() - began < 15
+        assert anyio.current_time() - began < 15
         assert session.slots[0] == 0
         assert vendor.submits == 1
 
@@ -120,10 +120,10 @@ async def test_a_poll_has_an_end_as_well() -> None:
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}/byId"
-        began = time.monotonic()
+        began = anyio.current_time()
         with pytest.raises(TransportTimeoutError):
             await transport.get(url, {})
-        assert time.monotonic() - began < 10
+        assert anyio.current_time() - began < 10
     finally:
         await transport.close()
         await runner.cleanup()
@@ -144,9 +144,9 @@ async def test_the_jobs_own_webhook_is_heeded_before_the_answer() -> None:
         hook = (await vendor.webhooks.get()).replace("http://127.0.0.1/hook", root, 1)
         async with http.post(hook, json={"success": True, "task_id": "t-1"}) as reply:
             assert reply.status == 200
-        began = time.monotonic()
+        began = anyio.current_time()
         extraction = await job.wait(30)
-        assert time.monotonic() - began < 15
+        assert anyio.current_time() - began < 15
         assert (job.task_id, extraction.cost) == ("t-1", 2.0)
         assert vendor.submits == 1
 

@@ -22,7 +22,7 @@ from musicgpt_async import (
 )
 from musicgpt_async.emulator import Emulator, Fault
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(20)]
 
 AUDIO = b"ID3" + b"\x00" * 3000
 

@@ -23,7 +23,7 @@ from musicgpt_async import (
 )
 from musicgpt_async.emulator import Emulator, Fault
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(20)]
 
 
 async def test_a_cancelled_waiter_hurts_nobody(session: MusicGPTSession) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import time
 
 import anyio
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from musicgpt_async import Limits, MusicGPTSession, WebhookReceiver
 from musicgpt_async.emulator import Emulator
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(20)]
 
 TRACK = b"ID3" + b"\x00" * 3000
 LIMITS = Limits(parallel=10, polls_per_minute=100_000)
@@ -34,10 +33,10 @@ async def test_ten_short_jobs_without_deliveries_finish_soon(
             vendor.api_key, base_url=vendor.base_url, limits=LIMITS, webhooks=nowhere()
         ) as session,
     ):
-        began = time.monotonic()
+        began = anyio.current_time()
         for job in [session.submit((f"{n}.mp3", TRACK)) for n in range(10)]:
             await job
-        assert time.monotonic() - began < 10.0
+        assert anyio.current_time() - began < 10.0
     said = [each for each in caplog.records if "webhooks do not arrive" in each.getMessage()]
     assert len(said) == 1
     assert said[0].levelno == logging.WARNING

@@ -28,7 +28,7 @@ from musicgpt_async import MusicGPTError, WebhookReceiver, events
 from musicgpt_async.emulator import Emulator, Fault
 from musicgpt_async.otel import instrument
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(20)]
 
 
 @attrs.frozen

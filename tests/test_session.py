@@ -42,7 +42,7 @@ from musicgpt_async import (
 )
 from musicgpt_async.emulator import Emulator, Fault
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(20)]
 
 
 async def test_a_song_goes_in_and_its_stems_lie_on_disk(song: Path, tmp_path: Path) -> None:
