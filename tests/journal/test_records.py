@@ -295,17 +295,19 @@ async def test_a_task_that_does_not_fit_changes_nothing(
 
 async def test_what_is_owned_is_bounded_by_what_is_unfinished(journal: Journal) -> None:
     """Of finished jobs the newest are remembered as one's own, so that memory stays bounded."""
-    count = MAX_FINISHED + 50
-    await asyncio.gather(*(journal._add_or_get(job(f"{number}")) for number in range(count)))
     done = JobState.COMPLETED
-    await asyncio.gather(
-        *(journal._save(job(f"{number}", state=done)) for number in range(1, count))
-    )
-    assert journal._owns("0")  # it is not finished
-    assert not journal._owns("1")
-    assert journal._owns(f"{count - 1}")
-    await journal._save(job(f"{count - 1}", state=done, directory="elsewhere"))
-    assert journal._owns(f"{count - 1}")
+    for name in ("unfinished", "oldest", "newest"):
+        await journal._add_or_get(job(name))
+    await journal._save(job("oldest", state=done))
+    for number in range(MAX_FINISHED - 1):  # what a save notes, without the disk
+        journal._own(job(f"{number}", state=done))
+    assert journal._owns("oldest")
+    await journal._save(job("newest", state=done))
+    assert journal._owns("unfinished")
+    assert not journal._owns("oldest")
+    assert journal._owns("newest")
+    await journal._save(job("newest", state=done, directory="elsewhere"))
+    assert journal._owns("newest")
 
 
 async def test_a_job_is_saved_and_let_go_of_in_one_write(place: str) -> None:
