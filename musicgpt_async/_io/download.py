@@ -95,8 +95,8 @@ class Downloader:
             url: The link.
             target: The final name.
             progress: Called with the bytes received, which can decrease, and the total, if known.
-            content_key: Key that is equal for the same content, however its links change; by default the
-                link without its query.
+            content_key: Key that is equal for the same content, however its links change; the link
+                without its query by default.
 
         Raises:
             DownloadError: The file did not arrive complete; ``status`` is set if the host refused.
