@@ -325,15 +325,17 @@ FILES = (
         gets="not believed to be whole: no file; the other stem is whole",
         **FOREVER,
     ),
-    file("gzip that nobody asked for", "unpacked; stems whole", ("gzip", {})),
+    spoilt("gzip that nobody asked for", "the encoding", "gzip"),
     file("redirected", "followed; stems whole", ("redirect", {"location": ""})),
     spoilt("redirected in circles", "do not end", "redirect", location="", **FOREVER),
     spoilt(
         "redirected into a private network", "private", "redirect", location="https://10.0.0.1/"
     ),
     spoilt("redirected to http", "not https", "redirect", location="http://example.com/"),
-    spoilt("HTML page in place of audio", "not audio", "html"),
-    spoilt("XML error in place of audio", "not audio", "xml"),
+    file("HTML page in place of audio", "asked for again; stems whole", ("html", {})),
+    spoilt("the same for ever", "not audio", "html", **FOREVER),
+    file("XML error in place of audio", "asked for again; stems whole", ("xml", {})),
+    spoilt("the same for ever", "not audio", "xml", **FOREVER),
     spoilt("nothing in it", "is empty|not audio", "empty"),
 )
 
