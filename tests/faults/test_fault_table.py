@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ from pathlib import Path
 import aiohttp
 import attrs
 import pytest
-from blockbuster import blockbuster_ctx
 from table import CASES, SPARED, STRUCK, Case, markdown
 
 from musicgpt_async import JobState, Limits, MusicGPTError, MusicGPTSession
@@ -20,10 +18,6 @@ from musicgpt_async.journal import Journal
 from musicgpt_async.models import JobRecord
 
 README = Path(__file__).parents[2] / "README.md"
-# Cases under way together: most of their time is spent waiting.
-AT_ONCE = 8
-HANG = 90.0
-
 TRIED = [(case, journal) for case in CASES for journal in case.journals]
 
 
@@ -60,37 +54,6 @@ def name_of(tried: tuple[Case, bool]) -> str:
     same = [each for each in CASES if each.on == case.on and each.what == case.what]
     number = f" {same.index(case) + 1}" if len(same) > 1 else ""
     return f"{case.on}: {case.what}{number}{', with a journal' if journal else ''}"
-
-
-@pytest.fixture(scope="module")
-def results(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Mapping[str, Result]:
-    """What came of the chosen cases; they run side by side, each with a vendor of its own."""
-    chosen = [
-        item.callspec.params["tried"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function)
-        and item.module is request.module
-        and hasattr(item, "callspec")
-    ]
-    found: dict[str, Result] = {}
-    room = asyncio.Semaphore(AT_ONCE)
-
-    async def one(tried: tuple[Case, bool]) -> None:
-        folder = tmp_path_factory.mktemp("fault")
-        async with room, asyncio.timeout(HANG):
-            found[name_of(tried)] = await result_of(*tried, folder=folder)
-
-    async def all_of_them() -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for tried in chosen:
-                tasks.create_task(one(tried))
-
-    with blockbuster_ctx("musicgpt_async") as guard:
-        guard.functions["os.path.abspath"].deactivate()
-        asyncio.run(all_of_them())
-    return found
 
 
 async def result_of(case: Case, journal: bool, *, folder: Path) -> Result:
@@ -161,11 +124,13 @@ async def remembered(path: Path) -> JobRecord:
         return record
 
 
+@pytest.mark.anyio
+@pytest.mark.accelerated(10)
 @pytest.mark.parametrize("tried", TRIED, ids=name_of)
-def test_what_the_user_gets(tried: tuple[Case, bool], results: Mapping[str, Result]) -> None:
+async def test_what_the_user_gets(tried: tuple[Case, bool], tmp_path: Path) -> None:
     """One row of the table: what was paid, what the user is told, and what lies on disk."""
     case, journal = tried
-    result = results[name_of(tried)]
+    result = await result_of(case, journal, folder=tmp_path)
     assert result.struck, "the fault never struck"
     assert type(result.error) is (type(None) if case.error is None else case.error)
     assert case.error is None or re.search(case.words, str(result.error)), str(result.error)
