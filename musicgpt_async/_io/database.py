@@ -12,7 +12,7 @@ import random
 import re
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -29,7 +29,22 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+# Version → what turns a journal of it into one of the next, in the transaction that opens it.
+UPGRADES: Mapping[int, Sequence[str]] = {
+    2: (
+        "ALTER TABLE musicgpt_jobs RENAME COLUMN hinted_task TO candidate_task_id",
+        "ALTER TABLE musicgpt_jobs RENAME COLUMN wanted TO requested_stems",
+        """UPDATE musicgpt_jobs SET state = CASE state
+            WHEN 'delivered' THEN 'unacknowledged'
+            WHEN 'waiting' THEN 'processing'
+            WHEN 'expired' THEN 'timed_out'
+            WHEN 'released' THEN 'detached'
+            ELSE state
+        END""",
+        "UPDATE musicgpt_journal SET version = 3",
+    ),
+}
 # "mGPT" in the header of an SQLite file says whose it is, to us and to file(1).
 APPLICATION_ID = 0x6D475054
 # Seconds that a writer waits for another process's transaction.
@@ -289,7 +304,7 @@ class Database:
         """Make an engine and see to it that the tables are there, of the version known here.
 
         Raises:
-            JournalError: What is there is no journal, or one of another version.
+            JournalError: What is there is no journal, or one that cannot be upgraded.
         """
         engine = await anyio.to_thread.run_sync(_engine, self)
         try:
@@ -323,7 +338,10 @@ class Database:
                 connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
             sql.metadata.create_all(connection)
             connection.execute(sql.set_version, {"version": SCHEMA_VERSION})
-        _check_version(self.name, connection.execute(sql.version).scalar())
+        version = _check_version(self.name, connection.execute(sql.version).scalar())
+        for older in range(version, SCHEMA_VERSION):
+            for statement in UPGRADES[older]:
+                connection.exec_driver_sql(statement)
         _add_columns(connection, sql.metadata.tables["musicgpt_jobs"])
 
     @contextmanager
@@ -429,15 +447,17 @@ def _error_code(error: BaseException) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
-def _check_version(name: str, version: int | None) -> None:
-    if version != SCHEMA_VERSION:
-        is_later = version is not None and version > SCHEMA_VERSION
-        raise JournalError(
-            f"The journal {name} has schema version {version}, and this release of musicgpt-async "
-            f"knows version {SCHEMA_VERSION}. "
-            f"{'Upgrade' if is_later else 'Use the release that made it of'} musicgpt-async, or "
-            "use another journal."
-        )
+def _check_version(name: str, version: int | None) -> int:
+    """Return the version of a journal that can be used, as it is or upgraded."""
+    if version is not None and (version == SCHEMA_VERSION or version in UPGRADES):
+        return version
+    is_later = version is not None and version > SCHEMA_VERSION
+    raise JournalError(
+        f"The journal {name} has schema version {version}, and this release of musicgpt-async "
+        f"knows version {SCHEMA_VERSION}. "
+        f"{'Upgrade' if is_later else 'Use the release that made it of'} musicgpt-async, or "
+        "use another journal."
+    )
 
 
 def _inspect(file: Path) -> None:
