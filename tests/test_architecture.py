@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -172,6 +174,66 @@ def test_no_module_is_a_drawer_for_odds_and_ends(graph: Imports) -> None:
     """A module's name says what is in it."""
     names = {part for module in graph for part in module.split(".")}
     assert not FORBIDDEN_NAMES & {name.strip("_") for name in names}
+
+
+def test_a_class_name_occurs_once() -> None:
+    """A name in a traceback, a log or a search stands for one class."""
+    modules: dict[str, list[str]] = defaultdict(list)
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                modules[node.name].append(module_name(path, ROOT))
+    assert {name: found for name, found in modules.items() if len(found) > 1} == {}
+
+
+TIME = re.compile(
+    "TIMEOUT|INTERVAL|DELAY|GRACE|PAUSE|LEASE|DEADLINE|SECONDS|MINUTE|WAIT|AGE$|HOLD$|DURATION"
+    "|RETRY_AFTER|SKEW|SPACING|RECHECK|REFUSED_TIME|RETRIES|SPEED_WINDOW|RATE_WINDOW|BEAT"
+)
+
+
+def constants(path: Path) -> Iterator[tuple[str, str]]:
+    """Name and comment of each number, and tuple of numbers, that a module defines.
+
+    The comment is what stands behind it on its line, right above it, or below it as a string.
+    """
+    lines = path.read_text("utf-8").splitlines()
+    body = ast.parse("\n".join(lines)).body
+    for node, below in zip(body, [*body[1:], None], strict=True):
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+            continue
+        values = [each.value for each in ast.walk(node.value) if isinstance(each, ast.Constant)]
+        is_plain = all(
+            isinstance(each, (ast.Constant, ast.Tuple, ast.UnaryOp, ast.BinOp, ast.expr_context))
+            for each in ast.walk(node.value)
+            if not isinstance(each, (ast.operator, ast.unaryop))
+        )
+        if not is_plain or not values or {type(each) for each in values} - {int, float}:
+            continue
+        comment = lines[node.lineno - 1].partition("#")[2] + lines[node.end_lineno - 1]
+        above = node.lineno - 2
+        while above >= 0 and lines[above].startswith("#"):
+            comment += lines[above]
+            above -= 1
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            comment += str(below.value.value)
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        for name in (
+            each.id for t in targets for each in ast.walk(t) if isinstance(each, ast.Name)
+        ):
+            yield name, comment
+
+
+def test_constants_of_time_say_their_unit() -> None:
+    """In the name, or in a comment beside it: no reader has to guess between s and ms."""
+    unit = re.compile("second|minute|millisecond", re.IGNORECASE)
+    silent = [
+        f"{module_name(path, ROOT)}.{name}"
+        for path in ROOT.rglob("*.py")
+        for name, comment in constants(path)
+        if TIME.search(name) and not unit.search(name + comment)
+    ]
+    assert silent == []
 
 
 def test_the_rules_have_no_io_no_clock_and_no_await() -> None:

@@ -38,8 +38,7 @@ from musicgpt_async.models import Acceptance
 
 T = TypeVar("T")
 
-# A vendor's Retry-After beyond this is an accident, not a wish.
-MAX_RETRY_AFTER = 120.0
+MAX_RETRY_AFTER = 120.0  # seconds; a server that asks for more has made a mistake
 
 STATUS_ERRORS: Mapping[int, type[APIError]] = {
     400: BadRequestError,

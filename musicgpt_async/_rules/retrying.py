@@ -18,11 +18,9 @@ NOT_ACCEPTED_STATUSES = frozenset({429, 503})
 EXPIRED_LINK_STATUSES = frozenset({401, 403, 404, 410})
 # Answers of a file host that may be different a moment later.
 TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-# Refused looks in a row, and seconds that they lasted, before the wait is broken off.
-MAX_REFUSED_POLLS = 5
-MIN_REFUSED_TIME = 60.0
-# The same for an attached task_id, which may simply be mistyped.
-MAX_REFUSED_ATTACHED_POLLS = 3
+MAX_REFUSED_POLLS = 5  # in a row, after which polling a job is given up
+MIN_REFUSED_TIME = 60.0  # seconds that these refusals must have lasted
+MAX_REFUSED_ATTACHED_POLLS = 3  # the same for an attached task_id, which may be mistyped
 # Seconds after acceptance during which a 404 means "not yet".
 NOT_FOUND_GRACE = 60.0
 # A whole answer takes a few times as long as the server may be silent within it, at most.

@@ -36,7 +36,7 @@ from musicgpt_async.webhooks import SERVICE
 
 # No task has this id, so that a look at it costs nothing and tells what the key is worth.
 NO_TASK = "00000000-0000-0000-0000-000000000000"
-TIMEOUT = 15.0
+TIMEOUT = 15.0  # seconds
 KEYS_AT = "get one in the MusicGPT API dashboard"
 
 
