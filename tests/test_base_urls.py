@@ -139,7 +139,7 @@ async def test_listing(generation: int, prefix: str, version: str, tmp_path: Pat
     """A lost answer is found in the listing, asked for strictly as the vendor's node asks."""
     journal = tmp_path / "journal.sqlite"
     lost = Fault("submit", "drop_before_answer")
-    async with emulated(generation, prefix, lists="strict", faults=[lost]) as vendor:
+    async with emulated(generation, prefix, listing="strict", faults=[lost]) as vendor:
 
         def opened() -> MusicGPTSession:
             base = base_url(vendor, version)

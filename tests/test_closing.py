@@ -48,7 +48,7 @@ async def test_a_job_that_was_cancelled_is_not_taken_up(
     async with connected(vendor, tmp_path / "journal") as session:
         vendor.script(Fault("submit", "status", status=429, retry_after=60))
         job = session.submit(track)
-        while not job._job._record.fingerprint or job.state is not JobState.QUEUED:
+        while not job._job.record.fingerprint or job.state is not JobState.QUEUED:
             await anyio.sleep(0.005)
         job.cancel()
     async with connected(vendor, tmp_path / "journal") as session:

@@ -55,8 +55,8 @@ async def test_namesakes_are_numbered_in_the_order_of_the_batch(tmp_path: Path) 
             out = tmp_path / str(run)
             async for outcome in session.extract_many(tracks, out, stems=["bass"]):
                 assert outcome.job is not None
-                finished.append(outcome.job._job._record.size)
-                files[run, outcome.job._job._record.size] = Path(str(outcome.files["bass"])).name
+                finished.append(outcome.job._job.record.size)
+                files[run, outcome.job._job.record.size] = Path(str(outcome.files["bass"])).name
     assert finished[3:] != sorted(finished[3:])
     for number, name in enumerate(("song", "song (2)", "song (3)")):
         assert files[0, 9000 + number] == files[1, 9000 + number] == f"{name} - bass.wav"

@@ -227,7 +227,7 @@ async def test_a_strict_byuser_takes_only_what_the_node_sends(
     open_account: Any, query: dict[str, str], status: int
 ) -> None:
     """`ASC` or `DESC`, dates with milliseconds and a Z, a limit of at least 1."""
-    async with open_account(lists="strict") as me:
+    async with open_account(listing="strict") as me:
         assert (await me.api("GET", "/byUser", params=query)).status == status
 
 

@@ -133,8 +133,8 @@ async def test_every_misbehaviour_at_once_changes_nothing(
     async with vendor, alone() as receiver:
         async with connected(vendor, webhooks=receiver, limits=limits) as session:
             jobs = [session.submit((f"{n}.mp3", TRACK[1]), stems=["bass"]) for n in range(200)]
-            tokens = [job._job._record.token for job in jobs]
-        tokens += [job._job._record.token for job in jobs]
+            tokens = [job._job.record.token for job in jobs]
+        tokens += [job._job.record.token for job in jobs]
         assert len(receiver._queue) == 0
     assert {job.state for job in jobs} == {JobState.COMPLETED}
     by_task = {each.task_id: each for each in vendor.submissions}

@@ -197,13 +197,14 @@ def get(lanes: Any, executor: ThreadPoolExecutor) -> Get:
 
     async def download(url: str, target: Path, **settings: Any) -> DownloadedFile:
         given = {"allow_loopback": True, "digests": True, **settings}
-        which = {"what": given.pop("what", "a task"), "progress": given.pop("progress", ignore)}
+        named = {"content_key": "a task", "progress": ignore}
+        chosen = {name: given.pop(name, default) for name, default in named.items()}
         given = {"executor": executor, **given}
         timeout = given.pop("request_timeout", 30.0)
         async with lanes(request_timeout=timeout) as transport:
             receive = partial(iter_chunks, read_timeout=timeout)
             downloader = Downloader(stream=transport.stream, read_chunks=receive, **given)
-            return await downloader.download(url, target, **which)
+            return await downloader.download(url, target, **chosen)
 
     return download
 

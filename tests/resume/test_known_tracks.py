@@ -159,7 +159,7 @@ async def test_letting_go_of_one_handle_leaves_the_other(tmp_path: Path) -> None
         await first.accepted()
         second = session.submit(song)
         # It gives its slot back once it is known to be the first one's job.
-        await until(lambda: second._job._record.fingerprint and session.slots[0] == 1)
+        await until(lambda: second._job.record.fingerprint and session.slots[0] == 1)
         first.cancel()
         with anyio.fail_after(HANG):
             extraction = await second

@@ -57,7 +57,7 @@ async def test_what_the_vendor_does_not_show_is_said_to_be_unknown(
         assert not vendor.submissions
         assert asked(vendor, "Extraction") == 0
     assert "not sent again by itself" in str(caught.value)
-    assert f"session.bind({job._job._record.id!r}, task_id)" in str(caught.value)
+    assert f"session.bind({job._job.record.id!r}, task_id)" in str(caught.value)
     assert "force=True" in str(caught.value)
     assert ("could be: none" in str(caught.value)) is listing
     assert caught.value.job is job
@@ -117,7 +117,7 @@ async def test_a_lost_track_goes_on_with_the_task_that_the_user_found(tmp_path: 
             [outcome] = [each async for each in session.extract_many([song], stems, stems=STEMS)]
             assert isinstance(outcome.error, SubmissionUnknownError)
             assert outcome.job is not None
-            job = await session.bind(outcome.job._job._record.id, vendor.submissions[0].task_id)
+            job = await session.bind(outcome.job._job.record.id, vendor.submissions[0].task_id)
             assert (await job).task_id == vendor.submissions[0].task_id
         assert len(vendor.submissions) == 1
         assert there(stems) == await reference(vendor, tmp_path / "reference", song)

@@ -212,5 +212,5 @@ def test_an_unknown_account_meets_no_more_refusals(simulation: ModuleType) -> No
         for rule in (simulation.SlotFirst(), None):
             batch = simulation.tracks(40, share=1 / 3, sigma=0.3, seed=1)
             account = simulation.Batch(batch, parallel=parallel, rule=rule, given=False).run()
-            refused.append(account.on_rejected)
+            refused.append(account.refused)
         assert refused[1] <= refused[0] + 1
