@@ -25,13 +25,13 @@
     │   └── ServerError                           500 and above
     ├── SubmissionUnknownError (ConnectionError)  the track went out whole and no answer came
     ├── CreditLimitError                      the session's own max_credits is reached
-    ├── ExtractionFailedError                 the vendor gave the job up
-    ├── DeadlineError (TimeoutError)          the job is still running at the vendor
+    ├── ExtractionFailedError                 MusicGPT gave the job up
+    ├── DeadlineError (TimeoutError)          the job is still running at MusicGPT
     ├── JobDetachedError                      this handle no longer follows the job
     ├── DownloadError (OSError)               a stem did not arrive whole
     └── JournalError (OSError)                the journal cannot be used
 
-Each error bears the same data, ``None`` where it does not apply: see :class:`MusicGPTError`.
+Each error bears the same data, ``None`` if it does not apply: see :class:`MusicGPTError`.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class MusicGPTError(Exception):
 
     Attributes:
         message: The sentence shown to people.
-        status: The HTTP status of the answer, where there was one.
-        task_id: The vendor's name for the job, where it is known.
-        retry_after: Seconds that the vendor asked to wait.
-        vendor_message: The vendor's own words.
-        job: The handle of a job that may still be alive at the vendor.
+        status: The HTTP status of the answer, if there was one.
+        task_id: MusicGPT's name for the job, if it is known.
+        retry_after: Seconds that MusicGPT asked to wait.
+        vendor_message: MusicGPT's own words.
+        job: The handle of a job that may still be alive at MusicGPT.
         advice: What to do about errors of this class, where that is always the same.
     """
 
@@ -149,15 +149,15 @@ class ProtocolError(MusicGPTError, ValueError):
 
 
 class APIError(MusicGPTError):
-    """The vendor answered no."""
+    """MusicGPT answered no."""
 
-    advice = "The vendor refused the call."
+    advice = "MusicGPT refused the call."
 
 
 class BadRequestError(APIError, ValueError):
-    """400: the vendor could not read the request."""
+    """400: MusicGPT could not read the request."""
 
-    advice = "The vendor could not read the request; check the track and the options."
+    advice = "MusicGPT could not read the request; check the track and the options."
 
 
 class AuthenticationError(APIError, PermissionError):
@@ -187,23 +187,21 @@ class ForbiddenError(APIError, PermissionError):
 
 
 class NotFoundError(APIError, LookupError):
-    """404: there is no such thing at the vendor."""
+    """404: there is no such thing at MusicGPT."""
 
-    advice = (
-        "The vendor knows no such thing; check the task_id, and that the key is that account's."
-    )
+    advice = "MusicGPT knows no such thing; check the task_id, and that the key is that account's."
 
 
 class ConflictError(APIError):
-    """409: the vendor calls it a duplicate."""
+    """409: MusicGPT calls it a duplicate."""
 
-    advice = "The vendor calls this a duplicate; look for the first one before submitting again."
+    advice = "MusicGPT calls this a duplicate; look for the first one before submitting again."
 
 
 class ValidationError(APIError, ValueError):
-    """422: the vendor refused a field of the request."""
+    """422: MusicGPT refused a field of the request."""
 
-    advice = "The vendor refused a field of the request; its words name the field."
+    advice = "MusicGPT refused a field of the request; its words name the field."
 
 
 class RateLimitError(APIError):
@@ -213,9 +211,9 @@ class RateLimitError(APIError):
 
 
 class ServerError(APIError):
-    """500 and above: the vendor's own failure."""
+    """500 and above: MusicGPT's own failure."""
 
-    advice = "The vendor's service failed; try again later."
+    advice = "MusicGPT's service failed; try again later."
 
 
 class SubmissionUnknownError(MusicGPTError, ConnectionError):
@@ -230,15 +228,15 @@ class CreditLimitError(MusicGPTError):
 
 
 class ExtractionFailedError(MusicGPTError):
-    """The vendor gave the job up; ``vendor_message`` is its ``status_msg``."""
+    """MusicGPT gave the job up; ``vendor_message`` is its ``status_msg``."""
 
 
 class DeadlineError(MusicGPTError, TimeoutError):
-    """The time is over and the job is still running at the vendor; ``job`` is its handle."""
+    """The time is over and the job is still running at MusicGPT; ``job`` is its handle."""
 
 
 class JobDetachedError(MusicGPTError):
-    """This handle no longer follows the job; where it was accepted, the vendor goes on."""
+    """This handle no longer follows the job; if it was accepted, it goes on at MusicGPT."""
 
 
 class DownloadError(MusicGPTError, OSError):

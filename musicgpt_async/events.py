@@ -25,7 +25,7 @@ class Event:
     Attributes:
         job_id: The library's own name for the job.
         title: The track's title.
-        task_id: The vendor's name for the job, where it is known.
+        task_id: MusicGPT's name for the job, if it is known.
         at: When it happened, in seconds since the epoch; two events that differ in nothing else
             are equal.
     """
@@ -38,7 +38,7 @@ class Event:
 
 @attrs.frozen(kw_only=True)
 class Queued(Event):
-    """The job stands in line for a slot."""
+    """The job is queued for a slot."""
 
 
 @attrs.frozen(kw_only=True)
@@ -47,7 +47,7 @@ class Uploading(Event):
 
     Attributes:
         sent: Bytes so far; an upload that is sent again begins at 0.
-        total: Bytes of the track, ``None`` where the vendor fetches a URL itself.
+        total: Bytes of the track, ``None`` if MusicGPT fetches a URL itself.
     """
 
     sent: int
@@ -56,11 +56,11 @@ class Uploading(Event):
 
 @attrs.frozen(kw_only=True)
 class Accepted(Event):
-    """The vendor took the job (MusicGPT docs, Extraction).
+    """MusicGPT took the job (MusicGPT docs, Extraction).
 
     Attributes:
-        eta: Seconds that it expects to need, ``None`` where it does not know.
-        credit_estimate: Credits that it expects to charge, ``None`` where it did not say.
+        eta: Seconds that it expects to need, ``None`` if it does not know.
+        credit_estimate: Credits that it expects to charge, ``None`` if it did not say.
     """
 
     eta: float | None
@@ -69,7 +69,7 @@ class Accepted(Event):
 
 @attrs.frozen(kw_only=True)
 class Polled(Event):
-    """The vendor was asked how the job stands (MusicGPT docs, status check).
+    """MusicGPT was asked how the job stands (MusicGPT docs, status check).
 
     Attributes:
         status: Its own word, such as ``"PROCESSING"``; empty where the look itself failed.
@@ -85,11 +85,11 @@ class WebhookReceived(Event):
 
 @attrs.frozen(kw_only=True)
 class Throttled(Event):
-    """The vendor said 429, or 503 to a submit, and the session goes slower.
+    """MusicGPT said 429, or 503 to a submit, and the session goes slower.
 
     Attributes:
         call: What was refused: ``"poll"`` or ``"submit"``.
-        retry_after: Seconds that the vendor asked to wait, ``None`` where it did not say.
+        retry_after: Seconds that MusicGPT asked to wait, ``None`` if it did not say.
     """
 
     call: str
@@ -98,7 +98,7 @@ class Throttled(Event):
 
 @attrs.frozen(kw_only=True)
 class Completed(Event):
-    """The vendor finished the job.
+    """MusicGPT finished the job.
 
     Attributes:
         extraction: What came of it: links, cost in credits, duration in seconds.
@@ -126,7 +126,7 @@ class Downloading(Event):
         stem: The stem's name.
         format: ``"wav"`` or ``"mp3"``.
         received: Bytes of the file so far; fewer than before when a host makes it start over.
-        total: Bytes of the whole file, ``None`` where the host did not say.
+        total: Bytes of the whole file, ``None`` if the host did not say.
     """
 
     stem: str

@@ -10,7 +10,7 @@ import attrs
 
 
 class Stem(StrEnum):
-    """The 23 parts that the vendor separates a track into (MusicGPT docs, Extraction).
+    """The 23 parts that MusicGPT separates a track into (MusicGPT docs, Extraction).
 
     Each is a ``str`` and equal to its value, which serves as well wherever a stem is asked for.
     """
@@ -41,7 +41,7 @@ class Stem(StrEnum):
 
 
 class Preprocessing(StrEnum):
-    """What the vendor can do to a track before it is split (MusicGPT docs, Extraction).
+    """What MusicGPT can do to a track before it is split (MusicGPT docs, Extraction).
 
     Each is a ``str`` and equal to its value: against noise, echo, and the sound of the room.
     """
@@ -54,24 +54,24 @@ class Preprocessing(StrEnum):
 AudioFormat = Literal["best", "wav", "mp3", "both"]
 """Which files of a stem to download.
 
-``"best"`` is the WAV if the vendor has it, else the MP3; ``"both"`` is whatever there is; ``"wav"``
+``"best"`` is the WAV if MusicGPT has it, else the MP3; ``"both"`` is whatever there is; ``"wav"``
 and ``"mp3"`` are that format or an error.
 """
 
 
 class JobState(StrEnum):
-    """Where a job stands; the README draws which state follows which.
+    """The state of a job; the README draws which state follows which.
 
     Attributes:
-        QUEUED: In line for a slot; nothing was sent.
-        UPLOADING: The track is on its way; the vendor cannot have it whole.
+        QUEUED: It waits for a slot; nothing was sent.
+        UPLOADING: The track is on its way; MusicGPT cannot have it whole.
         UNACKNOWLEDGED: The whole track was handed over and no answer has come yet.
-        PROCESSING: Accepted: the vendor gave it a task_id and is working.
+        PROCESSING: Accepted: MusicGPT gave it a task_id and is working.
         COMPLETED: Finished; the links are known.
-        FAILED: It ended in an error; nothing of it runs at the vendor.
+        FAILED: It ended in an error; nothing of it runs at MusicGPT.
         UNKNOWN: No answer came for a whole track: it may have been accepted.
-        TIMED_OUT: Its deadline passed; the vendor goes on.
-        DETACHED: Let go of; where it was accepted, the vendor goes on.
+        TIMED_OUT: Its deadline passed; MusicGPT goes on.
+        DETACHED: Its handle was cancelled; if it was accepted, MusicGPT goes on.
     """
 
     QUEUED = "queued"
@@ -90,7 +90,7 @@ class Limits:
     """What the account may do (MusicGPT docs, rate limits of August 2026).
 
     Attributes:
-        parallel: Unfinished conversions at the vendor, at most; ``None`` to learn it.
+        parallel: Unfinished conversions at MusicGPT, at most; ``None`` to learn it.
         polls_per_minute: byId calls a minute, at most; ``None`` to learn it.
         FREE: The free plan's, and pay as you go: 1 conversion, 20 calls a minute.
         PLUS: The plus plan's: 3 conversions, 200 calls a minute.
@@ -116,11 +116,11 @@ Limits.PRO = Limits(parallel=10, polls_per_minute=500)
 
 @attrs.frozen(kw_only=True)
 class StemLinks:
-    """Where one stem's files lie (MusicGPT docs, webhooks).
+    """The links of one stem's files (MusicGPT docs, webhooks).
 
     Attributes:
-        mp3: URL of the MP3, ``None`` where the vendor gave none.
-        wav: URL of the WAV, ``None`` where the vendor gave none.
+        mp3: URL of the MP3, ``None`` if MusicGPT gave none.
+        wav: URL of the WAV, ``None`` if MusicGPT gave none.
     """
 
     mp3: str | None = None
@@ -129,12 +129,12 @@ class StemLinks:
 
 @attrs.frozen(kw_only=True)
 class Acceptance:
-    """The vendor's answer to a submit (MusicGPT docs, Extraction).
+    """MusicGPT's answer to a submit (MusicGPT docs, Extraction).
 
     Attributes:
-        task_id: The vendor's name for the job.
-        conversion_id: The vendor's name for the conversion within it.
-        eta: Seconds until it is expected to finish, ``None`` when the vendor does not know (-1).
+        task_id: MusicGPT's name for the job.
+        conversion_id: MusicGPT's name for the conversion within it.
+        eta: Seconds until it is expected to finish, ``None`` if MusicGPT does not know (-1).
         credit_estimate: Credits that it will probably cost.
     """
 
@@ -149,12 +149,12 @@ class Extraction:
     """A finished job (MusicGPT docs, status check).
 
     Attributes:
-        task_id: The vendor's name for the job.
-        conversion_id: The vendor's name for the conversion within it.
-        stems: Stem name → its links, in the vendor's order.
-        cost: Credits charged, ``None`` where the vendor did not say.
-        duration: Seconds of audio, ``None`` where the vendor did not say.
-        raw: The vendor's own JSON, for what this class does not name.
+        task_id: MusicGPT's name for the job.
+        conversion_id: MusicGPT's name for the conversion within it.
+        stems: Stem name → its links, in MusicGPT's order.
+        cost: Credits charged, ``None`` if MusicGPT did not say.
+        duration: Seconds of audio, ``None`` if MusicGPT did not say.
+        raw: MusicGPT's own JSON, for what this class does not name.
     """
 
     task_id: str
@@ -172,7 +172,7 @@ class StemFile:
     Attributes:
         stem: The stem's name.
         format: ``"wav"`` or ``"mp3"``.
-        path: Where it lies.
+        path: Its path.
         size: Bytes.
         sha256: Hexadecimal digest of its content.
     """
@@ -197,22 +197,22 @@ class JobRecord:
         preprocessing: Options asked for.
         eco_mode: Whether the faster separation was asked for.
         token: The webhook token of this job.
-        state: Where it stands.
+        state: Its state.
         size: Bytes of the track.
         sha256: Digest of the track, taken while it was sent.
-        task_id: The vendor's name for it.
-        conversion_id: The vendor's name for the conversion.
-        candidate_task_id: A task that a webhook named for it before the vendor was asked about it.
-        eta: Seconds that the vendor expected.
-        credit_estimate: Credits that the vendor expected to charge.
+        task_id: MusicGPT's name for it.
+        conversion_id: MusicGPT's name for the conversion.
+        candidate_task_id: A task that a webhook named for it before MusicGPT was asked about it.
+        eta: Seconds that MusicGPT expected.
+        credit_estimate: Credits that MusicGPT expected to charge.
         sent_at: When the whole track was handed over, in seconds since the epoch.
         accepted_at: When the answer came, in seconds since the epoch.
         links: Stem name → links.
         cost: Credits charged.
         duration: Seconds of audio.
-        directory: Where the stems are to lie; ``None`` while nobody asked for a download.
+        directory: Where the stems go; ``None`` if no download was asked for.
         format: Which files of each stem were asked for.
-        requested_stems: Which stems were asked for; empty for all that the vendor made.
+        requested_stems: Which stems were asked for; empty for all that MusicGPT made.
         layout: Names of the files in the directory; ``None`` for the session's own.
         files: What has been downloaded.
         error: The sentence of the error it ended in.

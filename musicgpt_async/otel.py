@@ -90,9 +90,9 @@ def instrument(
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: metrics.MeterProvider | None = None,
 ) -> asyncio.Task[None]:
-    """Tell OpenTelemetry of all that a session does from now on.
+    """Export the events of a session to OpenTelemetry from now on.
 
-    Jobs' spans are children of the span that is current here, or roots where there is none.
+    Jobs' spans are children of the span that is current here, or roots if there is none.
 
     Args:
         session: An open session.
@@ -100,8 +100,8 @@ def instrument(
         meter_provider: By default the global one.
 
     Returns:
-        What tells. It ends by itself once the session is closed and all of it is told: await it
-        then, before a provider is shut down. Cancelling it ends the telling and hurts no job.
+        The exporter task. It ends once the session is closed and every event is exported: await it
+        before a provider is shut down. Cancelling it stops the exporting and hurts no job.
     """
     telemetry = _Telemetry(
         trace.get_tracer(SCOPE, tracer_provider=tracer_provider),

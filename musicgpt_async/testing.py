@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def musicgpt_emulator(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Emulator]:
-    """The vendor on a loopback port, in a thread of its own, with the marker's settings.
+    """The emulator on a loopback port, in a thread of its own, with the marker's settings.
 
     It does not separate unless it is told ``separate=True``: it serves small pseudo-audio.
     """
@@ -76,7 +76,7 @@ def running_emulator(**settings: Any) -> AbstractContextManager[Emulator]:
 
 
 def accelerated_loop(speed: float) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes event loops whose clock runs ``speed`` times as fast as the real one.
+    """Return a factory of event loops whose clocks run ``speed`` times as fast as the real one.
 
     All that the library waits for runs on the loop's clock, and so does the emulator in the same
     loop: a vendor's minute takes ``60 / speed`` seconds. For ``asyncio.Runner(loop_factory=…)`` or
