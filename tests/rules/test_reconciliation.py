@@ -64,6 +64,12 @@ def test_two_lost_submits_and_one_entry_are_a_guess() -> None:
     assert found([lost("a"), lost("b")], [entry()]) == {}
 
 
+def test_an_entry_that_fits_one_alone_settles_the_other() -> None:
+    """What is settled is taken from both sides, until nothing more follows."""
+    records = [lost("early"), lost("late", sent_at=SENT + 300)]
+    assert found(records, [entry("x"), entry("y", after=301)]) == {"early": "x", "late": "y"}
+
+
 def test_the_jobs_own_token_decides() -> None:
     """A webhook token in an entry names its job, whatever else would fit."""
     records = [lost("a", token="pub.secret-a"), lost("b", token="pub.secret-b")]
