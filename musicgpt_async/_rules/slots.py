@@ -186,7 +186,7 @@ class Slots:
         first, largest = _THRESHOLD_WITHIN if within else _THRESHOLD_BEYOND
         self._growth_threshold = min(first * 2**self._failed_growths, largest)
         self._since_growth = 0
-        self._failed_growths = min(self._failed_growths + 1, 10)
+        self._failed_growths += 1
         self._limit = limit
         self._probing = False
 
