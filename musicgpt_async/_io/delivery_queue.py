@@ -73,12 +73,16 @@ class Delivery:
         """Have the endpoint ask for it again."""
         self._decide(is_done=False)
 
-    async def wait_decided(self) -> bool:
-        """Wait, in any loop, until its consumer has dealt with it; return whether it could."""
+    async def wait_decided(self, seconds: float) -> bool:
+        """Wait, in any loop, until its consumer has dealt with it; return whether it could.
+
+        Args:
+            seconds: After which it counts as not dealt with.
+        """
         if self._outcome.done():
             return self._outcome.result()
         try:
-            async with asyncio.timeout(ACKNOWLEDGE_TIMEOUT):
+            async with asyncio.timeout(seconds):
                 return await asyncio.wrap_future(self._outcome)
         except TimeoutError:
             return False
@@ -93,14 +97,21 @@ class DeliveryQueue:
 
     Args:
         is_own_token: Tells whether a token that was never subscribed to here is one of ours.
+        acknowledge_timeout: Seconds that an endpoint waits for a consumer.
 
     Attributes:
         reliability: How far deliveries can be relied on; the sessions' schedules teach it.
     """
 
-    def __init__(self, is_own_token: Callable[[str], bool] = lambda _token: False) -> None:
+    def __init__(
+        self,
+        is_own_token: Callable[[str], bool] = lambda _token: False,
+        *,
+        acknowledge_timeout: float = ACKNOWLEDGE_TIMEOUT,
+    ) -> None:
         self.reliability: ReceiverReliability = ReceiverReliability()
         self._is_own_token = is_own_token
+        self._acknowledge_timeout = acknowledge_timeout
         self._lock = threading.RLock()
         self._subscriptions: dict[str, tuple[str, Consumer]] = {}  # by the public part
         self._closed: dict[str, str] = {}
@@ -144,7 +155,8 @@ class DeliveryQueue:
                 return Receipt.REPEAT
             self._queued_bytes += size
             subscription[1].push(delivery)
-        return Receipt.ACKNOWLEDGED if await delivery.wait_decided() else Receipt.REPEAT
+        is_dealt_with = await delivery.wait_decided(self._acknowledge_timeout)
+        return Receipt.ACKNOWLEDGED if is_dealt_with else Receipt.REPEAT
 
     def subscribe(self, token: str, consumer: Consumer) -> None:
         """Hand the deliveries for a token to a consumer, those that were kept included.

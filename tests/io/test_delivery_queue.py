@@ -12,7 +12,6 @@ from factories.doors import Listener, listen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgpt_async._io import delivery_queue
 from musicgpt_async._io.delivery_queue import (
     MAX_BUFFERED_BYTES,
     MAX_BUFFERED_DELIVERIES,
@@ -136,12 +135,9 @@ async def test_a_full_queue_asks_for_the_delivery_again() -> None:
     assert await queue.put(TOKEN, {}, size=1) is Receipt.REPEAT
 
 
-async def test_a_consumer_that_never_decides_is_not_waited_for_forever(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_consumer_that_never_decides_is_not_waited_for_forever() -> None:
     """An endpoint waits for a consumer within a bound, and asks for the delivery again."""
-    monkeypatch.setattr(delivery_queue, "ACKNOWLEDGE_TIMEOUT", 0.05)
-    queue = DeliveryQueue()
+    queue = DeliveryQueue(acknowledge_timeout=0.05)
     consumer = Consumer(queue)
     consumer.subscribe(TOKEN)
     assert await queue.put(TOKEN, {}) is Receipt.REPEAT
