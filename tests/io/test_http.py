@@ -8,7 +8,7 @@ import anyio
 import pytest
 from factories.calls import (
     KEY,
-    MAX_FRUITLESS_TRIES,
+    PATIENCE,
     YES,
     Echo,
     call_by_name,
@@ -82,7 +82,7 @@ async def test_downloads_do_not_starve_looks(serve: Any, lanes: Any) -> None:
         async with anyio.create_task_group() as group:
             for number in range(12):
                 group.start_soon(fetch, transport, f"{server.url}/{number}")
-            with anyio.fail_after(MAX_FRUITLESS_TRIES):
+            with anyio.fail_after(PATIENCE):
                 while server.open < 3:
                     await anyio.sleep(0.005)
                 answer = await transport.get(f"{server.url}/look", {"a": "b"})
@@ -162,7 +162,7 @@ async def test_an_endless_answer_is_cut(call: str, status: int, serve: Any, lane
             await peer.say(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
 
     async with serve(endless) as server, lanes() as transport:
-        with anyio.fail_after(MAX_FRUITLESS_TRIES):
+        with anyio.fail_after(PATIENCE):
             if call == "ask":
                 answer = await transport.get(server.url, {})
             else:
@@ -181,7 +181,7 @@ async def test_headers_have_one_spelling(serve: Any, lanes: Any) -> None:
 async def test_silence_ends_in_a_stalled_error(call: str, serve: Any, lanes: Any) -> None:
     """A server that accepts and says nothing is given up after the request timeout."""
     async with serve(stay_silent) as server, lanes(request_timeout=0.3) as transport:
-        with anyio.fail_after(MAX_FRUITLESS_TRIES), pytest.raises(TransportTimeoutError) as caught:
+        with anyio.fail_after(PATIENCE), pytest.raises(TransportTimeoutError) as caught:
             await call_by_name(transport, call, server.url)
     assert isinstance(caught.value, TimeoutError)
     assert isinstance(caught.value, ConnectionError)

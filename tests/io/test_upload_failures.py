@@ -14,9 +14,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 from factories.uploads import (
-    MAX_FRUITLESS_TRIES,
     MORE_THAN_BUFFERS,
     NARROW,
+    PATIENCE,
     body_of,
     closing,
     open_track,
@@ -106,11 +106,11 @@ def test_the_file_is_closed_though_the_shared_threads_are_busy(
         source = tmp_path / "a.wav" if kind == "path" else ("a.wav", stream(b"x" * 100))
         with anyio.CancelScope() as scope:
             async with open_track(source, executor) as content:
-                shared.submit(free.wait, MAX_FRUITLESS_TRIES)
+                shared.submit(free.wait, PATIENCE)
                 kept.append(content)
                 if ends == "cancelled":
                     scope.cancel()
-                    await anyio.sleep(MAX_FRUITLESS_TRIES)
+                    await anyio.sleep(PATIENCE)
 
     async def main() -> None:
         try:
@@ -136,7 +136,7 @@ async def test_a_vendor_that_stops_reading_is_noticed(
 
     async def read_nothing(peer: Any) -> None:
         await peer.head()
-        await anyio.sleep(MAX_FRUITLESS_TRIES * 2)
+        await anyio.sleep(PATIENCE * 2)
 
     async with (
         serve(read_nothing, window=NARROW) as server,
@@ -145,7 +145,7 @@ async def test_a_vendor_that_stops_reading_is_noticed(
     ):
         body = body_of(content, stall_timeout=0.4)
         began = anyio.current_time()
-        with anyio.fail_after(MAX_FRUITLESS_TRIES), pytest.raises(TransportError):
+        with anyio.fail_after(PATIENCE), pytest.raises(TransportError):
             await transport.post(server.url, body)
         assert anyio.current_time() - began >= 0.4
     assert isinstance(body.failure, TransportTimeoutError)
@@ -228,7 +228,7 @@ async def test_an_early_answer_is_read(
             return
         if manner == "closes its side":
             peer.writer.write_eof()
-        await anyio.sleep(MAX_FRUITLESS_TRIES)
+        await anyio.sleep(PATIENCE)
 
     async with (
         serve(refuse, window=NARROW) as server,
@@ -236,7 +236,7 @@ async def test_an_early_answer_is_read(
         open_track(tmp_path / "a.wav", executor) as content,
     ):
         body = body_of(content)
-        with anyio.fail_after(MAX_FRUITLESS_TRIES):
+        with anyio.fail_after(PATIENCE):
             answer = await transport.post(server.url, body)
     assert (answer.status, answer.body[:17]) == (status, b'{"success": false')
     assert not body.delivered
@@ -289,7 +289,7 @@ async def test_hanging_up_midway_is_not_delivered(
         open_track(tmp_path / "a.wav", executor) as content,
     ):
         body = body_of(content)
-        with anyio.fail_after(MAX_FRUITLESS_TRIES), pytest.raises(TransportError) as caught:
+        with anyio.fail_after(PATIENCE), pytest.raises(TransportError) as caught:
             await transport.post(server.url, body)
     assert not body.delivered
     error = body.failure or caught.value
@@ -341,7 +341,7 @@ async def test_a_whole_track_without_an_answer_is_unknown(
         elif manner == "half an answer":
             await peer.say(b'HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{"success": tr')
         elif manner == "silence":
-            await anyio.sleep(MAX_FRUITLESS_TRIES)
+            await anyio.sleep(PATIENCE)
 
     async with (
         serve(say_nothing) as server,
