@@ -47,7 +47,7 @@ async def test_tracks_are_taken_as_they_are_needed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "own"),
+    ("name", "layout", "generated"),
     [
         ("song - vocals.wav", LAYOUT, True),
         ("song - back_vocal (2).mp3", LAYOUT, True),

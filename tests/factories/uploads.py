@@ -41,7 +41,7 @@ def body_of(content: ReadableTrack | None, **settings: Any) -> MultipartBody:
 
 
 @asynccontextmanager
-async def opened(source: Any, executor: ThreadPoolExecutor) -> AsyncIterator[ReadableTrack]:
+async def open_track(source: Any, executor: ThreadPoolExecutor) -> AsyncIterator[ReadableTrack]:
     """Open a source that has content."""
     track = source if isinstance(source, Track) else parse_source(source)
     async with sources.open_track(track, executor) as content:

@@ -21,14 +21,14 @@ from musicgpt_async.testing import accelerated_loop
 
 pytestmark = pytest.mark.anyio
 
-MAX_FRUITLESS_TRIES = 30.0
+PATIENCE = 30.0
 BREAKS = (TransportError, ConnectionError, TimeoutError, aiohttp.ClientError)
 # More than the sockets' buffers hold, and not a round number of pieces.
 LENGTHY = 5 * CHUNK_SIZE + 12_345
 
 
 async def body_of(
-    transport: Transport, url: str, *, late: bool = False, read_timeout: float = MAX_FRUITLESS_TRIES
+    transport: Transport, url: str, *, late: bool = False, read_timeout: float = PATIENCE
 ) -> bytes:
     """Bring a body together, with the loop free between its pieces."""
     whole = b""
@@ -70,7 +70,7 @@ async def test_bodies_come_whole(tls: bool, late: bool, size: int, host: Any) ->
         for _ in range(3):
             await peer.head()
             await peer.answer(200, data)
-        await anyio.sleep(MAX_FRUITLESS_TRIES)
+        await anyio.sleep(PATIENCE)
 
     async with host(give, tls=tls) as (server, transport, url):
         for _ in range(3):
@@ -164,7 +164,7 @@ async def test_a_body_in_chunks_comes_whole(serve: Any, lanes: Any) -> None:
                 chunk = data[start : start + 100_000]
                 peer.writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
             peer.writer.write(b"0\r\n\r\n")
-        await anyio.sleep(MAX_FRUITLESS_TRIES)
+        await anyio.sleep(PATIENCE)
 
     async with serve(give_chunks) as server, lanes() as transport:
         for _ in range(2):
@@ -187,7 +187,7 @@ async def test_what_came_before_a_break_is_handed_out(
         await peer.head()
         await peer.answer(200, data[:came], Content_Length=str(len(data)))
         if manner == "silence":
-            await anyio.sleep(MAX_FRUITLESS_TRIES)
+            await anyio.sleep(PATIENCE)
         elif manner == "reset":
             await is_read.wait()
             peer.reset()
@@ -201,9 +201,9 @@ async def test_what_came_before_a_break_is_handed_out(
                 taken += b"".join(each)
 
     async with host(give_a_part, tls=tls) as (_, transport, url):
-        read_timeout = 0.5 if manner == "silence" else MAX_FRUITLESS_TRIES
+        read_timeout = 0.5 if manner == "silence" else PATIENCE
         # aiohttp waits as long for a TLS connection to end that it closes itself.
-        with anyio.fail_after(MAX_FRUITLESS_TRIES / 2), pytest.raises(BREAKS):
+        with anyio.fail_after(PATIENCE / 2), pytest.raises(BREAKS):
             await read(transport, url, read_timeout)
         if manner == "silence":
             assert taken == data[:came]
@@ -222,7 +222,7 @@ async def test_a_silent_host_over_tls_is_hung_up_on_at_once(
         with listener, theirs.wrap_socket(listener.accept()[0], server_side=True) as peer:
             peer.recv(65536)
             peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
-            over.wait(MAX_FRUITLESS_TRIES)
+            over.wait(PATIENCE)
 
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"https://127.0.0.1:{listener.getsockname()[1]}"
@@ -233,10 +233,10 @@ async def test_a_silent_host_over_tls_is_hung_up_on_at_once(
             lanes(http=http) as transport,
         ):
             with (
-                anyio.fail_after(MAX_FRUITLESS_TRIES / 2),
+                anyio.fail_after(PATIENCE / 2),
                 pytest.raises(TransportTimeoutError, match="sent"),
             ):
                 await body_of(transport, url, read_timeout=0.3)
     finally:
         over.set()
-        serving.result(MAX_FRUITLESS_TRIES)
+        serving.result(PATIENCE)

@@ -13,9 +13,9 @@ import anyio.lowlevel
 import attrs
 import pytest
 from factories.uploads import (
-    MAX_FRUITLESS_TRIES,
     MORE_THAN_BUFFERS,
     NARROW,
+    PATIENCE,
     Recorder,
     body_of,
     closing,
@@ -77,7 +77,7 @@ async def test_a_track_that_changes_under_way_is_broken_off(
         open_track(path, executor) as content,
     ):
         body = body_of(content)
-        with anyio.fail_after(MAX_FRUITLESS_TRIES), pytest.raises(TransportError):
+        with anyio.fail_after(PATIENCE), pytest.raises(TransportError):
             await transport.post(server.url, body)
         await until(lambda: received)
     assert isinstance(body.failure, SourceChangedError)
@@ -129,7 +129,7 @@ async def test_what_is_no_readable_file_is_said_before_anything_is_sent(
 ) -> None:
     """A directory, a pipe, a device, a circle of links, an empty file and none at all."""
     make(tmp_path / "a.wav")
-    with anyio.fail_after(MAX_FRUITLESS_TRIES), pytest.raises(SourceError, match=r"a\.wav"):
+    with anyio.fail_after(PATIENCE), pytest.raises(SourceError, match=r"a\.wav"):
         async with open_track(tmp_path / "a.wav", executor):
             pass
 
@@ -245,7 +245,7 @@ async def test_content_that_belies_its_size_never_goes_out_whole(
 
     async with serve(listen) as server, lanes() as transport:
         body = body_of(_Longer(announced))
-        with anyio.fail_after(MAX_FRUITLESS_TRIES), pytest.raises(TransportError):
+        with anyio.fail_after(PATIENCE), pytest.raises(TransportError):
             await transport.post(server.url, body)
         await until(lambda: received)
     assert isinstance(body.failure, SourceChangedError)
