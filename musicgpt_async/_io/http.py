@@ -8,6 +8,7 @@ like an answer that was lost; files have a pool of their own, which never sees t
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import logging
 import re
@@ -59,7 +60,8 @@ class Transport:
 
     Args:
         api_key: Sent with each call of the API, and with nothing else.
-        http: The caller's own session, used for every lane and never closed.
+        http: The caller's own session, used for every lane and never closed. Submits go through a
+            copy of it that keeps no connections; its limit of connections does not count them.
         request_timeout: Seconds without a byte before a call is given up.
         downloads: Connections to file hosts, at most.
         is_allowed: Decides whether a name that a link bears may lead to an address.
@@ -92,8 +94,10 @@ class Transport:
     def open(self) -> None:
         """Make the lanes, in the loop that runs now."""
         if not self._owns_sessions:
-            if self._pools[0].closed:
+            http = self._pools[0]
+            if http.closed or http.connector is None:
                 raise ConfigurationError("The session given as http= is closed already.")
+            self._pools = [http, _copy_with(http, _FreshConnector(http.connector)), http]
             return
         proxy_hosts = {each["proxy"].host for each in self._proxies.values()}
         resolver = _FilteringResolver(self._is_allowed, trusted=proxy_hosts)
@@ -106,9 +110,8 @@ class Transport:
 
     async def close(self) -> None:
         """Close the lanes that are our own."""
-        if self._owns_sessions:
-            for pool in self._pools:
-                await pool.close()
+        for pool in self._pools if self._owns_sessions else self._pools[1:2]:
+            await pool.close()
 
     async def get(self, url: str, query: Mapping[str, str]) -> Response:
         """GET a call of the API.
@@ -126,8 +129,8 @@ class Transport:
         Raises:
             TransportError: No whole answer came; the body knows how much of it went out.
         """
-        pool = self._pools[1] if self._owns_sessions else self._pools[0]
-        return await self._request(pool, "POST", url, data=body)
+        _check_open(self._pools[0])  # a copy of the caller's session does not notice its end
+        return await self._request(self._pools[1], "POST", url, data=body)
 
     @asynccontextmanager
     async def stream(
@@ -285,6 +288,35 @@ class map_exceptions:  # noqa: N801 - reads as a word: "with translated(url)"
         raise TransportError(
             f"The connection to {host} failed ({reason}); check the network."
         ) from (None if shows_key else error)
+
+
+class _FreshConnector(aiohttp.BaseConnector):
+    """Connects as another connector does, and neither takes nor keeps an idle connection.
+
+    The caller's connector knows the proxy, the certificates and the resolver to use, but aiohttp
+    has no way to ask it for a connection that was not used before: a header ``Connection: close``
+    ends a connection after the request, and a request may still start on a kept one.
+    """
+
+    def __init__(self, connector: aiohttp.BaseConnector) -> None:
+        super().__init__(limit=0, force_close=True)
+        self._connector = connector
+        self.allowed_protocol_schema_set = connector.allowed_protocol_schema_set
+
+    async def _create_connection(self, *request: Any) -> Any:
+        return await self._connector._create_connection(*request)  # noqa: SLF001 - no public way
+
+
+def _copy_with(
+    http: aiohttp.ClientSession, connector: aiohttp.BaseConnector
+) -> aiohttp.ClientSession:
+    """Return a session with another one's headers, cookies and proxy, and a connector of its own.
+
+    Closing the copy closes that connector and leaves the other session open.
+    """
+    copied = copy.copy(http)
+    copied._connector, copied._connector_owner = connector, True  # noqa: SLF001 - as above
+    return copied
 
 
 class _FilteringResolver(AbstractResolver):

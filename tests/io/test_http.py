@@ -207,6 +207,56 @@ async def test_the_callers_session_is_used_and_left_open(serve: Any, lanes: Any)
     assert [head.get("authorization") for head in heads] == [KEY, KEY, None]
 
 
+async def test_a_submit_never_uses_a_kept_connection_of_the_callers_session(
+    serve: Any, lanes: Any
+) -> None:
+    """Polls leave a kept connection in the caller's pool; each POST has one that nobody used."""
+    echo = Echo()
+    async with (
+        serve(echo) as server,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as http,
+        lanes(http=http) as transport,
+    ):
+        for _ in range(3):
+            await transport.get(server.url, {})
+            await submit(transport, server.url)
+    numbers = [(request.line.split(" ")[0], number) for number, request in echo.requests]
+    assert numbers == [("GET", 1), ("POST", 2), ("GET", 1), ("POST", 3), ("GET", 1), ("POST", 4)]
+
+
+async def test_a_submit_keeps_the_settings_of_the_callers_session(serve: Any, lanes: Any) -> None:
+    """Headers, cookies, resolver and proxy of ``http=`` are those of a submit, too."""
+    echo = Echo()
+    jar = aiohttp.CookieJar(unsafe=True)
+    jar.update_cookies({"own": "cookie"})
+    async with (
+        serve(echo) as server,
+        aiohttp.ClientSession(proxy=server.url, cookie_jar=jar, headers={"X-Own": "yes"}) as http,
+        lanes(http=http) as transport,
+    ):
+        await submit(transport, "http://api.invalid/Extraction")
+        assert http.cookie_jar is jar
+    ((_, request),) = echo.requests
+    assert request.path == "http://api.invalid/Extraction"
+    assert (request.headers["x-own"], request.headers["cookie"]) == ("yes", "own=cookie")
+
+
+async def test_a_submit_after_the_callers_session_was_closed_is_refused(
+    serve: Any, lanes: Any
+) -> None:
+    """Whoever closes ``http=`` under the session wants nothing sent any more."""
+    async with serve(Echo()) as server:
+        async with aiohttp.ClientSession() as http:
+            transport = Transport(
+                KEY, http=http, request_timeout=1, downloads=1, is_allowed=lambda _: True
+            )
+            transport.open()
+        with pytest.raises(TransportError, match="http= was closed"):
+            await submit(transport, server.url)
+        await transport.close()
+        assert server.connections == 0
+
+
 async def test_a_closed_session_is_said_to_be_closed() -> None:
     """A session that cannot be used any more is refused at once."""
     http = aiohttp.ClientSession()
