@@ -33,7 +33,7 @@ def body_of(content: ReadableTrack | None, **settings: Any) -> MultipartBody:
     """Make one attempt's body."""
     given = {
         "stall_timeout": 30.0,
-        "hand_over": hand_over_nothing,
+        "before_commit": hand_over_nothing,
         "progress": lambda _: None,
         **settings,
     }

@@ -49,10 +49,10 @@ from musicgpt_async._io.http import Transport
 async def nothing(): pass
 
 async def send(transport, executor, path, url):
-    async with sources.opened(sources.track_of(path), executor) as content:
-        body = upload.Body({"a": "b"}, content, stall_timeout=60, hand_over=nothing,
-                           progress=lambda _: None, digest=content_.Digest(executor))
-        assert (await transport.send(url, body)).status == 200 and body.delivered
+    async with sources.open_track(sources.parse_source(path), executor) as content:
+        body = upload.MultipartBody({"a": "b"}, content, stall_timeout=60, before_commit=nothing,
+            progress=lambda _: None, digest=content_.Digest(executor))
+        assert (await transport.post(url, body)).status == 200 and body.delivered
 
 def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
