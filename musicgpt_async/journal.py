@@ -31,14 +31,9 @@ import anyio.to_thread
 import attrs
 
 from musicgpt_async._io import processes
-from musicgpt_async._io.database import (
-    LOCK_TIMEOUT,
-    PAGE_SIZE,
-    UNREADABLE,
-    Statements,
-    is_busy,
-    parse_database_url,
-)
+from musicgpt_async._io.database import UNREADABLE, is_busy, parse_database_url
+from musicgpt_async._io.journal_file import LOCK_TIMEOUT
+from musicgpt_async._io.schema import PAGE_SIZE, Statements
 from musicgpt_async._rules import records
 from musicgpt_async.errors import InvalidOptionError, JournalError
 from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks

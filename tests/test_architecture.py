@@ -31,11 +31,14 @@ LAYERS = (
 )
 # Rooms of one layer that know each other; their circles are looked for all the same.
 TOGETHER = {"_engine", "_rules", "cli"}
-# One kind of IO in two files: the first knows the second.
+# One kind of IO in several files: the first knows the second.
 PAIRS = {
     ("_io.upload", "_io.content"),
     ("_io.sources", "_io.content"),
     ("_io.download", "_io.partial_file"),
+    ("_io.database", "_io.journal_file"),
+    ("_io.database", "_io.schema"),
+    ("_io.journal_file", "_io.schema"),
 }
 # The vendor's stand-in knows nothing of the client, and is known to these alone.
 EMULATOR = "emulator"
