@@ -65,8 +65,6 @@ class WebhookReceiver:
 
     Attributes:
         public_url: The same, without a slash at its end.
-        queue: Takes deliveries to the sessions that wait for them.
-        instance: Random name of this receiver, which its health line shows.
 
     Raises:
         ConfigurationError: The vendor could not post to such a URL, or the secret is empty.
