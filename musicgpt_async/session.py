@@ -18,7 +18,7 @@ from musicgpt_async import batch
 from musicgpt_async._engine.runtime import Runtime, RuntimeSettings, start_runtime
 from musicgpt_async._io.http import Transport
 from musicgpt_async._io.sources import AudioSource, parse_source
-from musicgpt_async._rules import filenames, hosts, plans, protocol
+from musicgpt_async._rules import filenames, fingerprint, hosts, plans, protocol
 from musicgpt_async._rules.credit import CreditBudget
 from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL
 from musicgpt_async._rules.formats import DEFAULT_FORMAT, check_format
@@ -194,6 +194,7 @@ class MusicGPTSession:
         preprocessing: Iterable[str | Preprocessing] = (),
         eco_mode: bool = False,
         label: str | None = None,
+        key: str | None = None,
         force: bool = False,
     ) -> ExtractionJob:
         """Submit a track and return its handle at once.
@@ -207,18 +208,26 @@ class MusicGPTSession:
             eco_mode: Whether to ask for MusicGPT's faster parallel separation. The first generation
                 of the API does not know it (MusicGPT docs, Extraction).
             label: The track's name in files and messages; its file name by default.
+            key: Your own name for this piece of work, such as the id of a task queue's task: it
+                stands in place of the track's path and content. The same key is never paid for
+                twice, whatever path or machine the track comes from: among all that share the
+                journal; without one, among this session's jobs. With other options the job ends
+                in an InvalidOptionError. Up to 1,024 characters.
             force: Whether to submit it even if the journal has the same track already.
 
         Raises:
-            InvalidOptionError: A stem, an option or the source is nothing that can be sent.
+            InvalidOptionError: A stem, an option, the key or the source is nothing that can be
+                sent.
             SessionClosedError: The session is not open.
         """
         runtime = self._open_runtime()
         _check_label(label)
+        fingerprint.check_key(key)
         return runtime.submit(
             source,
             parse_source(source, label=label),
             label=label,
+            key=key,
             force=force,
             stems=protocol.validate_names(stems, Stem, "stem"),
             preprocessing=protocol.validate_names(preprocessing, Preprocessing, "option"),
@@ -274,6 +283,7 @@ class MusicGPTSession:
         preprocessing: Iterable[str | Preprocessing] = (),
         eco_mode: bool = False,
         label: str | None = None,
+        key: str | None = None,
         force: bool = False,
         format: Literal["best", "wav", "mp3"] = "best",  # noqa: A002 - as in download()
     ) -> dict[str, Path]:
@@ -285,6 +295,7 @@ class MusicGPTSession:
             preprocessing=preprocessing,
             eco_mode=eco_mode,
             label=label,
+            key=key,
             force=force,
         )
         self._open_runtime().set_output(job, _absolute(directory), format)
@@ -311,7 +322,8 @@ class MusicGPTSession:
         track's failure is its outcome, never the batch's.
 
         Args:
-            sources: An iterable or async iterable of what submit() takes, or of ``BatchItem``.
+            sources: An iterable or async iterable of what submit() takes, or of ``BatchItem``,
+                whose ``options`` may hold a ``key``.
             directory: Where the stems are to lie.
             stems: As in submit(), for every track.
             preprocessing: As in submit(), for every track.

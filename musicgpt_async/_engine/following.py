@@ -27,6 +27,7 @@ from musicgpt_async._rules.lifecycle import Effect, Trigger
 from musicgpt_async.errors import (
     DeadlineError,
     ExtractionFailedError,
+    InvalidOptionError,
     JobDetachedError,
     MusicGPTError,
     SourceError,
@@ -65,7 +66,9 @@ class Following:
     def follow(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
         """Go on with the job that the journal has of this track, instead of a new submit."""
         self._jobs.apply(job, Trigger.REQUEUED)
-        if job.has_ended:  # it was detached while the journal was asked
+        if not job.has_ended and not records.has_same_options(record, job.record):
+            self._jobs.apply(job, Trigger.REFUSED, outcome=_make_other_options_error(job, record))
+        if job.has_ended:  # refused now, or detached while the journal was asked
             if claim is not None:
                 self._context.supervisor.spawn(
                     self._give_back, claim, on_failure=lambda _: claim.drop()
@@ -102,6 +105,7 @@ class Following:
         source = job.record.source if job.source is None else job.source
         if source:
             track = sources.parse_source(source, label=job.record.label)
+            self._jobs.update(job, save=False, source=track.location)  # a key's may have moved
             self._queue.push(Turn(job, track, is_registered=True))
             return
         error = SourceError(
@@ -110,6 +114,10 @@ class Following:
         self._jobs.apply(job, Trigger.REFUSED, outcome=error)
 
     async def _follow(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
+        if job.has_ended:
+            if claim is not None:
+                await self._give_back(claim)
+            return
         scope = self._scopes[job.id] = anyio.CancelScope()
         try:
             with scope, anyio.move_on_after(job.deadline):
@@ -184,6 +192,20 @@ class Following:
 def make_taken_over_error(job: Job) -> JobDetachedError:
     """Return the error of a job whose claim another process has taken."""
     return JobDetachedError(f"Another process has taken {job.title} over; it goes on there.")
+
+
+def _make_other_options_error(job: Job, record: JobRecord) -> InvalidOptionError:
+    return InvalidOptionError(
+        f"{job.title} was not submitted, and nothing was paid: its key belongs to the job "
+        f"{record.id} with other options ({_describe_options(record)}; now "
+        f"{_describe_options(job.record)}). Use another key, or force=True to pay for it again."
+    )
+
+
+def _describe_options(record: JobRecord) -> str:
+    stems = ", ".join(record.stems) or "MusicGPT's own"
+    options = [*record.preprocessing, *(["eco_mode"] if record.eco_mode else ())]
+    return f"stems: {stems}; options: {', '.join(options) or 'none'}"
 
 
 def _make_overdue_error(job: Job, task_id: str | None) -> DeadlineError:

@@ -58,6 +58,7 @@ class Turn:
         job: It is queued, or being submitted.
         track: What to send.
         force: Whether to submit it though the journal has the same track.
+        key: The caller's own name for this piece of work.
         is_registered: Whether it is in the journal itself.
         began: When its slot was acquired, on the loop's clock.
         has_reserved: Whether its estimate is still to come.
@@ -73,6 +74,7 @@ class Turn:
     job: Job
     track: Track
     force: bool = False
+    key: str | None = None
     is_registered: bool = False
     began: float = 0.0
     has_reserved: bool = False

@@ -127,8 +127,13 @@ class Runner:
             self._finished = anyio.Event()
 
     async def _run_to_acceptance(self, turn: Turn) -> None:
+        # With a key the content does not matter: a track that is known already is not even opened.
+        if turn.key is not None and not await self._register(
+            turn, fingerprint.compute_key_fingerprint(turn.key), size=None
+        ):
+            return
         async with sources.open_track(turn.track, self._context.executor) as content:
-            if not await self._register(turn, content):
+            if not await self._register_content(turn, content):
                 return
             deliveries = 0
             while True:
@@ -150,8 +155,12 @@ class Runner:
                 elif result.outcome is not SubmitOutcome.NOT_ACCEPTED:
                     return
 
-    async def _register(self, turn: Turn, content: ReadableTrack | None) -> bool:
+    async def _register_content(self, turn: Turn, content: ReadableTrack | None) -> bool:
         """Save the job before anything is sent; return whether it is this session's to submit."""
+        size = None if content is None else content.size
+        if fingerprint.is_keyed(turn.job.record.fingerprint):
+            self._jobs.update(turn.job, save=False, size=size)
+            return True
         job, location = turn.job, turn.track.location
         version = "" if content is None else content.version
         computed = fingerprint.compute_fingerprint(
@@ -167,7 +176,11 @@ class Runner:
                     f"{job.title} changed after it was queued, and was not sent; submit it again."
                 )
             return True
-        size = None if content is None else content.size
+        return await self._register(turn, computed, size=size)
+
+    async def _register(self, turn: Turn, computed: str, *, size: int | None) -> bool:
+        """Save the job, unless the same one is known already."""
+        job = turn.job
         self._jobs.update(job, save=False, fingerprint=computed, size=size)
         found = await self._context.store.add_or_get(job, force=turn.force)
         if found is None:

@@ -264,12 +264,19 @@ class Runtime:
     # What the session asks for.
 
     def submit(
-        self, source: Any, track: Track, *, label: str | None, force: bool, **options: Any
+        self,
+        source: Any,
+        track: Track,
+        *,
+        label: str | None,
+        key: str | None,
+        force: bool,
+        **options: Any,
     ) -> ExtractionJob:
         """Queue a track."""
         record = self._new_record(source=track.location, label=label, **options)
         job, handle = self._create(record, source, label or track.title)
-        self._queue.push(Turn(job, track, force=force))
+        self._queue.push(Turn(job, track, key=key, force=force))
         return handle
 
     def attach(self, task_id: str) -> ExtractionJob:

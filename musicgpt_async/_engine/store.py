@@ -1,26 +1,48 @@
 """JobStore: the jobs' way into the journal, which saves what is to be saved and keeps the leases.
 
-Without a journal it does nothing. Only the holder of a job's claim can save it: a handle that
-follows another one's job has none, so it cannot write over that job.
+Without a journal it only remembers which job has which of the caller's keys: for as long as the
+session is open, since a key must never be paid for twice. Only the holder of a job's claim can save
+it: a handle that follows another one's job has none, so it cannot write over that job.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import anyio
+import attrs
 
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.wakeup import Wakeup
+from musicgpt_async._rules import records
+from musicgpt_async._rules.fingerprint import is_keyed
 from musicgpt_async._rules.lifecycle import Effect
 from musicgpt_async.errors import JournalError
 from musicgpt_async.journal import Claim, ClaimLostError, Journal
-from musicgpt_async.models import JobRecord
+from musicgpt_async.models import JobRecord, JobState
 
 _log = logging.getLogger(__name__)
 
 RETRY_INTERVAL = 1.0  # seconds between tries to save what the journal would not take
+
+
+@attrs.define(eq=False, kw_only=True)
+class _KeyClaim(Claim):
+    """The claim of a key in a session without a journal; dropping it restores the holder before."""
+
+    _journal: Any = attrs.field(default=None, init=False, repr=False)
+    _by_key: dict[str, Job] = attrs.field(repr=False)
+    _fingerprint: str
+    _holder: Job
+
+    async def save(self, record: JobRecord, *, release: bool = False) -> None:
+        """There is nothing to save to."""
+
+    def drop(self) -> None:
+        """Let the job have the key that had it before."""
+        self._by_key[self._fingerprint] = self._holder
 
 
 class JobStore:
@@ -34,6 +56,7 @@ class JobStore:
         self.journal = journal
         self._dirty: dict[str, Job] = {}
         self._failed: dict[str, Job] = {}
+        self._by_key: dict[str, Job] = {}
         self._is_failing = False  # logged once, not for each job and second
         self._flushing = anyio.Lock()
         self._wakeup = Wakeup()
@@ -62,7 +85,7 @@ class JobStore:
             its claim if nobody else had it; ``None`` if the job was new and is saved now.
         """
         if self.journal is None:
-            return None
+            return self._add_or_get_by_key(job, force=force, followed=followed)
         record, claim, is_new = await self.journal._register(
             job.record, force=force, followed=followed
         )
@@ -70,6 +93,30 @@ class JobStore:
             return record, claim
         self.give_claim(job, claim)
         return None
+
+    def _add_or_get_by_key(
+        self, job: Job, *, force: bool, followed: str | None
+    ) -> tuple[JobRecord, Claim | None] | None:
+        fingerprint = job.record.fingerprint
+        if not is_keyed(fingerprint):
+            return None
+        holder = self._by_key.get(fingerprint)
+        self._by_key[fingerprint] = job
+        if holder is None or force:
+            return None
+        record = holder.record
+        has_failed = record.state is JobState.FAILED and record.task_id is not None
+        if has_failed and record.id == followed:
+            self._by_key[fingerprint] = holder
+            return record, None
+        if records.may_be_submitted_again(record):
+            return None
+        if not holder.has_ended or holder.is_response_due:
+            self._by_key[fingerprint] = holder
+            return record, None
+        return record, _KeyClaim(
+            id=record.id, by_key=self._by_key, fingerprint=fingerprint, holder=holder
+        )
 
     def give_claim(self, job: Job, claim: Claim | None) -> None:
         """Let a job write its record; one that has ended meanwhile is saved as it ended."""

@@ -59,6 +59,15 @@ def why_not_bindable(record: JobRecord) -> str | None:
     return None
 
 
+def has_same_options(one: JobRecord, other: JobRecord) -> bool:
+    """Return whether two jobs ask MusicGPT for the same thing."""
+    return _options(one) == _options(other)
+
+
+def _options(record: JobRecord) -> tuple[list[str], list[str], bool]:
+    return sorted(record.stems), sorted(record.preprocessing), record.eco_mode
+
+
 def is_task_id(text: str) -> bool:
     """Return whether a text can be a task_id: one that any journal can store and any URL carry."""
     return 0 < len(text) <= MAX_TASK_ID_LENGTH and text.isprintable()

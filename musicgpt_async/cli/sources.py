@@ -40,12 +40,13 @@ class TrackRequest:
     eco_mode: bool = False
     label: str | None = None
     folder: str = ""
+    key: str | None = None
 
     @property
-    def identity(self) -> tuple[str, frozenset[str], frozenset[str]]:
-        """Equal for the same track with the same options."""
+    def identity(self) -> tuple[str, frozenset[str], frozenset[str], str | None]:
+        """Equal for the same track with the same options and key."""
         place = self.source if is_url(self.source) else os.path.abspath(self.source)  # noqa: PTH100 - Path.absolute() keeps the ".."
-        return place, frozenset(self.stems), frozenset(self.preprocessing)
+        return place, frozenset(self.stems), frozenset(self.preprocessing), self.key
 
     @property
     def item(self) -> BatchItem:
@@ -55,6 +56,7 @@ class TrackRequest:
             "preprocessing": self.preprocessing,
             "eco_mode": self.eco_mode,
             "label": self.label,
+            "key": self.key,
         }
         return BatchItem(source=self.source, options=options, folder=self.folder)
 
@@ -182,6 +184,7 @@ class TrackSources:
             preprocessing=preprocessing,
             eco_mode=self.eco_mode,
             label=row.label or None,
+            key=row.key,
         )
 
 

@@ -16,9 +16,11 @@ from typing import Any, TextIO
 
 import attrs
 
+from musicgpt_async._rules.fingerprint import check_key
 from musicgpt_async.cli.usage import UsageError
+from musicgpt_async.errors import InvalidOptionError
 
-COLUMNS = ("source", "stems", "preprocessing", "label")
+COLUMNS = ("source", "stems", "preprocessing", "label", "key")
 STDIN = Path("-")
 _SEPARATORS = re.compile(r"[\s,;|]+")
 
@@ -48,6 +50,7 @@ class ListRow:
         stems: Names.
         preprocessing: Names.
         label: The track's name.
+        key: The user's own name for this piece of work.
     """
 
     location: str
@@ -55,6 +58,7 @@ class ListRow:
     stems: tuple[str, ...] | None
     preprocessing: tuple[str, ...] | None
     label: str | None
+    key: str | None = None
 
 
 @contextmanager
@@ -146,7 +150,15 @@ def _row(location: str, values: Mapping[str, Any]) -> ListRow:
         stems=_names(location, "stems", values),
         preprocessing=_names(location, "preprocessing", values),
         label=label,
+        key=_key(location, values),
     )
+
+
+def _key(location: str, values: Mapping[str, Any]) -> str | None:
+    try:
+        return check_key(values.get("key"))
+    except InvalidOptionError as error:
+        raise UsageError(f"{location}: {error}") from error
 
 
 def _refuse_unknown_columns(location: str, values: Mapping[str, Any]) -> None:
