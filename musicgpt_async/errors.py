@@ -28,6 +28,7 @@
     ├── ExtractionFailedError                 MusicGPT gave the job up
     ├── DeadlineError (TimeoutError)          the job is still running at MusicGPT
     ├── JobDetachedError                      this handle no longer follows the job
+    ├── JobNotFoundError (LookupError)        the session and its journal have no job with this id
     ├── DownloadError (OSError)               a stem did not arrive whole
     └── JournalError (OSError)                the journal cannot be used
 
@@ -237,6 +238,10 @@ class DeadlineError(MusicGPTError, TimeoutError):
 
 class JobDetachedError(MusicGPTError):
     """This handle no longer follows the job; if it was accepted, it goes on at MusicGPT."""
+
+
+class JobNotFoundError(MusicGPTError, LookupError):
+    """Neither the session nor its journal has a job with this id; MusicGPT was not asked."""
 
 
 class DownloadError(MusicGPTError, OSError):

@@ -193,6 +193,7 @@ class JobRecord:
         fingerprint: Equal for the same track with the same options.
         source: Absolute path or URL; empty for bytes and streams, which cannot be read again.
         label: The caller's name for the track.
+        title: The track's name in files, where neither label nor source tells it after a restart.
         stems: Names asked for.
         preprocessing: Options asked for.
         eco_mode: Whether the faster separation was asked for.
@@ -223,6 +224,7 @@ class JobRecord:
     fingerprint: str
     source: str
     label: str | None = None
+    title: str | None = None
     stems: tuple[str, ...] = ()
     preprocessing: tuple[str, ...] = ()
     eco_mode: bool = False

@@ -244,6 +244,30 @@ class MusicGPTSession:
         _check_task_id(task_id)
         return runtime.attach(task_id)
 
+    async def retrieve(self, job_id: str) -> ExtractionJob:
+        """Return the handle of a job by the library's own id, live or finished.
+
+        The handle comes from memory or from the journal, whichever process submitted the job, and
+        its :meth:`ExtractionJob.download` finds the files that are there already. A job that
+        another session or process works on is followed. One that nobody works on is taken up as
+        :meth:`resume` does. Without a journal the session's jobs are found, of those that have
+        ended the latest 1,024.
+
+        Args:
+            job_id: ``ExtractionJob.id``. Another process finds it once the job's submit has begun:
+                give it out after :meth:`ExtractionJob.accepted`.
+
+        Raises:
+            JobNotFoundError: There is no such job.
+            InvalidOptionError: The id is not a text.
+            JournalError: The journal cannot be read, or this job of it.
+            SessionClosedError: The session is not open, or was closed meanwhile.
+        """
+        runtime = self._open_runtime()
+        if not isinstance(job_id, str):
+            raise InvalidOptionError(f"job_id is a text, the job's id; not {job_id!r}.")
+        return await runtime.retrieve(job_id)
+
     async def bind(
         self,
         job_id: str,

@@ -42,6 +42,7 @@ MEANS = {
     errors.ValidationError: ValueError,
     errors.SubmissionUnknownError: ConnectionError,
     errors.DeadlineError: TimeoutError,
+    errors.JobNotFoundError: LookupError,
     errors.DownloadError: OSError,
     errors.JournalError: OSError,
 }

@@ -80,7 +80,9 @@ class JobDownloads:
             DownloadError: A file did not arrive whole; the others are there.
         """
         target = job.primary or job
-        await self.context.store.reclaim(target)
+        if target.claim is None:
+            await self.context.store.reclaim(target)
+            await self._merge_saved_files(target)
         with self._writing(target):
             absolute = Path(os.path.abspath(directory))  # noqa: ASYNC240, PTH100 - no IO, no ".."
             layout = filenames.with_folder(layout or job.record.layout or self._layout, "")
@@ -102,6 +104,13 @@ class JobDownloads:
                 raise
             self._publish_end(job, job.make_event(Downloaded, files=files))
             return files
+
+    async def _merge_saved_files(self, target: Job) -> None:
+        """Add the files that another process has downloaded meanwhile."""
+        saved = await self.context.store.find(target.record.id)
+        known = {file.path for file in target.record.files}
+        files = [file for file in (() if saved is None else saved.files) if file.path not in known]
+        self.context.jobs.update(target, save=False, files=(*files, *target.record.files))
 
     @contextmanager
     def _writing(self, target: Job) -> Iterator[None]:

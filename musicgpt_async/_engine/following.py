@@ -11,6 +11,7 @@ that it follows.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
@@ -29,11 +30,13 @@ from musicgpt_async.errors import (
     ExtractionFailedError,
     InvalidOptionError,
     JobDetachedError,
+    JournalError,
     MusicGPTError,
     SourceError,
+    SubmissionUnknownError,
 )
 from musicgpt_async.journal import Claim
-from musicgpt_async.models import JobRecord, JobState
+from musicgpt_async.models import Extraction, JobRecord, JobState
 
 OWNER_POLL_INTERVAL = 1.0  # seconds between looks at a job that another process works on
 
@@ -78,6 +81,18 @@ class Following:
             self._follow, job, record, claim, on_failure=partial(self._on_failure, job)
         )
 
+    def watch(self, job: Job) -> None:
+        """Follow whoever works on the record of a job; if nobody does, resume it."""
+        self._jobs.mirror(job, job.record)
+        self._context.supervisor.spawn(
+            self._limited, job, self._watch_owner, on_failure=partial(self._on_failure, job)
+        )
+
+    def stop(self, job: Job) -> None:
+        """Stop watching for a job that the session resumes itself."""
+        if (scope := self._scopes.get(job.id)) is not None:
+            scope.cancel()
+
     def resume(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
         """Go on from where a record stands."""
         self._jobs.adopt(job, record, claim)
@@ -118,17 +133,54 @@ class Following:
             if claim is not None:
                 await self._give_back(claim)
             return
+        await self._limited(job, partial(self._follow_owner, record=record, claim=claim))
+
+    async def _limited(self, job: Job, follow: Callable[[Job], Awaitable[None]]) -> None:
+        """Follow until the job has ended here, is resumed here, or its deadline has passed."""
+        if job.has_ended:
+            return
         scope = self._scopes[job.id] = anyio.CancelScope()
+        record_id = job.record.id
         try:
-            with scope, anyio.move_on_after(job.deadline):
-                await self._follow_owner(job, record, claim)
+            with scope, anyio.move_on_after(job.deadline) as limit:
+                await follow(job)
+            if not limit.cancelled_caught or job.has_ended:
                 return
-            journal = self._context.store.journal
-            found = None if journal is None else await journal.find(record.id)
+            found = await self._context.store.find(record_id)
             task_id = None if found is None else found.task_id
             self._jobs.apply(job, Trigger.DETACHED, outcome=_make_overdue_error(job, task_id))
         finally:
-            del self._scopes[job.id]
+            if self._scopes.get(job.id) is scope:
+                del self._scopes[job.id]
+
+    async def _watch_owner(self, job: Job) -> None:
+        """Show what the record says, until it has ended or its claim is free."""
+        store, record_id = self._context.store, job.record.id
+        scope = self._scopes[job.id]
+        while True:
+            with anyio.CancelScope(shield=True):  # a claim is never lost on the way
+                claim = await store.claim(record_id)
+                found = await store.find(record_id)
+                outcome = None if found is None else make_outcome(found)
+                is_over = found is None or outcome is not None
+                if claim is not None and (is_over or job.has_ended or scope.cancel_called):
+                    await self._give_back(claim)
+            if job.has_ended or scope.cancel_called:
+                return
+            if found is None:
+                error = JournalError(f"The journal has no job {record_id} any more.")
+                self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=error)
+            elif outcome is not None:
+                self._jobs.restore(job, found)
+                trigger = lifecycle.TRIGGER_OF_END[found.state]
+                self._jobs.apply(job, trigger, outcome=outcome)
+            elif claim is not None:
+                self.resume(job, found, claim)
+            else:
+                self._jobs.mirror(job, found)
+                await anyio.sleep(OWNER_POLL_INTERVAL)
+                continue
+            return
 
     async def _follow_owner(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
         """Wait until the job is over, or its claim is free."""
@@ -187,6 +239,23 @@ class Following:
             error = MusicGPTError(f"Following {job.title} failed unexpectedly: {error!r}.")
         if not job.has_ended:
             self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=error)
+
+
+def make_outcome(record: JobRecord) -> Extraction | MusicGPTError | None:
+    """Return how the job of a record ended for good, ``None`` if somebody can go on with it."""
+    match record.state:
+        case JobState.COMPLETED:
+            return records.make_extraction(record)
+        case JobState.FAILED if record.task_id is not None:
+            return ExtractionFailedError(record.error or "It failed.", task_id=record.task_id)
+        case JobState.FAILED:
+            return MusicGPTError(record.error or "It was not submitted.")
+        case JobState.UNKNOWN:
+            return SubmissionUnknownError(record.error or "Its response was lost.")
+        case JobState.DETACHED if not records.was_delivered(record):
+            return JobDetachedError(record.error or "It was detached and not submitted.")
+        case _:
+            return None
 
 
 def make_taken_over_error(job: Job) -> JobDetachedError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import attrs
 
@@ -25,6 +26,10 @@ from musicgpt_async.job import Callback
 from musicgpt_async.journal import Claim
 from musicgpt_async.models import Extraction, JobRecord, JobState
 
+# Ended jobs that are remembered where no journal remembers them, the latest ones.
+MAX_ENDED = 1024
+# How a job can end for good: nobody goes on with it, so that memory knows as much as the journal.
+_FINAL = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.UNKNOWN})
 _SAVES = Effect.SAVE | Effect.SAVE_FIRST
 # After these nothing is on its way that could still tell what became of a submit.
 _RESPONSES = frozenset(
@@ -64,6 +69,8 @@ class Jobs:
         self._observers: tuple[Observer, ...] = ()
         self._live: dict[str, Job] = {}
         self._last_position = 0
+        self._ended: WeakValueDictionary[str, Job] = WeakValueDictionary()  # in somebody's hands
+        self._remembered: dict[str, Job] = {}
 
     def __len__(self) -> int:
         return len(self._live)
@@ -81,6 +88,33 @@ class Jobs:
         job = Job(record.id, record, title, source, deadline, self._last_position)
         self._live[job.id] = job
         return job
+
+    def create_ended(
+        self, record: JobRecord, title: str, outcome: Extraction | MusicGPTError
+    ) -> Job:
+        """Return a job that ended before, as its record says; nothing happens to it any more."""
+        job = Job(record.id, record, title, record.source or None, None, 0, outcome=outcome)
+        self._remember(job)
+        return job
+
+    def recall(self, id: str) -> Job | None:  # noqa: A002 - the handle's own name
+        """Return the job that a handle shows, if it is in memory."""
+        if (live := self._live.get(id)) is not None:
+            return live
+        ended = self._ended.get(id)
+        return self.find(id) or ended if ended is None or self.is_outdated(ended) else ended
+
+    def is_outdated(self, job: Job) -> bool:
+        """Return whether a job may have gone on in the journal after its handle here ended."""
+        is_final = job.record.state in _FINAL
+        return self._store.journal is not None and job.has_ended and not is_final
+
+    def _remember(self, job: Job) -> None:
+        self._ended[job.id] = job
+        if self._store.journal is None:
+            self._remembered[job.id] = job
+            if len(self._remembered) > MAX_ENDED:
+                del self._remembered[next(iter(self._remembered))]
 
     def find(self, record_id: str) -> Job | None:
         """Return the job of this session that writes a record."""
@@ -161,6 +195,17 @@ class Jobs:
         if not job.has_ended:
             job.record = attrs.evolve(record, state=JobState.QUEUED)
 
+    def mirror(self, job: Job, record: JobRecord) -> None:
+        """Show what another process has written of a job that a handle only follows."""
+        if job.has_ended:
+            return
+        if record.state in lifecycle.TERMINAL:  # it is followed all the same: it goes on
+            state = JobState.QUEUED if record.task_id is None else JobState.PROCESSING
+            record = attrs.evolve(record, state=state)
+        if record != job.record:
+            job.record = record
+            job.notify()
+
     def _end(
         self, job: Job, trigger: Trigger, outcome: Extraction | MusicGPTError | None
     ) -> dict[str, Any]:
@@ -170,6 +215,7 @@ class Jobs:
             outcome = outcome.copy(task_id=task_id, job=job.handle)
         job.outcome = outcome
         del self._live[job.id]
+        self._remember(job)
         is_error = isinstance(outcome, MusicGPTError) and trigger is not Trigger.SESSION_LEFT
         return {"error": str(outcome)} if is_error else {}
 

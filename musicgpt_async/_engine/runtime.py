@@ -26,7 +26,7 @@ import attrs
 from musicgpt_async._engine.context import Context
 from musicgpt_async._engine.deliveries import Deliveries
 from musicgpt_async._engine.downloads import JobDownloads
-from musicgpt_async._engine.following import Following, make_taken_over_error
+from musicgpt_async._engine.following import Following, make_outcome, make_taken_over_error
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.jobs import Jobs
 from musicgpt_async._engine.poller import Poller
@@ -40,7 +40,7 @@ from musicgpt_async._io import response_body
 from musicgpt_async._io.download import Downloader
 from musicgpt_async._io.http import Transport
 from musicgpt_async._io.sources import Track, parse_source
-from musicgpt_async._rules import filenames
+from musicgpt_async._rules import filenames, records
 from musicgpt_async._rules.credit import CreditBudget
 from musicgpt_async._rules.durations import DurationModel
 from musicgpt_async._rules.endpoints import Endpoints
@@ -53,6 +53,7 @@ from musicgpt_async.errors import (
     ConfigurationError,
     InvalidOptionError,
     JobDetachedError,
+    JobNotFoundError,
     MusicGPTError,
     SessionClosedError,
 )
@@ -274,7 +275,8 @@ class Runtime:
         **options: Any,
     ) -> ExtractionJob:
         """Queue a track."""
-        record = self._new_record(source=track.location, label=label, **options)
+        title = None if track.location else track.title
+        record = self._new_record(source=track.location, label=label, title=title, **options)
         job, handle = self._create(record, source, label or track.title)
         self._queue.push(Turn(job, track, key=key, force=force))
         return handle
@@ -304,6 +306,31 @@ class Runtime:
             await self._flush()  # how the job ended must not be saved after this
             record, claim = await journal._bind_claimed(job_id, task_id)
         return self._resume(record, claim, format)
+
+    async def retrieve(self, job_id: str) -> ExtractionJob:
+        """Return the handle of a job by its id, from memory or from the journal."""
+        known = self._jobs.recall(job_id)
+        if known is None or self._jobs.is_outdated(known):
+            with self._user_call():
+                if known is not None:
+                    await self._flush()
+                record = await self._store.find(job_id) if records.is_task_id(job_id) else None
+            known = self._jobs.recall(job_id) or known  # two may have asked at once
+            if record is not None and (known is None or self._jobs.is_outdated(known)):
+                return self._open_record(record)
+        if known is None or known.handle is None:
+            raise JobNotFoundError(_describe_missing(job_id, self._settings.journal))
+        return known.handle
+
+    def _open_record(self, record: JobRecord) -> ExtractionJob:
+        outcome, title = make_outcome(record), _make_title(record)
+        if outcome is None:
+            job, handle = self._create(record, record.source or None, title)
+            self._following.watch(job)
+            return handle
+        job = self._jobs.create_ended(record, title, outcome)
+        job.handle = ExtractionJob(job, self)
+        return job.handle
 
     async def resume(
         self,
@@ -548,7 +575,12 @@ class Runtime:
         format: AudioFormat | None,  # noqa: A002 - as in download()
     ) -> ExtractionJob:
         record = attrs.evolve(record, format=format or record.format)
-        job, handle = self._create(record, record.source or None, _make_title(record))
+        job = self._jobs.find(record.id)
+        if job is None or job.handle is None:
+            job, handle = self._create(record, record.source or None, _make_title(record))
+        else:  # a handle that was retrieved, and followed whoever had the claim
+            self._following.stop(job)
+            handle = job.handle
         if record.directory is not None:
             self.begin_download(job)
         self._following.resume(job, record, claim)
@@ -619,7 +651,13 @@ def _describe_detached(job: Job) -> str:
     return f"{job.title} was detached. {words}"
 
 
+def _describe_missing(job_id: str, journal: Journal | None) -> str:
+    where = "this session" if journal is None else f"{journal!r}"
+    advice = " Give the session a journal= to find jobs after a restart." if journal is None else ""
+    return f"There is no job {job_id[:80]!r} in {where}; MusicGPT was not asked.{advice}"
+
+
 def _make_title(record: JobRecord) -> str:
     if record.label or not record.source:
-        return record.label or record.task_id or record.id
+        return record.label or record.title or record.task_id or record.id
     return parse_source(record.source).title

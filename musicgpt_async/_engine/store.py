@@ -124,10 +124,20 @@ class JobStore:
         if claim is not None and job.has_ended:
             self.save_later(job)
 
+    async def find(self, record_id: str) -> JobRecord | None:
+        """Read the record with this id."""
+        found = None if self.journal is None else await self.journal.find(record_id)
+        return found if found is not None and found.id == record_id else None
+
+    async def claim(self, record_id: str) -> Claim | None:
+        """Claim a record, unless another handle or process has it."""
+        return None if self.journal is None else await self.journal._claim_one(record_id)
+
     async def reclaim(self, job: Job) -> None:
         """Let a finished job write once more, unless another handle or process does."""
         if self.journal is not None and job.claim is None:
-            job.claim = await self.journal._claim_one(job.record.id)
+            claim = await self.journal._claim_one(job.record.id)
+            job.claim = claim or job.claim  # of two downloads at once one has got it
 
     async def save(self, job: Job) -> None:
         """Save a job before going on.

@@ -157,6 +157,7 @@ def _tables(metadata: sa.MetaData) -> tuple[sa.Table, sa.Table, sa.Table, sa.Tab
         sa.Column("fingerprint", sa.Text, nullable=False, index=True),
         sa.Column("source", json_type, nullable=False),
         sa.Column("label", json_type),
+        sa.Column("title", json_type),  # since retrieve()
         sa.Column("stems", json_type, nullable=False),
         sa.Column("preprocessing", json_type, nullable=False),
         sa.Column("eco_mode", sa.Boolean),  # since the second generation of the API

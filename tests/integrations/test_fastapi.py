@@ -70,7 +70,7 @@ async def test_an_upload_becomes_a_job_whose_stems_are_streamed_out(
     """The UploadFile arrives whole at the vendor, the mounted door takes the webhook."""
     async with service.running() as module:
         answer = await upload(browser, service)
-        job = module.jobs[answer["id"]]
+        job = await module.app.state.session.retrieve(answer["id"])
         await job
         async with browser.get(f"{service.root}/jobs/{job.id}") as status:
             told = await status.json()
@@ -123,7 +123,8 @@ async def test_what_cannot_be_done_is_explained(
         async with browser.get(f"{service.root}/jobs/nobody") as answer:
             assert answer.status == 404
         vendor.script(Fault("job", "fails", message="not music"))
-        job = module.jobs[(await upload(browser, service))["id"]]
+        uploaded = await upload(browser, service)
+        job = await module.app.state.session.retrieve(uploaded["id"])
         with suppress(MusicGPTError):
             await job
         async with browser.get(f"{service.root}/jobs/{job.id}") as answer:
@@ -146,6 +147,27 @@ async def test_a_restart_of_the_service_loses_no_job(
     async with service.running() as module:
         async with browser.get(f"{service.root}/jobs/{answer['id']}/vocals") as stem:
             audio = await stem.read()
-        assert list(module.jobs) == [answer["id"]]
+        assert (await module.app.state.session.retrieve(answer["id"])).id == answer["id"]
     assert audio[:4] == b"RIFF"
     assert len(vendor.submissions) == 1
+
+
+async def test_a_finished_job_is_there_after_a_restart(
+    service: Service, browser: aiohttp.ClientSession, vendor: Emulator
+) -> None:
+    """Its state and its stem are the same as before, and neither is asked of MusicGPT again."""
+
+    async def fetch(job_id: object) -> tuple[object, bytes]:
+        async with browser.get(f"{service.root}/jobs/{job_id}/vocals") as stem:
+            audio = await stem.read()
+        async with browser.get(f"{service.root}/jobs/{job_id}") as status:
+            return await status.json(), audio
+
+    async with service.running():
+        job_id = (await upload(browser, service))["id"]
+        before = await fetch(job_id)
+    requests = len(vendor.requests)
+    async with service.running():
+        assert await fetch(job_id) == before
+    assert before[0] == {"state": "completed", "error": None}
+    assert len(vendor.requests) == requests

@@ -232,6 +232,8 @@ async def _look_at(
             preprocessing=request.preprocessing,
             eco_mode=request.eco_mode,
         )
+    if request.key is not None:
+        fingerprint_ = fingerprint.compute_key_fingerprint(request.key)
     duration = None
     if isinstance(track.content, Path):
         duration = await anyio.to_thread.run_sync(read_duration, track.content)
