@@ -203,7 +203,12 @@ class Journal:
                     await engine.dispose()
 
     async def _add_or_get(
-        self, record: JobRecord, *, force: bool = False, followed: str | None = None
+        self,
+        record: JobRecord,
+        *,
+        force: bool = False,
+        retry_failed: bool = True,
+        followed: str | None = None,
     ) -> tuple[JobRecord, bool]:
         """Write a job down before anything is sent, unless the same one is there already.
 
@@ -222,7 +227,7 @@ class Journal:
             for row in rows:
                 found = self._decode(row)
                 has_failed = found.state is JobState.FAILED and found.task_id is not None
-                if found.id == followed and has_failed:
+                if has_failed and (found.id == followed or not retry_failed):
                     return found, False, False
                 if not records.may_be_submitted_again(found):
                     mine = row.owner == self._owner_id
@@ -267,7 +272,12 @@ class Journal:
             )
 
     async def _register(
-        self, record: JobRecord, *, force: bool = False, followed: str | None = None
+        self,
+        record: JobRecord,
+        *,
+        force: bool = False,
+        retry_failed: bool = True,
+        followed: str | None = None,
     ) -> tuple[JobRecord, Claim | None, bool]:
         """Save a new job, or return the one that is there: see `_add_or_get`.
 
@@ -277,7 +287,9 @@ class Journal:
         Raises:
             JournalError: It could not be written.
         """
-        found, new = await self._add_or_get(record, force=force, followed=followed)
+        found, new = await self._add_or_get(
+            record, force=force, retry_failed=retry_failed, followed=followed
+        )
         has_failed = found.state is JobState.FAILED
         return found, None if has_failed else self._make_claim(found.id), new
 

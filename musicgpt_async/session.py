@@ -220,6 +220,28 @@ class MusicGPTSession:
                 sent.
             SessionClosedError: The session is not open.
         """
+        return self._submit(
+            source,
+            stems=stems,
+            preprocessing=preprocessing,
+            eco_mode=eco_mode,
+            label=label,
+            key=key,
+            force=force,
+        )
+
+    def _submit(
+        self,
+        source: AudioSource,
+        *,
+        stems: Iterable[str | Stem] = (),
+        preprocessing: Iterable[str | Preprocessing] = (),
+        eco_mode: bool = False,
+        label: str | None = None,
+        key: str | None = None,
+        force: bool = False,
+        retry_failed: bool = True,
+    ) -> ExtractionJob:
         runtime = self._open_runtime()
         _check_label(label)
         fingerprint.check_key(key)
@@ -229,6 +251,7 @@ class MusicGPTSession:
             label=label,
             key=key,
             force=force,
+            retry_failed=retry_failed,
             stems=protocol.validate_names(stems, Stem, "stem"),
             preprocessing=protocol.validate_names(preprocessing, Preprocessing, "option"),
             eco_mode=protocol.check_flag(eco_mode, "eco_mode"),
@@ -338,6 +361,7 @@ class MusicGPTSession:
         preprocessing: Iterable[str | Preprocessing] = (),
         eco_mode: bool = False,
         force: bool = False,
+        retry_failed: bool = False,
         format: AudioFormat = DEFAULT_FORMAT,  # noqa: A002 - as in download()
     ) -> AsyncIterator[batch.Outcome]:
         """Submit, wait for and download many tracks; yield one outcome each, as they finish.
@@ -353,6 +377,9 @@ class MusicGPTSession:
             preprocessing: As in submit(), for every track.
             eco_mode: As in submit(), for every track.
             force: As in submit(), for every track.
+            retry_failed: Whether to submit tracks again, and pay for them again, that MusicGPT
+                could not process in an earlier run, as the journal remembers; by default the
+                remembered failure is the track's outcome.
             format: As in download().
 
         Raises:
@@ -366,8 +393,9 @@ class MusicGPTSession:
             "preprocessing": protocol.validate_names(preprocessing, Preprocessing, "option"),
             "eco_mode": protocol.check_flag(eco_mode, "eco_mode"),
             "force": force,
+            "retry_failed": protocol.check_flag(retry_failed, "retry_failed"),
         }
-        submit = partial(self.submit, **options)
+        submit = partial(self._submit, **options)
         many = batch.Batch(runtime, submit, _absolute(directory), format=format)
         return many.outcomes(sources)
 

@@ -186,6 +186,10 @@ class Following:
         """Wait until the job is over, or its claim is free."""
         store = self._context.store
         while claim is None and record.state is not JobState.COMPLETED:
+            if record.state is JobState.FAILED:
+                error = ExtractionFailedError(record.error or "It failed.", task_id=record.task_id)
+                self._jobs.apply(job, Trigger.EXTRACTION_FAILED, outcome=error)
+                return
             primary = self._jobs.find(record.id)
             if primary is None:
                 await anyio.sleep(OWNER_POLL_INTERVAL)
@@ -198,10 +202,6 @@ class Following:
                 self._enqueue(job)
                 return
             record, claim = found
-            if record.state is JobState.FAILED:
-                error = ExtractionFailedError(record.error or "It failed.", task_id=record.task_id)
-                self._jobs.apply(job, Trigger.EXTRACTION_FAILED, outcome=error)
-                return
         self.resume(job, record, claim)
 
     async def _copy_outcome(self, job: Job, primary: Job) -> bool:

@@ -59,6 +59,7 @@ class Turn:
         track: What to send.
         force: Whether to submit it though the journal has the same track.
         key: The caller's own name for this piece of work.
+        retry_failed: Whether to submit it though MusicGPT failed the same track before.
         is_registered: Whether it is in the journal itself.
         began: When its slot was acquired, on the loop's clock.
         has_reserved: Whether its estimate is still to come.
@@ -75,6 +76,7 @@ class Turn:
     track: Track
     force: bool = False
     key: str | None = None
+    retry_failed: bool = True
     is_registered: bool = False
     began: float = 0.0
     has_reserved: bool = False

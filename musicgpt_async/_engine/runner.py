@@ -182,7 +182,9 @@ class Runner:
         """Save the job, unless the same one is known already."""
         job = turn.job
         self._jobs.update(job, save=False, fingerprint=computed, size=size)
-        found = await self._context.store.add_or_get(job, force=turn.force)
+        found = await self._context.store.add_or_get(
+            job, force=turn.force, retry_failed=turn.retry_failed
+        )
         if found is None:
             return True
         self._queue.on_ended(turn)

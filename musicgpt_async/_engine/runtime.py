@@ -272,13 +272,14 @@ class Runtime:
         label: str | None,
         key: str | None,
         force: bool,
+        retry_failed: bool,
         **options: Any,
     ) -> ExtractionJob:
         """Queue a track."""
         title = None if track.location else track.title
         record = self._new_record(source=track.location, label=label, title=title, **options)
         job, handle = self._create(record, source, label or track.title)
-        self._queue.push(Turn(job, track, key=key, force=force))
+        self._queue.push(Turn(job, track, key=key, force=force, retry_failed=retry_failed))
         return handle
 
     def attach(self, task_id: str) -> ExtractionJob:

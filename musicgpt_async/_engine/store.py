@@ -71,13 +71,14 @@ class JobStore:
         return self.journal is None or job.claim is not None
 
     async def add_or_get(
-        self, job: Job, *, force: bool, followed: str | None = None
+        self, job: Job, *, force: bool, retry_failed: bool = True, followed: str | None = None
     ) -> tuple[JobRecord, Claim | None] | None:
         """Save a job before anything is sent.
 
         Args:
             job: It is new.
             force: Whether to save it though the journal has the same track.
+            retry_failed: Whether to save it though MusicGPT failed the same track before.
             followed: The record that it follows, whose failure is its own.
 
         Returns:
@@ -85,9 +86,11 @@ class JobStore:
             its claim if nobody else had it; ``None`` if the job was new and is saved now.
         """
         if self.journal is None:
-            return self._add_or_get_by_key(job, force=force, followed=followed)
+            return self._add_or_get_by_key(
+                job, force=force, retry_failed=retry_failed, followed=followed
+            )
         record, claim, is_new = await self.journal._register(
-            job.record, force=force, followed=followed
+            job.record, force=force, retry_failed=retry_failed, followed=followed
         )
         if not is_new:
             return record, claim
@@ -95,7 +98,7 @@ class JobStore:
         return None
 
     def _add_or_get_by_key(
-        self, job: Job, *, force: bool, followed: str | None
+        self, job: Job, *, force: bool, retry_failed: bool, followed: str | None
     ) -> tuple[JobRecord, Claim | None] | None:
         fingerprint = job.record.fingerprint
         if not is_keyed(fingerprint):
@@ -106,7 +109,7 @@ class JobStore:
             return None
         record = holder.record
         has_failed = record.state is JobState.FAILED and record.task_id is not None
-        if has_failed and record.id == followed:
+        if has_failed and (record.id == followed or not retry_failed):
             self._by_key[fingerprint] = holder
             return record, None
         if records.may_be_submitted_again(record):

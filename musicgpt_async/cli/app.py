@@ -100,6 +100,7 @@ def extract(
     eco: Annotated[bool, FLAG] = False,
     list: Path | None = None,  # noqa: A002 - the option's name
     force: Annotated[bool, FLAG] = False,
+    retry_failed: Annotated[bool, FLAG] = False,
     dry_run: Annotated[bool, FLAG] = False,
     journal: Annotated[bool, Parameter(negative="--no-journal", show_default=False)] = True,
     common: Common,
@@ -119,6 +120,7 @@ def extract(
         list: CSV or JSON lines with a track a line: source, stems, preprocessing, label, key. Paths
             in it start from where it lies. `-` reads it from standard input.
         force: Submit tracks even if they were submitted before.
+        retry_failed: Submit tracks again that MusicGPT could not process before, and pay again.
         dry_run: List what would be submitted, and send nothing.
         journal: Whether to remember in the output directory what was submitted, as is done.
         common: What other commands take, too.
@@ -139,7 +141,7 @@ def extract(
             generated=GeneratedFiles(settings.out, settings.layout),
             warn=make_warn(quiet=settings.quiet),
         )
-        return anyio.run(partial(work, settings, sources, force=force))
+        return anyio.run(partial(work, settings, sources, force=force, retry_failed=retry_failed))
 
 
 @app.command(sort_key=1)

@@ -37,7 +37,9 @@ from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.events import Downloaded, Failed
 
 
-async def extract(settings: Settings, sources: TrackSources, *, force: bool) -> int:
+async def extract(
+    settings: Settings, sources: TrackSources, *, force: bool, retry_failed: bool
+) -> int:
     """Submit every track, wait for it and download its stems; return the exit code.
 
     Raises:
@@ -48,7 +50,9 @@ async def extract(settings: Settings, sources: TrackSources, *, force: bool) -> 
     async def outcomes(session: MusicGPTSession, run: Run) -> AsyncGenerator[Outcome, None]:
         format_ = settings.format or DEFAULT_FORMAT
         tracks = iter_lazily(sources.tracks(), stopped=lambda: run.should_stop)
-        batch = session.extract_many(tracks, settings.out, force=force, format=format_)
+        batch = session.extract_many(
+            tracks, settings.out, force=force, retry_failed=retry_failed, format=format_
+        )
         async with aclosing(batch) as each:  # type: ignore[type-var]  # it is a generator
             async for outcome in each:
                 yield outcome
@@ -128,7 +132,9 @@ def require_journal(settings: Settings) -> None:
         )
 
 
-async def dry_run(settings: Settings, sources: TrackSources, *, force: bool) -> int:
+async def dry_run(
+    settings: Settings, sources: TrackSources, *, force: bool, retry_failed: bool
+) -> int:
     """List what would be sent and what it is expected to cost; return the exit code.
 
     Raises:
@@ -139,7 +145,7 @@ async def dry_run(settings: Settings, sources: TrackSources, *, force: bool) -> 
     except ConfigurationError as error:
         raise UsageError(error.message) from error
     await anyio.to_thread.run_sync(sources.validate)
-    known = {} if force else await _read_known_states(settings)
+    known = {} if force else await _read_known_states(settings, retry_failed=retry_failed)
     sent, price, unpriced = 0, 0.0, 0
     with ThreadPoolExecutor(1) as executor:
         for request in sources.tracks():
@@ -246,7 +252,7 @@ async def _look_at(
     )
 
 
-async def _read_known_states(settings: Settings) -> dict[str, JobState]:
+async def _read_known_states(settings: Settings, *, retry_failed: bool) -> dict[str, JobState]:
     """Return what the journal has already, by fingerprint."""
     if not settings.journal or not await anyio.Path(settings.journal_path).is_file():
         return {}
@@ -255,4 +261,5 @@ async def _read_known_states(settings: Settings) -> dict[str, JobState]:
             record.fingerprint: record.state
             async for record in journal.records()
             if not may_be_submitted_again(record)
+            or (record.state is JobState.FAILED and record.task_id is not None and not retry_failed)
         }
