@@ -60,7 +60,7 @@ from musicgpt_async.errors import (
 from musicgpt_async.events import EventBus, EventStream
 from musicgpt_async.job import Callback, ExtractionJob, Files
 from musicgpt_async.journal import Claim, Journal
-from musicgpt_async.models import AudioFormat, JobRecord
+from musicgpt_async.models import AudioFormat, JobRecord, JobState
 from musicgpt_async.webhooks import WebhookReceiver
 
 _log = logging.getLogger(__name__)
@@ -332,6 +332,44 @@ class Runtime:
         job = self._jobs.create_ended(record, title, outcome)
         job.handle = ExtractionJob(job, self)
         return job.handle
+
+    async def adopt(
+        self,
+        task_id: str,
+        directory: Path,
+        format: AudioFormat | None,  # noqa: A002 - as in download()
+    ) -> ExtractionJob:
+        """Save a task that was submitted elsewhere, and follow it until its files are downloaded.
+
+        Raises:
+            ConfigurationError: The session has no journal.
+            NotFoundError: MusicGPT does not know the task; nothing was saved.
+            MusicGPTError: Another process works on it, or it could not be looked up or saved.
+        """
+        journal = self._require_journal()
+        with self._user_call():
+            known = await journal.find(task_id)
+            if known is None or known.task_id != task_id or known.state is JobState.FAILED:
+                await self._poller.poll_once(task_id, ())  # a mistyped id must not be saved
+                known, claim, _ = await journal._register(
+                    self._adopted_record(task_id), force=False
+                )
+            else:
+                claim = await journal._claim_one(known.id)
+        if claim is None:
+            raise MusicGPTError(f"Another process works on {task_id}.", task_id=task_id)
+        record = attrs.evolve(known, directory=known.directory or str(directory))
+        return self._resume(record, claim, format)
+
+    def _adopted_record(self, task_id: str) -> JobRecord:
+        """Return the record of a task of which only its id is known; its fingerprint is that id."""
+        record = self._new_record(source="", label=task_id, task_id=task_id)
+        return attrs.evolve(
+            record,
+            fingerprint=f"task {task_id}",
+            state=JobState.PROCESSING,
+            layout=filenames.with_folder(self._settings.layout, ""),
+        )
 
     async def resume(
         self,

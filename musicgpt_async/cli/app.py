@@ -167,6 +167,28 @@ def resume(
 
 
 @app.command(sort_key=2)
+def fetch(
+    task_ids: Annotated[list[str], LIST],
+    /,
+    *,
+    format: AudioFormat | None = None,  # noqa: A002 - the option's name
+    common: Common,
+) -> int:
+    """Download the stems of tasks that were submitted elsewhere; wait for those that still run.
+
+    Nothing is submitted or paid for. `--jobs` and `--max-credits` do not matter here.
+
+    Args:
+        task_ids: MusicGPT's ids, as the dashboard and other programs show them.
+        format: Which files of each stem: `best`, or what an earlier run in --out was told.
+        common: What other commands take, too.
+    """
+    from musicgpt_async.cli.commands import fetch as command  # noqa: PLC0415 - other commands go without
+
+    return anyio.run(partial(command.fetch, common.settings(format=format), task_ids))
+
+
+@app.command(sort_key=3)
 def jobs(
     *,
     out: Annotated[Path, Parameter(name=("--out", "-o"))],
@@ -183,7 +205,7 @@ def jobs(
     return anyio.run(command.show, Settings(out=out, json=json))
 
 
-@app.command(sort_key=3)
+@app.command(sort_key=4)
 def report(
     directory: Path,
     /,
@@ -203,7 +225,7 @@ def report(
     return anyio.run(partial(page.report, directory, quiet=quiet))
 
 
-@app.command(sort_key=4)
+@app.command(sort_key=5)
 def doctor(*, webhook: str | None = None, listen: str = "127.0.0.1:8080") -> int:
     """Check the key, the API and the webhook URL, and say what to do about what is wrong.
 
@@ -216,7 +238,7 @@ def doctor(*, webhook: str | None = None, listen: str = "127.0.0.1:8080") -> int
     return anyio.run(command.examine, webhook, host_and_port(listen))
 
 
-@app.command(sort_key=5)
+@app.command(sort_key=6)
 def emulate(
     *,
     generation: Literal[1, 2] = 1,
@@ -264,7 +286,7 @@ def emulate(
     return anyio.run(command.emulate, settings)
 
 
-@app.command(sort_key=6)
+@app.command(sort_key=7)
 def demo(
     *,
     out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("musicgpt-async-demo"),

@@ -192,7 +192,11 @@ class Summary:
 
 
 def unfinished_lines(
-    jobs: Sequence[ExtractionJob], finished: Sequence[TrackProgress], *, resume: str | None
+    jobs: Sequence[ExtractionJob],
+    finished: Sequence[TrackProgress],
+    *,
+    resume: str | None,
+    fetch: str,
 ) -> list[str]:
     """Return what an interrupted run leaves at MusicGPT, line by line.
 
@@ -200,6 +204,7 @@ def unfinished_lines(
         jobs: Handles that were detached after their upload was delivered.
         finished: Tracks that MusicGPT has finished and whose stems are not all downloaded.
         resume: The command that resumes them; ``None`` without a journal.
+        fetch: The command that downloads them without one, but for their ids.
     """
     found = []
     if jobs:
@@ -212,7 +217,7 @@ def unfinished_lines(
     if found and resume:
         found.append(f"To take up just these: {resume}")
     elif found:
-        found.append("There is no journal: in Python, session.attach(task_id) takes them up.")
+        found.append(f"There is no journal; to download them: {fetch} TASK_ID …")
     return found
 
 

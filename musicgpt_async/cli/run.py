@@ -114,6 +114,11 @@ class Settings:
         """The command that resumes what a run has detached."""
         return shlex.join(["musicgpt-async", "resume", "--out", os.fspath(self.out)])
 
+    @property
+    def fetch_command(self) -> str:
+        """The command that downloads tasks that no journal holds; their ids come behind it."""
+        return shlex.join(["musicgpt-async", "fetch", "--out", os.fspath(self.out)])
+
 
 Outcomes = Callable[[MusicGPTSession, "Run"], AsyncGenerator[Outcome, None]]
 
@@ -159,6 +164,11 @@ class Run:
                     await self._work(session, outcomes)
                     self._print_summary(session)
         return self._exit_code()
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether the run is remembered in the output directory."""
+        return self._journal is not None
 
     def say(self, text: str, style: str = "") -> None:
         """Show a line unless the run is quiet."""
@@ -294,6 +304,7 @@ class Run:
             jobs,
             finished,
             resume=None if self._journal is None else self._settings.resume_command,
+            fetch=self._settings.fetch_command,
         )
 
     def _exit_code(self) -> int:

@@ -92,7 +92,7 @@ async def test_without_a_journal_an_interrupt_says_what_is_left(open_vendor: Any
             ended = await running.ended()
         assert ended.code == 128 + signal.SIGTERM
         assert f"task {vendor.submissions[0].task_id}" in ended.err
-        assert "session.attach(task_id)" in ended.err
+        assert "musicgpt-async fetch --out o TASK_ID" in ended.err
         assert "resume --out" not in ended.err
 
 

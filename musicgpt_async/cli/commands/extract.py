@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from functools import partial
@@ -34,7 +34,7 @@ from musicgpt_async.cli.run import Run, Settings
 from musicgpt_async.cli.sources import TrackRequest, TrackSources, iter_lazily
 from musicgpt_async.cli.text import count, dollars, plain, size, span
 from musicgpt_async.cli.usage import UsageError
-from musicgpt_async.events import Downloaded, Failed
+from musicgpt_async.events import Downloaded, Event, Failed
 
 
 async def extract(
@@ -89,11 +89,24 @@ async def _iterate_resumed(
         run.say(f"{count(others, 'track')} left to another process, which is at work.")
     elif not jobs:
         run.say("There is nothing to take up.")
+    async with aclosing(iterate_outcomes(jobs, events, settings)) as each:
+        async for outcome in each:
+            yield outcome
+
+
+async def iterate_outcomes(
+    jobs: dict[str, ExtractionJob], events: AsyncIterator[Event], settings: Settings
+) -> AsyncGenerator[Outcome, None]:
+    """Yield the outcome of each job as it is downloaded or fails.
+
+    Args:
+        jobs: By their ids; emptied as they end.
+        events: The session's, from before the jobs were made.
+        settings: The command's options.
+    """
     downloads = set[asyncio.Task[None]]()
     for job in jobs.values():
-        if (
-            output.record_of(job).directory is None
-        ):  # what has one is downloaded by the session itself
+        if output.record_of(job).directory is None:  # else the session itself downloads it
             downloads.add(asyncio.create_task(_download(job, settings)))
     while jobs and (event := await anext(events, None)) is not None:
         if event.job_id not in jobs:
