@@ -43,14 +43,15 @@ app.register_install_completion_command(help="Install completion for your shell.
 Positive: Parameter = Parameter(validator=validators.Number(gt=0))
 # Without "--no-…" and "--empty-…", which are not needed, and without "[default: False]".
 FLAG = LIST = Parameter(negative=(), show_default=False)
+DEFAULT_OUT = Path("stems")
 
 
 @Parameter(name="*")
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Common:
     """Options of all commands that work on tracks."""
 
-    out: Annotated[Path, Parameter(name=("--out", "-o"))]
+    out: Annotated[Path, Parameter(name=("--out", "-o"))] = DEFAULT_OUT
     """Directory for the stems and their journal; made if it does not exist."""
     plan: Plan | None = None
     """The account's plan; by default that of MUSICGPT_PLAN, else its limits are learned."""
@@ -72,10 +73,15 @@ class Common:
     quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False
     """Nothing but failures on stderr."""
 
-    def settings(self, **more: Any) -> Settings:
-        """Return the same, checked."""
+    def settings(self, *, directory: Path | None = None, **more: Any) -> Settings:
+        """Return the same, checked.
+
+        Args:
+            directory: What was named in place of --out.
+            more: Options of one command.
+        """
         return Settings(
-            out=self.out,
+            out=choose_directory(directory, self.out),
             plan=self.plan,
             jobs=self.jobs,
             deadline=self.deadline,
@@ -87,6 +93,9 @@ class Common:
             quiet=self.quiet,
             **more,
         )
+
+
+DEFAULTS = Common()
 
 
 @app.command(sort_key=0)
@@ -103,7 +112,7 @@ def extract(
     retry_failed: Annotated[bool, FLAG] = False,
     dry_run: Annotated[bool, FLAG] = False,
     journal: Annotated[bool, Parameter(negative="--no-journal", show_default=False)] = True,
-    common: Common,
+    common: Common = DEFAULTS,
 ) -> int:
     """Split songs into stems.
 
@@ -146,14 +155,17 @@ def extract(
 
 @app.command(sort_key=1)
 def resume(
+    directory: Annotated[Path | None, Parameter(show_default=False)] = None,
+    /,
     *,
     found: Annotated[list[str], LIST] = [],  # noqa: B006 - never changed
     format: AudioFormat | None = None,  # noqa: A002 - the option's name
-    common: Common,
+    common: Common = DEFAULTS,
 ) -> int:
     """Resume unfinished jobs from an earlier `extract --out` of the same directory.
 
     Args:
+        directory: The output directory; the same as --out.
         found: JOB_ID=TASK_ID, once for each job that is unknown and that the vendor's dashboard
             shows; `jobs` tells the ids.
         format: Which files of each stem; by default what the earlier run was told. (With --layout
@@ -162,7 +174,7 @@ def resume(
     """
     from musicgpt_async.cli.commands import extract as command  # noqa: PLC0415 - other commands go without
 
-    settings = common.settings(format=format)
+    settings = common.settings(directory=directory, format=format)
     return anyio.run(partial(command.resume, settings, found=tasks_by_job(found)))
 
 
@@ -172,7 +184,7 @@ def fetch(
     /,
     *,
     format: AudioFormat | None = None,  # noqa: A002 - the option's name
-    common: Common,
+    common: Common = DEFAULTS,
 ) -> int:
     """Download the stems of tasks that were submitted elsewhere; wait for those that still run.
 
@@ -190,26 +202,30 @@ def fetch(
 
 @app.command(sort_key=3)
 def jobs(
+    directory: Annotated[Path | None, Parameter(show_default=False)] = None,
+    /,
     *,
-    out: Annotated[Path, Parameter(name=("--out", "-o"))],
+    out: Annotated[Path, Parameter(name=("--out", "-o"))] = DEFAULT_OUT,
     json: Annotated[bool, FLAG] = False,
 ) -> int:
     """List what the journal of an output directory holds.
 
     Args:
-        out: The directory.
+        directory: The output directory; the same as --out.
+        out: The output directory.
         json: One JSON object a job.
     """
     from musicgpt_async.cli.commands import jobs as command  # noqa: PLC0415 - other commands go without
 
-    return anyio.run(command.show, Settings(out=out, json=json))
+    return anyio.run(command.show, Settings(out=choose_directory(directory, out), json=json))
 
 
 @app.command(sort_key=4)
 def report(
-    directory: Path,
+    directory: Annotated[Path | None, Parameter(show_default=False)] = None,
     /,
     *,
+    out: Annotated[Path, Parameter(name=("--out", "-o"))] = DEFAULT_OUT,
     quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False,
 ) -> int:
     """Write a page about an output directory: waveforms, players, costs and failures.
@@ -217,12 +233,13 @@ def report(
     It is one file, `report.html` beside the stems, and opens in any browser without a network.
 
     Args:
-        directory: The output directory.
+        directory: The output directory; the same as --out.
+        out: The output directory.
         quiet: No progress.
     """
     from musicgpt_async.cli import report as page  # noqa: PLC0415 - other commands go without
 
-    return anyio.run(partial(page.report, directory, quiet=quiet))
+    return anyio.run(partial(page.report, choose_directory(directory, out), quiet=quiet))
 
 
 @app.command(sort_key=5)
@@ -374,6 +391,19 @@ def host_and_port(text: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"{text!r} is no address to listen on; it looks like 127.0.0.1:8080.")
     return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)  # noqa: S104 - asked for
+
+
+def choose_directory(directory: Path | None, out: Path) -> Path:
+    """Return the output directory, which may be named by itself or with --out.
+
+    Raises:
+        UsageError: Both are given, and differ.
+    """
+    if directory is None:
+        return out
+    if out not in (DEFAULT_OUT, directory):
+        raise UsageError(f"Two output directories are given: {directory} and --out {out}.")
+    return directory
 
 
 def tasks_by_job(found: Sequence[str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,36 @@ def test_where_no_journal_is_nothing_is_made(
     assert main([command, "--out", str(tmp_path / "nowhere")]) == 2
     assert "no journal" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("command", ["resume", "jobs", "report"])
+@pytest.mark.parametrize("arguments", [[], ["stems"], ["--out", "stems"], ["stems", "-o", "stems"]])
+def test_the_directory_is_named_alike_everywhere(
+    command: str,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By itself, with --out or not at all: it is `stems`, and two different ones are refused."""
+    monkeypatch.chdir(tmp_path)
+    assert main([command, *arguments]) == 2
+    assert re.search(r"(in|of) stems[;:]", capsys.readouterr().err)
+    assert main([command, "here", "--out", "there"]) == 2
+    assert "here and --out there" in capsys.readouterr().err
+
+
+@pytest.mark.anyio
+async def test_without_out_the_stems_are_in_stems(open_vendor: Any) -> None:
+    """`extract` writes to `stems`, and `jobs` and `report` look there."""
+    async with open_vendor(seconds=0.1) as (_, shell):
+        track = shell.track("song.wav")
+        done = await shell.run("extract", track, "-s", "bass", *QUICK)
+        assert done.code == 0, done.err
+        assert (shell.directory / "stems/song - bass.wav").exists()
+        jobs, report = await shell.together(shell.run("jobs"), shell.run("report"))
+        assert "song.wav" in jobs.out
+        assert report.out == "stems/report.html\n"
 
 
 @pytest.mark.anyio

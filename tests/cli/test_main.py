@@ -47,9 +47,8 @@ def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["extract", "song.wav"], "--out is missing"),
         (["extract", "song.wav", "--out"], "--out requires an argument"),
-        (["report"], "DIRECTORY is missing"),
+        (["fetch"], "TASK_IDS is missing"),
     ],
 )
 def test_what_is_missing_is_named(
