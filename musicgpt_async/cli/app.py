@@ -5,18 +5,21 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import anyio
-from cyclopts import App, Parameter, validators
+from cyclopts import App, Parameter, Token, validators
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from musicgpt_async import AudioFormat, InvalidOptionError, MusicGPTError, Preprocessing, Stem
 from musicgpt_async._rules import filenames
 from musicgpt_async._version import __version__
 from musicgpt_async.cli import streams
+from musicgpt_async.cli.names import match_case, split_names
 from musicgpt_async.cli.run import Plan, Settings
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
@@ -43,6 +46,15 @@ app.register_install_completion_command(help="Install completion for your shell.
 Positive: Parameter = Parameter(validator=validators.Number(gt=0))
 # Without "--no-…" and "--empty-…", which are not needed, and without "[default: False]".
 FLAG = LIST = Parameter(negative=(), show_default=False)
+
+
+def _convert_names(kind: type[StrEnum], _: Any, tokens: Sequence[Token]) -> list[str]:
+    """Return the names in the texts of an option; what does not exist is refused with the list."""
+    return [*match_case(chain.from_iterable(split_names(each.value) for each in tokens), kind)]
+
+
+STEMS = Parameter(converter=partial(_convert_names, Stem))
+OPTIONS = Parameter(converter=partial(_convert_names, Preprocessing))
 DEFAULT_OUT = Path("stems")
 
 
@@ -103,8 +115,8 @@ def extract(
     files_or_urls: Annotated[list[str], LIST] = [],  # noqa: B006 - never changed
     /,
     *,
-    stem: Annotated[list[StemName], Parameter(name=("--stem", "-s")), LIST] = [],  # noqa: B006 - never changed
-    preprocess: Annotated[list[PreprocessingName], LIST] = [],  # noqa: B006 - never changed
+    stem: Annotated[list[StemName], Parameter(name=("--stem", "-s")), STEMS, LIST] = [],  # noqa: B006 - never changed
+    preprocess: Annotated[list[PreprocessingName], OPTIONS, LIST] = [],  # noqa: B006 - never changed
     format: AudioFormat = "best",  # noqa: A002 - the option's name
     eco: Annotated[bool, FLAG] = False,
     list: Path | None = None,  # noqa: A002 - the option's name
@@ -121,8 +133,9 @@ def extract(
 
     Args:
         files_or_urls: Audio files, URLs, directories (for all audio files below them) and globs.
-        stem: A stem to extract, once for each; by default drums, bass, piano and guitar.
-        preprocess: What to do to the song first, once for each.
+        stem: Stems to extract: `vocals,drums`, or the option once for each; by default drums,
+            bass, piano and guitar.
+        preprocess: What to do to the song first; several as with --stem.
         format: Which files of each stem: `best` is WAV if the vendor has it, else MP3; `both` is
             whatever there is.
         eco: Ask for MusicGPT's faster parallel separation (second generation of its API).

@@ -18,6 +18,7 @@ from musicgpt_async import BatchItem, Preprocessing, Stem
 from musicgpt_async._io.sources import parse_source
 from musicgpt_async._rules import protocol
 from musicgpt_async.cli import track_list
+from musicgpt_async.cli.names import match_case
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.errors import InvalidOptionError
 
@@ -170,8 +171,10 @@ class TrackSources:
 
     def _from_row(self, row: track_list.ListRow, beside: Path, *, check: bool) -> TrackRequest:
         source = row.source if is_url(row.source) else str(beside / row.source)
-        stems = self.stems if row.stems is None else row.stems
-        preprocessing = self.preprocessing if row.preprocessing is None else row.preprocessing
+        stems = self.stems if row.stems is None else match_case(row.stems, Stem)
+        preprocessing = self.preprocessing
+        if row.preprocessing is not None:
+            preprocessing = match_case(row.preprocessing, Preprocessing)
         if check:
             _check_options(stems, preprocessing, f"{row.location}: ")
             if is_url(source):

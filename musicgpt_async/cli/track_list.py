@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-import re
 import shutil
 import sys
 import tempfile
@@ -17,12 +16,12 @@ from typing import Any, TextIO
 import attrs
 
 from musicgpt_async._rules.fingerprint import check_key
+from musicgpt_async.cli.names import split_names
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.errors import InvalidOptionError
 
 COLUMNS = ("source", "stems", "preprocessing", "label", "key")
 STDIN = Path("-")
-_SEPARATORS = re.compile(r"[\s,;|]+")
 
 
 @attrs.frozen(kw_only=True)
@@ -175,7 +174,7 @@ def _names(location: str, column: str, values: Mapping[str, Any]) -> tuple[str, 
     if value is None:
         return None
     if isinstance(value, str):
-        return tuple(name for name in _SEPARATORS.split(value) if name)
+        return split_names(value)
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return tuple(value)
     raise UsageError(f"{location}: {column} is neither text nor a list of names.")
