@@ -139,8 +139,9 @@ def extract(
         format: Which files of each stem: `best` is WAV if the vendor has it, else MP3; `both` is
             whatever there is.
         eco: Ask for MusicGPT's faster parallel separation (second generation of its API).
-        list: CSV or JSON lines with a track a line: source, stems, preprocessing, label, key. Paths
-            in it start from where it lies. `-` reads it from standard input.
+        list: A track a line: a path or URL; or CSV or JSON lines with source, stems,
+            preprocessing, eco_mode, label, key. Relative paths are resolved against the list's
+            directory. `-` reads it from standard input.
         force: Submit tracks even if they were submitted before.
         retry_failed: Submit tracks again that MusicGPT could not process before, and pay again.
         dry_run: List what would be submitted, and send nothing.

@@ -44,10 +44,11 @@ class TrackRequest:
     key: str | None = None
 
     @property
-    def identity(self) -> tuple[str, frozenset[str], frozenset[str], str | None]:
+    def identity(self) -> tuple[str, frozenset[str], frozenset[str], bool, str | None]:
         """Equal for the same track with the same options and key."""
         place = self.source if is_url(self.source) else os.path.abspath(self.source)  # noqa: PTH100 - Path.absolute() keeps the ".."
-        return place, frozenset(self.stems), frozenset(self.preprocessing), self.key
+        stems, preprocessing = frozenset(self.stems), frozenset(self.preprocessing)
+        return place, stems, preprocessing, self.eco_mode, self.key
 
     @property
     def item(self) -> BatchItem:
@@ -71,7 +72,7 @@ class TrackSources:
         list_file: A list of tracks with options of their own.
         stems: For every track that has none of its own.
         preprocessing: For every track that has none of its own.
-        eco_mode: For every track.
+        eco_mode: For every track that does not say.
         generated: Recognises stems that an earlier run made.
         warn: Called with what was left out, and why.
     """
@@ -185,7 +186,7 @@ class TrackSources:
             source=source,
             stems=stems,
             preprocessing=preprocessing,
-            eco_mode=self.eco_mode,
+            eco_mode=self.eco_mode if row.eco_mode is None else row.eco_mode,
             label=row.label or None,
             key=row.key,
         )

@@ -1,4 +1,4 @@
-"""Lists of tracks with options of their own: CSV with a header, or one JSON object a line."""
+"""Lists of tracks: plain paths, one a line; or with options, as CSV or JSON lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,8 +20,10 @@ from musicgpt_async.cli.names import split_names
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.errors import InvalidOptionError
 
-COLUMNS = ("source", "stems", "preprocessing", "label", "key")
+COLUMNS = ("source", "stems", "preprocessing", "eco_mode", "label", "key")
+FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 STDIN = Path("-")
+Lines = Iterator[tuple[int, Mapping[str, Any]]]
 
 
 @attrs.frozen(kw_only=True)
@@ -48,6 +50,7 @@ class ListRow:
         source: Path or URL, as written.
         stems: Names.
         preprocessing: Names.
+        eco_mode: Whether to ask for the faster separation.
         label: The track's name.
         key: The user's own name for this piece of work.
     """
@@ -56,6 +59,7 @@ class ListRow:
     source: str
     stems: tuple[str, ...] | None
     preprocessing: tuple[str, ...] | None
+    eco_mode: bool | None
     label: str | None
     key: str | None = None
 
@@ -93,9 +97,8 @@ def rows(list_: TrackList) -> Iterator[ListRow]:
     """
     try:
         with list_.path.open(encoding="utf-8-sig", newline="") as file:
-            is_json = file.read(4096).lstrip().startswith("{")
+            lines = _choose_format(file.read(4096), list_.folder)
             file.seek(0)
-            lines = _json_lines if is_json else _csv_lines
             for number, values in lines(list_.name, file):
                 yield _row(f"{list_.name}, line {number}", values)
     except OSError as error:
@@ -104,24 +107,45 @@ def rows(list_: TrackList) -> Iterator[ListRow]:
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(
-            f"The list {list_.name} is neither CSV nor JSON lines: {error}."
+            f"The list {list_.name} is neither paths, CSV nor JSON lines: {error}."
         ) from error
 
 
-def _csv_lines(name: str, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _choose_format(head: str, folder: Path) -> Callable[[str, TextIO], Lines]:
+    """Return what reads a list that begins so.
+
+    A first line that has a comma and is no file is taken for a header with a mistake: its tracks
+    must not go without the options of the other columns.
+    """
+    first = next((line.strip() for line in head.splitlines() if line.strip()), "")
+    if first.startswith("{"):
+        return _json_lines
+    cells = [cell.strip() for cell in first.split(",")]
+    is_path = first.lower().startswith(("http://", "https://")) or (folder / first).exists()
+    is_header = not set(COLUMNS).isdisjoint(cells) or len(cells) > 1
+    return _csv_lines if not first or (is_header and not is_path) else _plain_lines
+
+
+def _plain_lines(_: str, file: TextIO) -> Lines:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            yield number, {"source": line.strip()}
+
+
+def _csv_lines(name: str, file: TextIO) -> Lines:
     table = csv.DictReader(file, restkey="", strict=True)
     header = [column.strip() for column in table.fieldnames or ()]
     if "source" not in header:
         raise UsageError(
             f"The list {name} has no column 'source'. Its first line names the columns, with "
-            f"commas between them: {', '.join(COLUMNS)}."
+            f"commas between them: {', '.join(COLUMNS)}; or each line is the path of a track."
         )
     table.fieldnames = header
     for values in table:
         yield table.line_num, {column: cell for column, cell in values.items() if cell}
 
 
-def _json_lines(name: str, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json_lines(name: str, file: TextIO) -> Lines:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
@@ -148,6 +172,7 @@ def _row(location: str, values: Mapping[str, Any]) -> ListRow:
         source=source.strip(),
         stems=_names(location, "stems", values),
         preprocessing=_names(location, "preprocessing", values),
+        eco_mode=_flag(location, "eco_mode", values),
         label=label,
         key=_key(location, values),
     )
@@ -178,3 +203,11 @@ def _names(location: str, column: str, values: Mapping[str, Any]) -> tuple[str, 
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return tuple(value)
     raise UsageError(f"{location}: {column} is neither text nor a list of names.")
+
+
+def _flag(location: str, column: str, values: Mapping[str, Any]) -> bool | None:
+    value = values.get(column)
+    found = FLAGS.get(value.strip().lower()) if isinstance(value, str) else value
+    if value is None or isinstance(found, bool):
+        return found
+    raise UsageError(f"{location}: {column} is true or false, not {str(value)[:50]!r}.")
