@@ -84,6 +84,8 @@ class Common:
     """One JSON object a track on stdout."""
     quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False
     """Nothing but failures on stderr."""
+    verbose: Annotated[bool, Parameter(name=("--verbose", "-v")), FLAG] = False
+    """The library's log on stderr."""
 
     def settings(self, *, directory: Path | None = None, **more: Any) -> Settings:
         """Return the same, checked.
@@ -103,6 +105,7 @@ class Common:
             listen=host_and_port(self.listen),
             json=self.json,
             quiet=self.quiet,
+            verbose=self.verbose,
             **more,
         )
 

@@ -76,6 +76,7 @@ class Settings:
         journal: Whether to keep a journal in the output directory.
         json: Whether to write outcomes to stdout as JSON.
         quiet: Whether to report failures only.
+        verbose: Whether to show the library's log.
         api_key: ``None`` for the environment's.
         base_url: ``None`` for the environment's.
     """
@@ -92,6 +93,7 @@ class Settings:
     journal: bool = True
     json: bool = False
     quiet: bool = False
+    verbose: bool = False
     api_key: str | None = attrs.field(default=None, repr=False)
     base_url: str | None = None
 
@@ -160,7 +162,7 @@ class Run:
         with self._interrupts.listening():
             async with AsyncExitStack() as stack:
                 session = self._session = await self._open(stack)
-                async with self._screen.shown():
+                async with self._screen.shown(verbose=self._settings.verbose):
                     await self._work(session, outcomes)
                     self._print_summary(session)
         return self._exit_code()

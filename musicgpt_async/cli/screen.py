@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -61,19 +62,28 @@ class Screen:
         """Take a snapshot of the state; called in the event loop."""
 
     @asynccontextmanager
-    async def shown(self) -> AsyncIterator[None]:
-        """Paint for the duration of the block."""
+    async def shown(self, *, verbose: bool = False) -> AsyncIterator[None]:
+        """Paint for the duration of the block.
+
+        Args:
+            verbose: Whether to show all of the library's log, and not its warnings alone.
+        """
         self._guarded(self._open)
         retries = logging.NullHandler() if self._quiet else _RetryLines(self)
-        handlers = {"musicgpt_async": _LogLines(self), "stamina": retries}
+        handlers = {"musicgpt_async": _LogLines(self, verbose=verbose), "stamina": retries}
         for name, handler in handlers.items():
             logging.getLogger(name).addHandler(handler)
+        library = logging.getLogger("musicgpt_async")
+        level_before = library.level
+        if verbose:
+            library.setLevel(logging.DEBUG)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._render_periodically)
                 yield
                 tasks.cancel_scope.cancel()
         finally:
+            library.setLevel(level_before)
             for name, handler in handlers.items():
                 logging.getLogger(name).removeHandler(handler)
             with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
@@ -111,14 +121,19 @@ class Screen:
 
 
 class _LogLines(logging.Handler):
-    """Shows the library's warnings as lines, without tracebacks."""
+    """Shows the library's warnings, or all of its log, as lines without tracebacks."""
 
-    def __init__(self, screen: Screen) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, screen: Screen, *, verbose: bool) -> None:
+        super().__init__(logging.DEBUG if verbose else logging.WARNING)
         self._screen = screen
+        self._verbose = verbose
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._screen.say(plain(record.getMessage()), "yellow")
+        text = plain(record.getMessage())
+        if self._verbose:
+            moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+            text = f"{moment} {record.levelname} {record.name}: {text}"
+        self._screen.say(text, "yellow" if record.levelno >= logging.WARNING else "dim")
 
 
 class _RetryLines(logging.Handler):

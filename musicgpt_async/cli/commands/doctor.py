@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import anyio.to_thread
 import attrs
 
 from musicgpt_async import (
@@ -31,6 +32,7 @@ from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL, Endpoints
 from musicgpt_async.cli import streams
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
+from musicgpt_async.cli.versions import version_lines
 from musicgpt_async.session import BASE_URL_VARIABLE, KEY_VARIABLE
 from musicgpt_async.webhooks import SERVICE
 
@@ -59,6 +61,8 @@ async def examine(webhook: str | None, listen: tuple[str, int]) -> int:
     Raises:
         UsageError: The webhook URL is none.
     """
+    for line in await anyio.to_thread.run_sync(version_lines):
+        streams.write_result(plain(line))
     results = []
     async for result in _run_checks(webhook, listen):
         streams.write_result(str(result))
