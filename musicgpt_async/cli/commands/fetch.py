@@ -9,7 +9,13 @@ from pathlib import Path
 
 import anyio
 
-from musicgpt_async import ExtractionJob, MusicGPTError, MusicGPTSession, Outcome
+from musicgpt_async import (
+    ExtractionJob,
+    MusicGPTError,
+    MusicGPTSession,
+    NotFoundError,
+    Outcome,
+)
 from musicgpt_async._rules.records import is_task_id
 from musicgpt_async.cli.commands.extract import iterate_outcomes
 from musicgpt_async.cli.run import Run, Settings
@@ -56,4 +62,12 @@ async def _follow(
         return session.attach(task_id)
     directory = await anyio.Path(settings.out).resolve()
     runtime = session._open_runtime()  # noqa: SLF001 - only the command journals what it attaches
-    return await runtime.adopt(task_id, Path(directory), settings.format)
+    try:
+        return await runtime.adopt(task_id, Path(directory), settings.format)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"MusicGPT does not know the task {task_id}; check the id, and that the key is of the "
+            "same account.",
+            status=error.status,
+            task_id=task_id,
+        ) from error
