@@ -285,11 +285,12 @@ def emulate(
     credits: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 10_000.0,  # noqa: A002 - the option's name
     key: str = "emulator-key",
     separate: Annotated[bool, Parameter(negative="--pretend", show_default=False)] = True,
+    fault: Annotated[list[str], LIST] = [],  # noqa: B006 - never changed
 ) -> int:
     """Run a local MusicGPT emulator (no key, no cost).
 
     Its first two lines on stdout are the shell's: `export MUSICGPT_BASE_URL=…` and
-    `export MUSICGPT_API_KEY=…`. It ends when it is interrupted.
+    `export MUSICGPT_API_KEY=…`. Each request is a line on stderr. It ends when it is interrupted.
 
     Args:
         generation: 1 for the API whose base URL ends in /v1, 2 for that of August 2026.
@@ -302,6 +303,8 @@ def emulate(
         credits: The account's balance.
         key: The key that is accepted.
         separate: Whether tracks are really split; --pretend makes quick noise instead.
+        fault: What goes wrong, once for each: TARGET:KIND or TARGET:KIND:OPTION=VALUE,…, such as
+            `submit:drop_before_answer` or `byId:status:status=503,times=always`.
     """
     from musicgpt_async.cli.commands import emulate as command  # noqa: PLC0415 - other commands go without
 
@@ -316,6 +319,7 @@ def emulate(
         credits=credits,
         key=key,
         separate=separate,
+        faults=tuple(fault),
     )
     return anyio.run(command.emulate, settings)
 

@@ -1,6 +1,7 @@
 """The log of requests: what reached the emulator, and the status it got."""
 
 import contextvars
+import logging
 import time
 from collections import deque
 from typing import Any
@@ -10,6 +11,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from musicgpt_async.emulator import responses
+
+_log = logging.getLogger(__name__)
 
 
 class DroppedConnection(web.Response):
@@ -59,11 +62,16 @@ def log_requests(log: deque[LoggedRequest]) -> Any:
         )
         _current.set(exchange)
         log.append(exchange)
+        response: web.StreamResponse
         try:
-            return await handler(request)
+            response = await handler(request)
         except web.HTTPException as refused:
-            return responses.error(refused.status, refused.reason, body="detail")
+            response = responses.error(refused.status, refused.reason, body="detail")
         except ConnectionError:
-            return DroppedConnection()
+            response = DroppedConnection()
+        is_closed = isinstance(response, DroppedConnection)
+        status = "closed without an answer" if is_closed else response.status
+        _log.info("%s %s: %s", request.method, request.path_qs, status)
+        return response
 
     return note

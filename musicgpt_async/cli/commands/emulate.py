@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import attrs
 
 from musicgpt_async.cli import streams
 from musicgpt_async.cli.interrupts import Interrupts
-from musicgpt_async.cli.text import count
+from musicgpt_async.cli.text import count, plain
 from musicgpt_async.cli.usage import UsageError
 
 
@@ -27,6 +31,7 @@ class EmulatorSettings:
     credits: float
     key: str
     separate: bool
+    faults: tuple[str, ...] = ()
 
 
 async def emulate(settings: EmulatorSettings) -> int:
@@ -35,10 +40,12 @@ async def emulate(settings: EmulatorSettings) -> int:
     Raises:
         UsageError: It could not begin.
     """
+    from musicgpt_async.cli.commands import faults  # noqa: PLC0415 - imports the emulator
     from musicgpt_async.emulator import Emulator  # noqa: PLC0415 - an extra, and slow to import
 
+    scripted = [faults.parse_fault(text) for text in settings.faults]
     interrupts = Interrupts()
-    with interrupts.listening():
+    with interrupts.listening(), _logged_requests():
         try:
             emulator = Emulator(
                 generation=settings.generation,
@@ -51,6 +58,7 @@ async def emulate(settings: EmulatorSettings) -> int:
                 speed=settings.speed,
                 credits=settings.credits,
                 separate=settings.separate,
+                faults=scripted,
             )
             await emulator.__aenter__()
         except (ImportError, OSError) as error:
@@ -67,3 +75,22 @@ async def emulate(settings: EmulatorSettings) -> int:
         f"{count(emulator.polls, 'byId call')}, at most {emulator.most_unfinished} unfinished.",
     )
     return 0
+
+
+class _RequestLines(logging.Handler):
+    """Shows each request to the emulator as a line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+        streams.say(plain(f"{moment} {record.getMessage()}"))
+
+
+@contextmanager
+def _logged_requests() -> Iterator[None]:
+    logger, handler = logging.getLogger("musicgpt_async.emulator.request_log"), _RequestLines()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

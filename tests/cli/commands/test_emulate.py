@@ -8,6 +8,8 @@ from typing import Any
 import anyio
 import pytest
 
+from musicgpt_async.cli import main
+
 pytestmark = pytest.mark.anyio
 
 
@@ -50,3 +52,43 @@ async def test_a_taken_port_is_said(shell: Any) -> None:
         ended = await shell.run("emulate", "--pretend", "--port", str(server.getsockname()[1]))
     assert ended.code == 2
     assert ended.err.count("\n") == 1
+
+
+async def test_requests_are_logged_and_faults_come_from_the_command_line(shell: Any) -> None:
+    """Each request is a line on stderr; of two submits the second is paid and never answered."""
+    dropped, busy = "submit:drop_before_answer:after=1", "byId:status:status=503"
+    faults = ("--fault", dropped, "--fault", busy)
+    async with shell.start("emulate", "--seconds", "0", "--pretend", *faults) as running:
+        told = b""
+        with anyio.fail_after(60):
+            while told.count(b"\n") < 2:
+                told += await running.process.stdout.receive()
+        exports = dict(re.findall(r"^export (\w+)='?(.*?)'?$", told.decode(), re.MULTILINE))
+        tracks = [shell.track(name) for name in ("one.wav", "two.wav")]
+        lost = await shell.run("extract", *tracks, "--plan", "pro", "-s", "bass", **exports)
+        running.interrupt()
+        ended = await running.ended()
+    assert lost.code in (0, 1), lost.err  # the account's listing may bring the task in
+    assert re.search(r"^\d\d:\d\d:\d\d POST \S+/Extraction: closed ", ended.err, re.MULTILINE)
+    assert ended.err.count(": 503\n") == 1, ended.err
+    assert "2 submits accepted" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("submit", "TARGET:KIND"),
+        ("submit:explode", "drop_before_answer"),
+        ("file:not_success", "not 'file'"),
+        ("submit:status:stauts=503", "retry_after"),
+        ("submit:status:status=many", "many"),
+    ],
+)
+def test_a_fault_that_does_not_exist_is_refused(
+    fault: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt target, kind, option or value is one line that names the right ones."""
+    assert main(["emulate", "--fault", fault]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
