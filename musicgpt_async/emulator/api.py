@@ -76,7 +76,8 @@ class Api:
         self.vendor.check_key(request.headers.get(hdrs.AUTHORIZATION))
         context = await call.read(context, request)
         if fault := self.fault_plan.take(context, Stage.INSTEAD):
-            await self.upload_parser.discard(context.upload)
+            if call.on == "submit":  # a poll's upload is still the conversion's
+                await self.upload_parser.discard(context.upload)
             return await self._inject(fault, request)
         answer = await call.work(context, request)
         if fault := self.fault_plan.take(context, Stage.ANSWER):
