@@ -136,7 +136,7 @@ async def test_a_batch_that_is_left_detaches_what_was_on_its_way(
     queue: asyncio.Queue[Any] = asyncio.Queue()
     for track in tracks(5):
         queue.put_nowait(track)
-    session = await connect(vendor, limits=Limits(parallel=5)).start()
+    session = await connect(vendor, limits=Limits(parallel=5, polls_per_minute=6000)).start()
     try:
         await one_outcome(session, queue, tmp_path, how)
     except ZeroDivisionError:
@@ -150,7 +150,7 @@ async def test_a_batch_whose_feeder_waits_is_left_at_once(
     vendor: Emulator, connect: Any, tmp_path: Path
 ) -> None:
     """A batch that waits for its reader holds nothing up when it is left."""
-    session = await connect(vendor, limits=Limits(parallel=20)).start()
+    session = await connect(vendor, limits=Limits(parallel=20, polls_per_minute=6000)).start()
     many = session.extract_many(tracks(300), tmp_path, stems=STEMS)
     assert (await anext(many)).ok
     await anyio.sleep(0.3)

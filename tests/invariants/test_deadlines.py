@@ -41,7 +41,7 @@ async def test_a_job_with_webhooks_is_polled_before_its_deadline_ends_it(
     async with (
         vendor,
         open_receiver() as receiver,
-        connect(vendor, deadline=1.0, webhooks=receiver) as session,
+        connect(vendor, deadline=1.2, webhooks=receiver, limits=Limits.FREE) as session,
     ):
         job = session.submit(TRACK)
         assert (await job).task_id == vendor.submissions[0].task_id

@@ -64,7 +64,12 @@ async def test_a_lost_answer_stops_no_queue_that_has_credit_left(
     lost = Fault("submit", "drop_before_answer", after=1)
     vendor = Emulator(seconds=0.05, separate=False, webhooks="lost", faults=[lost])
     async with vendor, open_receiver() as receiver:
-        session = connect(vendor, max_credits=50.0, webhooks=receiver, limits=Limits(parallel=1))
+        session = connect(
+            vendor,
+            max_credits=50.0,
+            webhooks=receiver,
+            limits=Limits(parallel=1, polls_per_minute=6000),
+        )
         await session.start()
         jobs = [session.submit(minutes(n)) for n in range(3)]
         assert await jobs[2].accepted()
