@@ -28,6 +28,8 @@ def bootstrap() -> None:
             sys.exit("This Python cannot make environments: Debian has that in python3-venv.")
         subprocess.run([python, "-m", "pip", "install", "--quiet", NOX], check=True)
         installed.touch()
+    # uv then trusts what the system trusts, as pip does: a company's proxy, for one.
+    os.environ.setdefault("UV_SYSTEM_CERTS", "true")
     command = [python, "-m", "nox", "--noxfile", __file__, *sys.argv[1:]]
     sys.exit(subprocess.run(command, cwd=ROOT, check=False).returncode)
 
