@@ -128,6 +128,12 @@ def test_loopback_is_allowed_only_in_development(link: str) -> None:
         check_link(link, allow_loopback=False)
 
 
+@pytest.mark.parametrize("text", ["", "a.wav", "http://", "http://[", "https:///127.0.0.1"])
+def test_what_has_no_host_is_not_this_machine(text: str) -> None:
+    """A base URL or a link without a host opens nothing."""
+    assert not is_loopback(text)
+
+
 @pytest.mark.parametrize("address", PRIVATE)
 def test_development_opens_loopback_and_nothing_else(address: str) -> None:
     """An emulator on this machine does not open the network around it."""
