@@ -14,7 +14,8 @@ PAGE = (Path(__file__).parents[1] / "docs" / "index.rst").read_text("utf-8")
 # What the parts of the library have for each other is none of this.
 PUBLIC = {
     "MusicGPTSession": """
-        aclose attach bind credits_estimated events extract extract_many resume slots start submit
+        aclose attach bind credits_estimated events extract extract_many resume retrieve slots start
+        submit
     """,
     "ExtractionJob": """
         accepted add_done_callback cancel conversion_id credit_estimate deadline done download eta

@@ -85,7 +85,11 @@ class Following:
         """Follow whoever works on the record of a job; if nobody does, resume it."""
         self._jobs.mirror(job, job.record)
         self._context.supervisor.spawn(
-            self._limited, job, self._watch_owner, on_failure=partial(self._on_failure, job)
+            self._limited,
+            job,
+            job.record.id,
+            self._watch_owner,
+            on_failure=partial(self._on_failure, job),
         )
 
     def stop(self, job: Job) -> None:
@@ -133,14 +137,16 @@ class Following:
             if claim is not None:
                 await self._give_back(claim)
             return
-        await self._limited(job, partial(self._follow_owner, record=record, claim=claim))
+        follow = partial(self._follow_owner, record=record, claim=claim)
+        await self._limited(job, record.id, follow)
 
-    async def _limited(self, job: Job, follow: Callable[[Job], Awaitable[None]]) -> None:
+    async def _limited(
+        self, job: Job, record_id: str, follow: Callable[[Job], Awaitable[None]]
+    ) -> None:
         """Follow until the job has ended here, is resumed here, or its deadline has passed."""
         if job.has_ended:
             return
         scope = self._scopes[job.id] = anyio.CancelScope()
-        record_id = job.record.id
         try:
             with scope, anyio.move_on_after(job.deadline) as limit:
                 await follow(job)

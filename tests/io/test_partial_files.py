@@ -67,7 +67,7 @@ async def main(url, target):
         downloader = Downloader(stream=transport.stream, executor=executor, allow_loopback=True,
                                 digests=True, read_chunks=partial(iter_chunks, read_timeout=30))
         try:
-            fetched = await downloader.download(url, Path(target), subject="a task",
+            fetched = await downloader.download(url, Path(target), content_key="a task",
                                                 progress=lambda *_: None)
             print(fetched.size, fetched.sha256)
         except DownloadError as error:
@@ -207,9 +207,9 @@ async def test_other_content_for_the_same_name_is_not_waited_for(
     """A download that stands still holds up none of another job; each writes a file of its own."""
     host = Host(mp3(MIB))
     async with stalling(serve) as (stuck, sent), serve(host) as server:
-        task = asyncio.create_task(get(stuck.url, tmp_path / "a.mp3", subject="one task"))
+        task = asyncio.create_task(get(stuck.url, tmp_path / "a.mp3", content_key="one task"))
         await sent.wait()
-        await get(server.url, tmp_path / "a.mp3", subject="another task")
+        await get(server.url, tmp_path / "a.mp3", content_key="another task")
         assert (tmp_path / "a.mp3").read_bytes() == host.data
         assert len(list(tmp_path.glob(".*.part"))) == 1
         task.cancel()
