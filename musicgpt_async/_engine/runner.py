@@ -205,6 +205,9 @@ class Runner:
         assert error is not None  # noqa: S101 - for the type checker: there is one or the other
         match result.outcome:
             case SubmitOutcome.NOT_DELIVERED if not is_last:
+                # Marked as stamina marks its retries, so that one handler can show both.
+                cause = {"stamina.caused_by": repr(error)}
+                _log.warning("%s It is tried again.", error, extra=cause)
                 await self._undo_delivery(job, Trigger.NOT_DELIVERED)
             case SubmitOutcome.NOT_ACCEPTED:
                 self._queue.on_not_accepted(turn, error)

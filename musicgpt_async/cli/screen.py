@@ -22,6 +22,8 @@ RENDER_INTERVAL = 0.125  # seconds between two paintings
 CLOSE_TIMEOUT = 2.0  # seconds for the last one
 MAX_CAUSES = 20  # different causes of retries that are shown
 _REPR = re.compile(r"""\w+\((["'])(.*)\1\)""")
+# Where stamina, and the library's own retries, keep the error in a log record.
+_CAUSE = "stamina.caused_by"
 
 
 @attrs.frozen
@@ -70,8 +72,12 @@ class Screen:
         """
         self._guarded(self._open)
         retries = logging.NullHandler() if self._quiet else _RetryLines(self)
-        handlers = {"musicgpt_async": _LogLines(self, verbose=verbose), "stamina": retries}
-        for name, handler in handlers.items():
+        handlers = [
+            ("musicgpt_async", _LogLines(self, verbose=verbose)),
+            ("musicgpt_async", retries),
+            ("stamina", retries),
+        ]
+        for name, handler in handlers:
             logging.getLogger(name).addHandler(handler)
         library = logging.getLogger("musicgpt_async")
         level_before = library.level
@@ -84,7 +90,7 @@ class Screen:
                 tasks.cancel_scope.cancel()
         finally:
             library.setLevel(level_before)
-            for name, handler in handlers.items():
+            for name, handler in handlers:
                 logging.getLogger(name).removeHandler(handler)
             with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await streams.run_in_thread(partial(self._guarded, self._close))
@@ -129,6 +135,8 @@ class _LogLines(logging.Handler):
         self._verbose = verbose
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not self._verbose and hasattr(record, _CAUSE):
+            return
         text = plain(record.getMessage())
         if self._verbose:
             moment = time.strftime("%H:%M:%S", time.localtime(record.created))
@@ -145,8 +153,9 @@ class _RetryLines(logging.Handler):
         self._reported: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        error = str(getattr(record, "stamina.caused_by", ""))
-        cause = _REPR.sub(r"\2", error)
+        if not hasattr(record, _CAUSE):
+            return
+        cause = _REPR.sub(r"\2", str(getattr(record, _CAUSE)))
         if cause not in self._reported and len(self._reported) < MAX_CAUSES:
             self._reported.add(cause)
             self._screen.say(f"{plain(cause)} It is tried again.", "yellow")

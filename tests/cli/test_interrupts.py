@@ -26,7 +26,7 @@ def names(vendor: Emulator) -> Counter[str | None]:
 
 async def test_the_first_interrupt_lets_go_and_resume_takes_up(open_vendor: Any) -> None:
     """What runs on at the vendor is named with its task, and `resume` finishes just that."""
-    async with open_vendor(seconds=4) as (vendor, shell):
+    async with open_vendor(seconds=10) as (vendor, shell):
         for name in ("one", "two", "three"):
             shell.track(f"in/{name}.wav")
         out, layout = ("--out", "my stems"), ("--layout", "{track}/{stem}.{ext}")

@@ -208,7 +208,7 @@ async def test_a_held_body_keeps_little_in_memory(
 
         async def wait(_: float) -> bool:
             await until(lambda: len(sink.received) >= MORE_THAN_BUFFERS - HELD_BACK)
-            held.append(body.taken(None) - len(body._head))
+            held.append(body.bytes_flushed(None) - len(body._head))
             slot.set()
             return True
 
