@@ -38,6 +38,7 @@ if __name__ == "__main__":
     bootstrap()
 
 import nox
+from nox.command import CommandFailed
 
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 # The tests of what could depend on the event loop.
@@ -125,9 +126,16 @@ def loops(session: nox.Session, loop: str) -> None:
 
 
 def run_tests(session: nox.Session, *arguments: str) -> None:
-    """Run the tests in parallel, then those that measure, which need the machine for themselves."""
-    session.run("pytest", "-m", "not alone", "-n", "auto", *arguments)
-    session.run("pytest", "-m", "alone", *arguments, success_codes=[0, 5])  # 5: there were none
+    """Run the tests that measure, alone; then the others, in parallel; each failure once more.
+
+    They use real sockets, processes and clocks, and the machine may be busy with other things.
+    """
+    for chosen, workers in (("alone", ()), ("not alone", ("-n", "auto", "--dist", "worksteal"))):
+        try:  # 5: there were none
+            session.run("pytest", "-m", chosen, *workers, *arguments, success_codes=[0, 5])
+        except CommandFailed:
+            session.warn("Once more, what failed:")
+            session.run("pytest", "-m", chosen, "--last-failed", *arguments)
 
 
 @nox.session
