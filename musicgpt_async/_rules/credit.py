@@ -31,7 +31,7 @@ class CreditBudget:
         self._reserved = 0
         self._unknown = 0
         self._largest: float | None = None
-        self.estimated = 0.0
+        self.estimated: float = 0.0
 
     @property
     def expected(self) -> float:

@@ -115,7 +115,6 @@ async def test_a_bind_that_waits_for_the_vendor_ends(
         assert isinstance(await closed_while(session, bind), SessionClosedError)
 
 
-@pytest.mark.xfail(strict=True, reason="there is no retrieve() yet")
 async def test_a_handle_looked_up_in_a_locked_journal_ends(
     connect: Any, make_track: Any, hold_journal: Any, tmp_path: Path
 ) -> None:

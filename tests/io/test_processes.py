@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="is read from Li
 
 CODE = """
 from musicgpt_async._io import processes
-print(processes.own_name(), flush=True)
+print(processes.process_identity(), flush=True)
 input()
 """
 
