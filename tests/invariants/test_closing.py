@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
@@ -307,3 +308,96 @@ async def test_a_drain_is_ended_by_cancelling_it(connect: Any) -> None:
         assert job.done()
         with pytest.raises(SessionClosedError):
             session.submit(("song.mp3", AUDIO))
+
+
+# A process of its own: what waits for itself cannot be ended by a test in the same loop.
+INSIDE = """
+import asyncio, sys
+from musicgpt_async import MusicGPTSession
+
+AUDIO = b"ID3" + bytes(3000)
+
+async def main(key, base_url, folder, how):
+    session = await MusicGPTSession(key, base_url=base_url).start()
+
+    async def tracks():
+        yield "a.mp3", AUDIO
+        await session.aclose(drain=False)
+
+    async def stream():
+        yield AUDIO
+        await session.aclose(drain=False)
+
+    try:
+        if how == "iterable":
+            async for _ in session.extract_many(tracks(), folder):
+                pass
+        else:
+            await session.submit(("a.mp3", stream()))
+    except Exception as error:
+        print(type(error).__name__)
+    await session.aclose(drain=False)
+    print("closed")
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.hang(60.0)
+@pytest.mark.xfail(strict=True, reason="the session and the code inside it wait for each other")
+@pytest.mark.parametrize("how", ["iterable", "stream"])
+async def test_a_session_is_closed_by_code_that_runs_inside_it(how: str, tmp_path: Path) -> None:
+    """aclose() in a batch's iterable or in a stream: the session is closed, and nothing hangs."""
+    async with Emulator(seconds=0.05, separate=False) as vendor:
+        arguments = (vendor.api_key, vendor.base_url, str(tmp_path), how)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", INSIDE, *arguments, stdout=asyncio.subprocess.PIPE
+        )
+        output = b""
+        try:
+            with anyio.move_on_after(8.0):
+                output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert b"closed" in output
+
+
+@pytest.mark.xfail(strict=True, reason="the session runs on with nobody to close it")
+async def test_a_start_that_is_cancelled_at_any_turn_leaves_nothing(connect: Any) -> None:
+    """start() is cancelled in each of its first turns of the loop: no task is left."""
+    async with Emulator(seconds=0.05, separate=False) as vendor:
+        before = asyncio.all_tasks()
+        for turns in range(12):
+            session = connect(vendor)
+            starting = asyncio.ensure_future(session.start())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            starting.cancel()
+            await asyncio.wait([starting])
+            if not starting.cancelled():
+                await session.aclose(drain=False)
+            await anyio.sleep(0.05)
+            assert not asyncio.all_tasks() - before
+
+
+@pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"loop_factory": accelerated_loop(400)})], ids=["accelerated"]
+)
+@pytest.mark.hang(1800.0)
+@pytest.mark.xfail(strict=True, reason="it waits for ever")
+async def test_a_download_that_needs_a_poll_ends_though_polls_are_throttled(
+    connect: Any, tmp_path: Path
+) -> None:
+    """Its links have run out and byId answers 429 for ever: the download ends in an error."""
+    async with Emulator(seconds=0.05, separate=False) as vendor:
+        session = await connect(vendor).start()
+        job = session.submit(("song.mp3", AUDIO))
+        await job
+        vendor.script(
+            Fault("file", "status", status=403, times=None),
+            Fault("byId", "status", status=429, times=None, early=True),
+        )
+        with pytest.raises(MusicGPTError):
+            await job.download(tmp_path)

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from musicgpt_async import JobState, Limits, MusicGPTError
-from musicgpt_async.emulator import Emulator, Fault
+from musicgpt_async.emulator import Emulator, Fault, WebhookDelivery
 from musicgpt_async.testing import accelerated_loop
 
 pytestmark = pytest.mark.anyio
@@ -195,3 +195,44 @@ async def test_no_repr_shows_a_token(
     for token in tokens:
         for piece in token.split("."):
             assert not [each for each in shown if piece in each]
+
+
+@pytest.mark.xfail(strict=True, reason="a failed poll confirms whatever the delivery named")
+async def test_a_task_is_not_believed_because_its_poll_failed(
+    connect: Any, open_receiver: Any
+) -> None:
+    """A lost response, a delivery of another task while byId fails: the true delivery counts."""
+    faults = [
+        Fault("submit", "drop_before_answer"),
+        Fault("byId", "status", status=503, early=True),
+    ]
+    deliveries = (WebhookDelivery(other_task=True), WebhookDelivery(delay=1.0))
+    vendor = Emulator(seconds=0.1, separate=False, webhooks=deliveries, faults=faults)
+    async with vendor, open_receiver() as receiver:
+        session = await connect(vendor, webhooks=receiver).start()
+        extraction = await session.submit(make_source("song.mp3"), stems=STEMS)
+        assert extraction.task_id == vendor.submissions[0].task_id
+
+
+@pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"loop_factory": accelerated_loop(200)})], ids=["accelerated"]
+)
+@pytest.mark.hang(1200.0)
+@pytest.mark.xfail(strict=True, reason="a confirmation that is throttled outlives the deadline")
+async def test_a_lost_response_ends_though_its_confirmation_is_throttled(
+    connect: Any, open_receiver: Any
+) -> None:
+    """Polls get 429 for ever: a lost response that its webhook named ends after its deadline."""
+    faults = [
+        Fault("submit", "drop_before_answer"),
+        Fault("byId", "status", status=429, times=None, early=True),
+    ]
+    async with Emulator(seconds=0.1, separate=False, faults=faults) as vendor, open_receiver() as r:
+        session = await connect(vendor, webhooks=r, deadline=60.0).start()
+        with pytest.raises(MusicGPTError):
+            await session.submit(make_source("song.mp3"), stems=STEMS)
+
+
+def make_source(name: str) -> tuple[str, bytes]:
+    """Return a track in memory."""
+    return name, b"ID3" + bytes(3000)

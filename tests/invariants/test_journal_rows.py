@@ -230,3 +230,20 @@ async def test_an_odd_task_id_in_an_answer_stops_no_journal(
         saved = {record.source: record for record in await read_records(path)}
         assert saved[str(other)].state is JobState.COMPLETED
         assert saved[str(song)].sent_at is not None
+
+
+@pytest.mark.xfail(strict=True, reason="the end is never saved")
+async def test_an_odd_conversion_id_at_the_end_keeps_no_job_unfinished(
+    connect: Any, make_track: Any, tmp_path: Path, read_records: Any
+) -> None:
+    """A poll tells a conversion_id that no text column takes: the completed job is saved."""
+    path = tmp_path / "journal.db"
+    links = json.dumps({"bass": "https://example.com/bass.mp3"})
+    told = {"status": "COMPLETED", "conversion_id": "\ud800", "audio_url": links}
+    body = json.dumps({"success": True, "conversion": told}).encode()
+    async with Emulator(seconds=60, eta=1, separate=False) as vendor:
+        vendor.script(Fault("byId", "wrong_json", body=body))
+        async with connect(vendor, journal=path) as session:
+            assert (await session.submit(make_track(), stems=STEMS)).stems
+        [record] = await read_records(path)
+        assert record.state is JobState.COMPLETED

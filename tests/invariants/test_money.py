@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,17 @@ async def test_a_failed_verdict_alone_lets_a_track_be_submitted_again(
             with pytest.raises(TimeoutError):
                 await session.submit(song)
         assert paid(vendor) == {"song.mp3": 2}
+
+
+@pytest.mark.xfail(strict=True, reason="a negative estimate is subtracted from what is spent")
+async def test_a_negative_estimate_opens_no_credit_limit(connect: Any) -> None:
+    """A response that estimates less than nothing counts as one without an estimate, at least."""
+    async with Emulator(seconds=60, separate=False) as vendor:
+        for number in range(10):
+            body = {"success": True, "task_id": f"task-{number}", "eta": 1, "credit_estimate": -5}
+            vendor.script(Fault("submit", "wrong_json", body=json.dumps(body).encode()))
+        session = await connect(vendor, max_credits=2.0).start()
+        jobs = [session.submit(minutes(number)) for number in range(10)]
+        with pytest.raises(CreditLimitError):
+            await jobs[-1].accepted()
+        assert session.credits_estimated >= 0.0

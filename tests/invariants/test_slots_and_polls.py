@@ -346,3 +346,46 @@ async def test_a_deadline_of_the_webhook_gives_the_job_an_end(
         with pytest.raises(SubmissionUnknownError):
             await session.submit(("song.mp3", AUDIO))
         assert session.slots[0] == 0
+
+
+LONG = 12 << 20  # so long that its upload pays to begin before its slot is free
+AHEAD = Limits(parallel=1, polls_per_minute=6000)
+
+
+@pytest.mark.hang(30.0)
+@pytest.mark.xfail(strict=True, reason="a body that is held takes a slot though its job has ended")
+async def test_slots_of_jobs_cancelled_together_are_free(
+    connect: Any, open_relay: Any, make_track: Any
+) -> None:
+    """The running job and one whose body waits for its slot are cancelled: the next one goes."""
+    vendor = Emulator(seconds=20, eta=3, separate=False, parallel=None, keep_audio=False)
+    async with vendor, open_relay(vendor, pace=0.002) as relay:
+        session = await connect(vendor, base_url=relay.base_url, limits=AHEAD).start()
+        running = session.submit(make_track("running.mp3", LONG))
+        await running.accepted()
+        held = session.submit(make_track("held.mp3", LONG))
+        with anyio.move_on_after(8.0):
+            while max(map(len, relay.sent[1:]), default=0) < LONG - (96 << 10):
+                await anyio.sleep(0.02)
+        await anyio.sleep(0.2)
+        following = session.submit(("following.mp3", AUDIO))
+        running.cancel()
+        held.cancel()
+        with anyio.fail_after(8.0):
+            assert await following.accepted()
+
+
+@pytest.mark.hang(40.0)
+@pytest.mark.xfail(strict=True, reason="it counts only for uploads that have their slots")
+async def test_a_pause_is_kept_that_an_upload_ahead_of_its_slot_was_told(
+    connect: Any, open_relay: Any, make_track: Any
+) -> None:
+    """Refused early with Retry-After 7 while it ran ahead: nothing is sent for seven seconds."""
+    vendor = Emulator(seconds=3, eta=3, separate=False, parallel=None, keep_audio=False)
+    async with vendor, open_relay(vendor, pace=0.002) as relay:
+        session = await connect(vendor, base_url=relay.base_url, limits=AHEAD).start()
+        await session.submit(make_track("running.mp3", LONG)).accepted()
+        vendor.script(Fault("submit", "status", status=429, retry_after=7, early=True))
+        await session.submit(make_track("ahead.mp3", LONG)).accepted()
+        _, refused, again = (each.at for each in vendor.requests if each.method == "POST")
+        assert again - refused >= 6.5
