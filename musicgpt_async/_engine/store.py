@@ -149,16 +149,17 @@ class JobStore:
             ClaimLostError: Another process has taken it over.
             JournalError: It could not be saved.
         """
+        self._dirty.pop(job.record.id, None)
+        self._failed.pop(job.record.id, None)
         if self.journal is None or job.claim is None:
             return
         claim, record = job.claim, job.record
-        self._dirty.pop(record.id, None)
-        self._failed.pop(record.id, None)
         release = job.is_free
         await claim.save(record, release=release)
         if release:
             job.claim = None
-            if not job.is_free:  # a download began meanwhile
+            # Meanwhile a download began, or there is more to save.
+            if not job.is_free or record.id in self._dirty:
                 await self.reclaim(job)
 
     async def save_now_or_later(self, job: Job) -> None:
