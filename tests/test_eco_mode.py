@@ -11,6 +11,7 @@ import pytest
 from musicgpt_async import BatchItem, InvalidOptionError, Journal, Limits, MusicGPTSession
 from musicgpt_async._rules.fingerprint import compute_fingerprint
 from musicgpt_async.emulator import Emulator, Fault
+from musicgpt_async.events import Throttled
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +77,7 @@ async def test_eco_mode_is_kept_over_a_restart(track: Path, tmp_path: Path) -> N
         session.submit(track, eco_mode=True)
         events = session.events()
         async for event in events:
-            if type(event).__name__ == "Slowed":
+            if isinstance(event, Throttled):
                 break
         await session.aclose(drain=False)
     async with emulated() as vendor:
