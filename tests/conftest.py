@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blockbuster import blockbuster_ctx
+from factories.blocking import forbid_blocking
 
 from musicgpt_async import Limits, MusicGPTSession
 from musicgpt_async.emulator import Emulator
@@ -51,10 +51,7 @@ def anyio_backend(
 @pytest.fixture(autouse=True)
 def _loop_is_never_blocked() -> Iterator[None]:
     """Fail a test in which the library itself makes a blocking call on the event loop."""
-    with blockbuster_ctx("musicgpt_async") as guard:
-        # They ask for the working directory, which waits for nothing.
-        guard.functions["os.path.abspath"].deactivate()
-        guard.functions["os.getcwd"].deactivate()
+    with forbid_blocking():
         yield
 
 

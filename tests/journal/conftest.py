@@ -6,21 +6,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from blockbuster import blockbuster_ctx
 from factories.postgres import PostgresServers
 from factories.postgres_fixtures import POSTGRES
 
 from musicgpt_async.journal import Journal
-
-
-@pytest.fixture(autouse=True)
-def _loop_is_never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Guard the loop as everywhere, but for asyncpg: it looks for its key files when connecting."""
-    if "postgresql" in request.node.name or "password" in request.node.name:
-        yield
-        return
-    with blockbuster_ctx("musicgpt_async"):
-        yield
 
 
 @pytest.fixture(params=["sqlite", *POSTGRES])
