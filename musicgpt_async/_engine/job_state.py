@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import attrs
@@ -14,13 +14,6 @@ from musicgpt_async.journal import Claim
 from musicgpt_async.models import Extraction, JobRecord
 
 _E = TypeVar("_E", bound=Event)
-
-
-class Permit(Protocol):
-    """What a job holds while it counts against the account's limit."""
-
-    def release(self) -> None:
-        """Free the slot; harmless if it is free already."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -56,7 +49,6 @@ class Job:
         handle: What users have of it.
         claim: The right to write its record; ``None`` without a journal, and while another handle
             or process has it.
-        permit: Its slot.
         primary: The job of this session whose record stands for this one's, too.
         is_response_due: Whether the response to its submit is on its way.
     """
@@ -70,7 +62,6 @@ class Job:
     outcome: Extraction | MusicGPTError | None = None
     handle: ExtractionJob | None = None
     claim: Claim | None = None
-    permit: Permit | None = None
     primary: Job | None = None
     is_response_due: bool = False
     downloading: DownloadStatus | None = None

@@ -5,7 +5,8 @@ left. Whatever could make another turn possible (a job enqueued, a slot freed, a
 limit grown) is done by a method of this class, which wakes whoever waits for turns. Nothing else
 does, so nothing can forget to.
 
-A slot is held by a permit of its job, which frees it once, however often it is asked to.
+The jobs that hold slots are known here alone: a job that has ended can take none, and one that has
+a slot frees it once, however often it is asked to.
 """
 
 from __future__ import annotations
@@ -34,20 +35,6 @@ from musicgpt_async.models import JobState
 LOW_WATER_MARK = 2
 # Seconds between two questions whether an upload may run ahead of its slot.
 AHEAD_INTERVAL = 0.25
-
-
-@attrs.define(eq=False)
-class SlotPermit:
-    """A slot of the account, held by a job."""
-
-    _queue: SubmitQueue
-    _is_held: bool = True
-
-    def release(self) -> None:
-        """Free the slot; harmless if it is free already."""
-        if self._is_held:
-            self._is_held = False
-            self._queue.free_slot()
 
 
 @attrs.define(eq=False)
@@ -132,11 +119,9 @@ class SubmitQueue:
 
     def on_change(self, job: Job, effects: Effect) -> None:
         """Free the slot of a job that needs it no more."""
-        if Effect.FREE_SLOT in effects:
-            self._holders.pop(job.id, None)
-        if Effect.FREE_SLOT in effects and job.permit is not None:
-            job.permit.release()
-            job.permit = None
+        if Effect.FREE_SLOT in effects and self._holders.pop(job.id, None) is not None:
+            self._slots.release()
+            self._wakeup.set()
         if Effect.END in effects:
             self._wakeup.set()  # perhaps it was the first one in the queue
 
@@ -168,7 +153,7 @@ class SubmitQueue:
             return False
         if not self._acquire(turn) and not self._may_run_ahead(turn):
             return False
-        turn.is_ahead = turn.job.permit is None
+        turn.is_ahead = not self._has_slot(turn)
         try:
             self._credit.reserve()
         except CreditLimitError as error:
@@ -191,17 +176,21 @@ class SubmitQueue:
         now = anyio.current_time()
         if not self._slots.try_acquire(now=now):
             return False
-        turn.job.permit = SlotPermit(self)
         self._holders[turn.job.id] = turn.job
         turn.began = now
         return True
+
+    def _has_slot(self, turn: Turn) -> bool:
+        return turn.job.id in self._holders
 
     @property
     def _free(self) -> int:
         return max(self._slots.limit - self._slots.taken, 0)
 
     def _without_slot(self) -> list[Turn]:
-        return [turn for turn in self._uploads.values() if turn.job.permit is None]
+        """Return the jobs whose bodies are under way or held, and need slots."""
+        uploads = [turn for turn in self._uploads.values() if not turn.job.has_ended]
+        return [turn for turn in uploads if not self._has_slot(turn)]
 
     def _grant_held(self) -> None:
         """Give free slots to the bodies that are held for them, in order."""
@@ -233,7 +222,7 @@ class SubmitQueue:
         turn.left, turn.sent = size or 0, 0
         self._latest_size = size or self._latest_size
         self._uplink.started(now=anyio.current_time())
-        if turn.job.permit is not None:
+        if self._has_slot(turn):
             return None
         turn.granted = anyio.Event()
         wait, began = partial(self._wait_held, turn), partial(self._on_held, turn)
@@ -253,7 +242,7 @@ class SubmitQueue:
             return
         if turn.left is not None:
             self._uplink.stopped(now=now)
-        if turn.job.permit is None and not delivered:
+        if not delivered and not self._has_slot(turn):
             self._cancel_reservation(turn)
             held_for = math.inf if turn.held_since is None else now - turn.held_since
             if refused:
@@ -273,7 +262,7 @@ class SubmitQueue:
         with anyio.move_on_after(seconds):
             if turn.granted is not None:
                 await turn.granted.wait()
-        if turn.job.permit is not None:
+        if self._has_slot(turn):
             return True
         if anyio.current_time() - (turn.held_since or 0.0) > self._ahead.max_hold:
             raise TransportTimeoutError(f"{turn.job.title} was held for a slot for too long.")
@@ -281,7 +270,7 @@ class SubmitQueue:
 
     async def wait_for_slot(self, turn: Turn) -> None:
         """Wait until a submit under way has a slot; at once if it has one, or runs ahead of it."""
-        if turn.job.permit is None and not turn.is_ahead:
+        if not turn.is_ahead and not self._has_slot(turn):
             turn.granted = anyio.Event()
             self.push(turn)
             await turn.granted.wait()
@@ -293,20 +282,14 @@ class SubmitQueue:
 
     def force_acquire(self, job: Job) -> None:
         """Count a job that is known to run, even past the limit."""
-        if job.permit is None:
+        if not job.has_ended and job.id not in self._holders:
             self._slots.force_acquire()
-            job.permit = SlotPermit(self)
             self._holders[job.id] = job
 
     def acquire_if_free(self, job: Job) -> None:
         """Count a job that may be running, unless all slots are taken by jobs that are."""
-        if job.permit is None and self._slots.taken < self._slots.limit:
+        if self._slots.taken < self._slots.limit:
             self.force_acquire(job)
-
-    def free_slot(self) -> None:
-        """Count one job less; for its permit alone."""
-        self._slots.release()
-        self._wakeup.set()
 
     def on_accepted(self, turn: Turn, estimate: float | None) -> None:
         """Learn from an accepted submit."""
@@ -316,7 +299,7 @@ class SubmitQueue:
     def on_not_accepted(self, turn: Turn, error: MusicGPTError) -> None:
         """Learn from a submit that MusicGPT had no room for, before its slot is freed."""
         self._cancel_reservation(turn)
-        if turn.job.permit is None:  # refused before its body was whole: nothing is known of slots
+        if not self._has_slot(turn):  # refused before its body was whole: nothing is known of slots
             return
         self._slots.on_rejected(
             now=anyio.current_time(),

@@ -353,7 +353,6 @@ AHEAD = Limits(parallel=1, polls_per_minute=6000)
 
 
 @pytest.mark.hang(30.0)
-@pytest.mark.xfail(strict=True, reason="a body that is held takes a slot though its job has ended")
 async def test_slots_of_jobs_cancelled_together_are_free(
     connect: Any, open_relay: Any, make_track: Any
 ) -> None:
