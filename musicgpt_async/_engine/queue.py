@@ -299,14 +299,16 @@ class SubmitQueue:
     def on_not_accepted(self, turn: Turn, error: MusicGPTError) -> None:
         """Learn from a submit that MusicGPT had no room for, before its slot is freed."""
         self._cancel_reservation(turn)
-        if not self._has_slot(turn):  # refused before its body was whole: nothing is known of slots
-            return
-        self._slots.on_rejected(
-            now=anyio.current_time(),
-            retry_after=error.retry_after,
-            full=error.status == 429,
-            began=turn.began,
-        )
+        now = anyio.current_time()
+        if self._has_slot(turn):
+            self._slots.on_rejected(
+                now=now,
+                retry_after=error.retry_after,
+                full=error.status == 429,
+                began=turn.began,
+            )
+        elif error.retry_after is not None:  # refused ahead of its slot: it tells nothing of slots
+            self._slots.pause(now=now, retry_after=error.retry_after)
         self._wakeup.set()
 
     def on_unknown(self, turn: Turn) -> None:

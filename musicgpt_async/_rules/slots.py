@@ -170,10 +170,14 @@ class Slots:
         if full and left < self._limit:
             self._shrink(max(1, left))
         if retry_after is not None:
-            self._pause(now + min(max(1.0, retry_after), _MAX_RETRY_AFTER))
+            self.pause(now=now, retry_after=retry_after)
         elif left == 0 or not full:
             doublings = min(self._refusals - 1, 10)
             self._pause(now + min(_MIN_PAUSE * 2.0**doublings, _MAX_PAUSE))
+
+    def pause(self, *, now: float, retry_after: float) -> None:
+        """Try nothing for as many seconds as the vendor asked for."""
+        self._pause(now + min(max(1.0, retry_after), _MAX_RETRY_AFTER))
 
     def _pause(self, until: float) -> None:
         """Try no sooner than this, nor than an earlier refusal asked for."""

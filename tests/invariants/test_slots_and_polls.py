@@ -375,7 +375,6 @@ async def test_slots_of_jobs_cancelled_together_are_free(
 
 
 @pytest.mark.hang(40.0)
-@pytest.mark.xfail(strict=True, reason="it counts only for uploads that have their slots")
 async def test_a_pause_is_kept_that_an_upload_ahead_of_its_slot_was_told(
     connect: Any, open_relay: Any, make_track: Any
 ) -> None:
