@@ -16,7 +16,7 @@ from musicgpt_async._engine.jobs import Jobs
 from musicgpt_async._engine.store import JobStore
 from musicgpt_async._engine.supervision import Supervisor
 from musicgpt_async._io.delivery_queue import Consumer, Delivery
-from musicgpt_async._rules import payloads, records
+from musicgpt_async._rules import payloads
 from musicgpt_async._rules.lifecycle import Effect, Trigger
 from musicgpt_async._rules.payloads import Conversion
 from musicgpt_async.errors import JournalError
@@ -129,7 +129,7 @@ class Deliveries:
     async def _take_hint(self, job: Job, delivery: Delivery) -> None:
         hint = payloads.parse_delivery(delivery.payload, requested=job.record.stems)
         facts: dict[str, Any] = {}
-        if records.is_task_id(hint.task_id) and job.record.task_id in (None, hint.task_id):
+        if hint.task_id and job.record.task_id in (None, hint.task_id):
             self._hints[job.id] = hint
             facts = {"candidate_task_id": hint.task_id}
         if self._event_bus:

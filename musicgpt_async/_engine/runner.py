@@ -23,7 +23,7 @@ from musicgpt_async._engine.recovery import Recovery
 from musicgpt_async._engine.submission import Result, Submitter
 from musicgpt_async._io import sources
 from musicgpt_async._io.content import ReadableTrack
-from musicgpt_async._rules import fingerprint, records, retrying
+from musicgpt_async._rules import fingerprint, retrying
 from musicgpt_async._rules.lifecycle import Effect, Trigger
 from musicgpt_async._rules.retrying import SubmitOutcome
 from musicgpt_async.errors import (
@@ -195,10 +195,8 @@ class Runner:
         """Record what became of a delivery."""
         job, error = turn.job, result.error
         if result.acceptance is not None:
-            facts = {**attrs.asdict(result.acceptance), "accepted_at": time.time()}
-            if not records.is_task_id(facts["conversion_id"] or ""):
-                facts["conversion_id"] = None  # nothing that could be stored or asked for
-            self._jobs.apply(job, Trigger.ACCEPTED, **facts)
+            facts = attrs.asdict(result.acceptance)
+            self._jobs.apply(job, Trigger.ACCEPTED, **facts, accepted_at=time.time())
             self._queue.on_accepted(turn, result.acceptance.credit_estimate)
             _log.debug("%s was accepted as task %s", job.title, job.record.task_id)
             return

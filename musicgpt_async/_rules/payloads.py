@@ -14,6 +14,10 @@ Where the links of the stems have been seen:
 A file's ending says what it is where the field's name says otherwise: the pages of the second
 generation show ``audio_url`` links that end in ``.wav``. A value that is not a whole http(s) URL is
 passed over: which bucket a bare S3 key belongs to is in no document.
+
+What is stored of an answer (ids, names of stems, links) is checked here and nowhere else,
+whether it comes by a submit, a poll, the listing or a webhook. An id that no journal could store
+is no id.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from musicgpt_async._rules.records import is_task_id
 from musicgpt_async.errors import ProtocolError
 from musicgpt_async.models import Acceptance, Extraction, Stem, StemLinks
 
@@ -71,7 +76,7 @@ class Conversion:
     """What a byId answer, a listing's entry or a delivery says of a job.
 
     Attributes:
-        task_id: Empty where the vendor left it out.
+        task_id: Empty if the vendor left it out, or gave none that could be stored.
         status: The vendor's word in upper case, empty where there is none.
         is_known_status: Whether the word was ever seen before.
         message: ``status_msg``, or whatever words came in its place.
@@ -147,14 +152,13 @@ def parse_acceptance(data: Mapping[str, Any]) -> Acceptance:
     Raises:
         ProtocolError: It has no task_id.
     """
-    task_id = _text(data.get("task_id"))
+    task_id = _id(data.get("task_id"))
     if task_id is None:
         raise ProtocolError(f"The answer to the submit has no task_id: {excerpt(data)}")
-    eta = _number(data.get("eta"))
     return Acceptance(
         task_id=task_id,
-        conversion_id=_text(data.get("conversion_id")),
-        eta=eta if eta is not None and eta >= 0 else None,
+        conversion_id=_id(data.get("conversion_id")),
+        eta=_amount(data.get("eta")),
         credit_estimate=_number(data.get("credit_estimate")),
     )
 
@@ -281,8 +285,8 @@ def _conversion(
     if not links and beside is not None:
         links = _links(beside, requested)
     return Conversion(
-        task_id=_text(data.get("task_id")) or "",
-        conversion_id=_text(data.get("conversion_id")),
+        task_id=_id(data.get("task_id")) or "",
+        conversion_id=_id(data.get("conversion_id")),
         progress=_PROGRESS.get(status) or _progress_by_links(status, links, requested),
         status=status,
         is_known_status=status in _PROGRESS,
@@ -338,11 +342,11 @@ def _urls(values: Sequence[Any], requested: Sequence[str]) -> Iterator[tuple[str
     """Yield (stem, URL) from the values that name their stems, else from the plain URLs."""
     read = [_decode(value) for value in values]
     named = [
-        (str(stem), url.strip())
+        (name, url.strip())
         for value in read
         if isinstance(value, Mapping)
         for stem, url in value.items()
-        if _is_url(url)
+        if (name := _id(stem)) is not None and _is_url(url)
     ]
     plain = [] if named else list(dict.fromkeys(value for value in read if _is_url(value)))
     yield from named or zip(_names(plain, requested), plain, strict=True)
@@ -397,6 +401,8 @@ def _is_url(value: Any) -> bool:
     """Return whether a value is a link to a file; a bucket without a key is none."""
     if not isinstance(value, str) or not value.strip().startswith(("http://", "https://")):
         return False
+    if not value.strip().isprintable():  # with a NUL or a lone surrogate, which cannot be stored
+        return False
     try:
         parts = urlsplit(value.strip())
     except ValueError:  # no address, for the message of whoever follows it
@@ -411,6 +417,18 @@ def _text(value: Any) -> str | None:
         return str(value).strip() or None
     except ValueError:  # an integer of more digits than Python will print
         return None
+
+
+def _id(value: Any) -> str | None:
+    """Return an id, or the name of a stem, that any journal can store."""
+    text = _text(value)
+    return text if text is not None and is_task_id(text) else None
+
+
+def _amount(value: Any) -> float | None:
+    """Return a number that is not below zero: seconds or credits, with -1 for "unknown"."""
+    number = _number(value)
+    return number if number is not None and number >= 0.0 else None
 
 
 def _number(value: Any) -> float | None:

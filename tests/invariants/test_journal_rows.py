@@ -232,7 +232,6 @@ async def test_an_odd_task_id_in_an_answer_stops_no_journal(
         assert saved[str(song)].sent_at is not None
 
 
-@pytest.mark.xfail(strict=True, reason="the end is never saved")
 async def test_an_odd_conversion_id_at_the_end_keeps_no_job_unfinished(
     connect: Any, make_track: Any, tmp_path: Path, read_records: Any
 ) -> None:

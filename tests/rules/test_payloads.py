@@ -115,6 +115,8 @@ def refusal_of(read: Callable[[], Any]) -> str | None:
         ({"task_id": "t", "eta": float("nan")}, Acceptance(task_id="t")),
         ({"task_id": "t", "eta": float("inf")}, Acceptance(task_id="t")),
         ({"task_id": "t", "eta": 10**400}, Acceptance(task_id="t")),
+        ({"task_id": "t", "conversion_id": "\ud800"}, Acceptance(task_id="t")),
+        ({"task_id": "t", "conversion_id": "c" * 513}, Acceptance(task_id="t")),
     ],
 )
 def test_an_acceptance_is_read_in_every_shape(data: dict[str, Any], expected: Acceptance) -> None:
@@ -122,7 +124,7 @@ def test_an_acceptance_is_read_in_every_shape(data: dict[str, Any], expected: Ac
     assert payloads.parse_acceptance(data) == expected
 
 
-@pytest.mark.parametrize("task_id", [None, "", "  ", [], {}, True, 1.5])
+@pytest.mark.parametrize("task_id", [None, "", "  ", [], {}, True, 1.5, "\ud800", "a\0", "t" * 513])
 def test_an_acceptance_without_a_task_id_shows_what_came(task_id: Any) -> None:
     """Without a name for the job there is no job to follow."""
     with pytest.raises(ProtocolError, match="task_id") as caught:
@@ -501,3 +503,14 @@ def test_a_snippet_is_one_short_printable_line(body: bytes) -> None:
     assert len(piece) <= EXCERPT_LENGTH
     assert len(piece.splitlines()) <= 1
     assert piece.isprintable() or not piece
+
+
+@pytest.mark.parametrize("odd", ["\ud800", "a\0b", "t" * 513])
+def test_what_no_journal_can_store_is_not_read(odd: str) -> None:
+    """Ids, names of stems and links that cannot be stored are left out of a poll and a delivery."""
+    url = "https://files.example/bass.mp3"
+    data = {"status": "COMPLETED", "task_id": odd, "conversion_id": odd}
+    data["audio_url"] = json.dumps({odd: url, "bass": url, "drums": url + "\ud800"})
+    polled, delivered = payloads.parse_conversion(data), payloads.parse_delivery(data)
+    assert polled == delivered
+    assert (polled.task_id, polled.conversion_id, set(polled.links)) == ("", None, {"bass"})
