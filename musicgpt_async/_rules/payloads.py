@@ -15,9 +15,9 @@ A file's ending says what it is where the field's name says otherwise: the pages
 generation show ``audio_url`` links that end in ``.wav``. A value that is not a whole http(s) URL is
 passed over: which bucket a bare S3 key belongs to is in no document.
 
-What is stored of an answer (ids, names of stems, links) is checked here and nowhere else,
+What is stored of an answer (ids, names of stems, links, amounts) is checked here and nowhere else,
 whether it comes by a submit, a poll, the listing or a webhook. An id that no journal could store
-is no id.
+is no id; an estimate below zero is none, since it would raise the caller's credit limit.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def parse_acceptance(data: Mapping[str, Any]) -> Acceptance:
         task_id=task_id,
         conversion_id=_id(data.get("conversion_id")),
         eta=_amount(data.get("eta")),
-        credit_estimate=_number(data.get("credit_estimate")),
+        credit_estimate=_amount(data.get("credit_estimate")),
     )
 
 

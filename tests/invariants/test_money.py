@@ -223,7 +223,6 @@ async def test_a_failed_verdict_alone_lets_a_track_be_submitted_again(
         assert paid(vendor) == {"song.mp3": 2}
 
 
-@pytest.mark.xfail(strict=True, reason="a negative estimate is subtracted from what is spent")
 async def test_a_negative_estimate_opens_no_credit_limit(connect: Any) -> None:
     """A response that estimates less than nothing counts as one without an estimate, at least."""
     async with Emulator(seconds=60, separate=False) as vendor:

@@ -117,6 +117,7 @@ def refusal_of(read: Callable[[], Any]) -> str | None:
         ({"task_id": "t", "eta": 10**400}, Acceptance(task_id="t")),
         ({"task_id": "t", "conversion_id": "\ud800"}, Acceptance(task_id="t")),
         ({"task_id": "t", "conversion_id": "c" * 513}, Acceptance(task_id="t")),
+        ({"task_id": "t", "credit_estimate": -5}, Acceptance(task_id="t")),
     ],
 )
 def test_an_acceptance_is_read_in_every_shape(data: dict[str, Any], expected: Acceptance) -> None:
