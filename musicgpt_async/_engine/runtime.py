@@ -125,10 +125,17 @@ async def start_runtime(settings: RuntimeSettings) -> Runtime:
         raise
     started: asyncio.Future[Runtime] = asyncio.get_running_loop().create_future()
     host = asyncio.create_task(_host(settings, started), name="musicgpt-async session")
-    with anyio.CancelScope(shield=True):
-        await asyncio.wait((host, started), return_when=asyncio.FIRST_COMPLETED)
+    interrupted: asyncio.CancelledError | None = None
+    while not (host.done() or started.done()):
+        with anyio.CancelScope(shield=True):
+            try:
+                await asyncio.wait((host, started), return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError as error:  # a native one, which no scope stops
+                interrupted = error
     runtime = started.result()
-    runtime.host = host
+    if interrupted is not None:  # nobody else could close it
+        await runtime.close()
+        raise interrupted
     return runtime
 
 

@@ -364,7 +364,6 @@ async def test_a_session_is_closed_by_code_that_runs_inside_it(how: str, tmp_pat
         assert b"closed" in output
 
 
-@pytest.mark.xfail(strict=True, reason="the session runs on with nobody to close it")
 async def test_a_start_that_is_cancelled_at_any_turn_leaves_nothing(connect: Any) -> None:
     """start() is cancelled in each of its first turns of the loop: no task is left."""
     async with Emulator(seconds=0.05, separate=False) as vendor:
