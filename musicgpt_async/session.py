@@ -163,7 +163,9 @@ class MusicGPTSession:
     async def aclose(self, *, drain: bool = True) -> None:
         """Close the session.
 
-        What is left to do takes ten seconds at most; cancelled once more it ends at once.
+        What is left to do takes ten seconds at most; cancelled once more it ends at once. Called by
+        code that the session itself runs (a source, an iterable, a hook of ``http``) it returns at
+        once, and the session ends as soon as that code does, without waiting for jobs.
 
         Args:
             drain: Whether to wait for the jobs that still run, or to detach them.
@@ -179,6 +181,9 @@ class MusicGPTSession:
                 async with self._lifetime:
                     pass
         if self._runtime is None:
+            return
+        if self._runtime.runs_caller():  # the two would wait for each other
+            self._runtime.leave()
             return
         try:
             if drain:

@@ -165,12 +165,11 @@ class Runtime:
         group: Where its children run.
 
     Attributes:
-        host: The task that it lives in.
         failure: What ended the session before it was left.
     """
 
     def __init__(self, settings: RuntimeSettings, group: anyio.abc.TaskGroup) -> None:
-        self.host: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]
+        self._host: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]
         self.failure: MusicGPTError | None = None
         self._is_failure_raised = False
         self._settings = settings
@@ -524,8 +523,7 @@ class Runtime:
         """Detach all jobs; from here on the time that the leave-taking takes is bounded."""
         if self._settings.journal is not None:
             self._settings.journal._give_up_after(LEAVE_TIMEOUT)
-        self._leaving.set()
-        self._idle.set()
+        self.leave()
         self._leave_scope.deadline = min(
             self._leave_scope.deadline, anyio.current_time() + LEAVE_TIMEOUT
         )
@@ -546,24 +544,41 @@ class Runtime:
             self._idle = anyio.Event()
         await self._idle.wait()
 
+    def leave(self) -> None:
+        """Begin to leave; nothing is submitted any more."""
+        self._leaving.set()
+        self._idle.set()
+
+    def runs_caller(self) -> bool:
+        """Return whether the running task is the session's own, which ends only if that does.
+
+        It runs code of the application as well: sources, iterables and trace hooks.
+        """
+        parents = {task.id: task.parent_id for task in anyio.get_running_tasks()}
+        task_id: int | None = anyio.get_current_task().id
+        while task_id is not None and task_id != id(self._host):
+            task_id = parents.get(task_id)
+        return task_id is not None
+
     async def close(self) -> None:
         """Leave, and wait until all is closed.
 
         Raises:
             MusicGPTError: A part of the session had stopped before.
         """
-        self._leaving.set()
-        self._idle.set()
+        self.leave()
         interrupted: asyncio.CancelledError | None = None
         # In a scope that is cancelled already the session is closed in peace; a cancellation that
         # comes now means that its user does not want to wait.
         shield = is_cancellation_requested()
-        while not self.host.done():
+        patience: float | None = None
+        while not self._host.done():
             with anyio.CancelScope(shield=shield):
                 try:
-                    await asyncio.wait((self.host,))
+                    await asyncio.wait((self._host,), timeout=patience)
+                    break
                 except asyncio.CancelledError as error:
-                    interrupted, shield = error, True
+                    interrupted, shield, patience = error, True, LEAVE_TIMEOUT
                     self._cut_short()
         if interrupted is not None:
             raise interrupted
@@ -599,8 +614,7 @@ class Runtime:
                 "accepted goes on at MusicGPT."
             )
             self.failure.__cause__ = error
-        self._leaving.set()
-        self._idle.set()
+        self.leave()
 
     async def _save_and_renew(self) -> None:
         while True:
