@@ -30,6 +30,7 @@ from musicgpt_async.errors import (
     MusicGPTError,
     ProtocolError,
     RateLimitError,
+    TransportTimeoutError,
 )
 from musicgpt_async.events import Polled, Throttled
 from musicgpt_async.models import JobState
@@ -38,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 NEWLY_ACCEPTED = 0.5  # seconds since acceptance that tell a new job from a resumed one
 LAST_POLL_TIMEOUT = 10.0  # seconds past its deadline that a job's last poll may take
+# Seconds in which a one-off poll has to be answered; a pause after a 429 takes 120 s at most.
+SINGLE_POLL_TIMEOUT = 300.0
 MAX_RECENT_TASKS = 4096  # tasks that are remembered to be a job's own, the newest ones
 MAX_UNKNOWN_STATUSES = 64  # new status words that are logged, once each
 
@@ -133,19 +136,22 @@ class Poller:
         """Poll a task once, ahead of the jobs and within the same budget.
 
         Raises:
-            MusicGPTError: The poll failed.
+            MusicGPTError: The poll failed, or was throttled for too long.
         """
         entry, now = _SinglePoll(task_id, stems), _now()
         self._schedule.add(entry, now=now, eta=None)
         self._schedule.wake(entry, now=now)
         self._wakeup.set()
         try:
-            await entry.finished.wait()
+            with anyio.move_on_after(SINGLE_POLL_TIMEOUT):
+                await entry.finished.wait()
         finally:
             self._schedule.remove(entry)
         if isinstance(entry.result, Conversion):
             return entry.result
-        raise entry.result or ProtocolError("The poll was broken off.")
+        raise entry.result or TransportTimeoutError(
+            f"Task {task_id} was not polled within {SINGLE_POLL_TIMEOUT:g} s; try it again later."
+        )
 
     def is_polled(self, task_id: str) -> bool:
         """Return whether a task is known to be another job's of this session."""
@@ -271,6 +277,8 @@ class Poller:
                 slowed = entry.job.make_event(Throttled, call="poll", retry_after=error.retry_after)
                 self._event_bus.publish(slowed)
             self._give_up_if_last(entry)
+        else:
+            entry.result = error  # unless a later poll succeeds
 
     def _on_failed_poll(self, entry: _PollEntry | _SinglePoll, error: MusicGPTError) -> None:
         if isinstance(entry, _SinglePoll):

@@ -388,7 +388,6 @@ async def test_a_start_that_is_cancelled_at_any_turn_leaves_nothing(connect: Any
     "anyio_backend", [("asyncio", {"loop_factory": accelerated_loop(400)})], ids=["accelerated"]
 )
 @pytest.mark.hang(1800.0)
-@pytest.mark.xfail(strict=True, reason="it waits for ever")
 async def test_a_download_that_needs_a_poll_ends_though_polls_are_throttled(
     connect: Any, tmp_path: Path
 ) -> None:
