@@ -38,7 +38,17 @@ PAIRS = {
     ("_io.download", "_io.partial_file"),
     ("_io.database", "_io.journal_file"),
     ("_io.database", "_io.schema"),
+    ("_io.database", "_io.statements"),
+    ("_io.database", "_io.job_rows"),
+    ("_io.statements", "_io.schema"),
     ("_io.journal_file", "_io.schema"),
+    ("_io.transactions", "_io.database"),
+    ("_io.transactions", "_io.journal_file"),
+    ("_io.transactions", "_io.statements"),
+    ("_io.job_table", "_io.job_rows"),
+    ("_io.job_table", "_io.processes"),
+    ("_io.job_table", "_io.statements"),
+    ("_io.job_table", "_io.transactions"),
 }
 # The vendor's stand-in knows nothing of the client, and is known to these alone.
 EMULATOR = "emulator"

@@ -20,16 +20,16 @@ import anyio
 import anyio.to_thread
 import attrs
 
+from musicgpt_async._io.job_rows import UNREADABLE
 from musicgpt_async._io.journal_file import LOCK_TIMEOUT, inspect_file
 from musicgpt_async._io.schema import (
     APPLICATION_ID,
     SCHEMA_VERSION,
     UPGRADES,
-    Statements,
     add_columns,
     check_version,
-    load_statements,
 )
+from musicgpt_async._io.statements import Statements, load_statements
 from musicgpt_async.errors import ConfigurationError, JournalError
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 # Seconds that SQLite itself waits, off the loop: whoever waits longer can be told to stop.
 BUSY_TIMEOUT = 1.0
-UNREADABLE = object()
-"""What a column is read as that holds no JSON."""
 ADVICE = {
     sqlite3.SQLITE_BUSY: "another process keeps it locked; end that process or try again",
     sqlite3.SQLITE_FULL: "the disk is full; make room and try again",
@@ -103,8 +101,8 @@ class Database:
     @property
     def url(self) -> sa.URL:
         """Where SQLAlchemy finds it."""
-        from sqlalchemy import URL, make_url  # noqa: PLC0415 - see schema.load_statements
-        from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - see schema.load_statements
+        from sqlalchemy import URL, make_url  # noqa: PLC0415 - see schema.make_tables
+        from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - see schema.make_tables
 
         if self.file is not None:
             return URL.create("sqlite+aiosqlite", database=str(self.file))
@@ -176,7 +174,7 @@ class Database:
     @contextmanager
     def map_errors(self) -> Iterator[None]:
         """Turn whatever a database raises into one error that says what to do."""
-        import sqlalchemy.exc  # noqa: PLC0415 - see schema.load_statements
+        import sqlalchemy.exc  # noqa: PLC0415 - see schema.make_tables
 
         try:
             yield
@@ -191,8 +189,8 @@ class Database:
 
 def _engine(database: Database) -> AsyncEngine:
     """Make an engine, which connects to nothing yet; a file is inspected before."""
-    from sqlalchemy import event, pool  # noqa: PLC0415 - see schema.load_statements
-    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see schema.load_statements
+    from sqlalchemy import event, pool  # noqa: PLC0415 - see schema.make_tables
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see schema.make_tables
 
     # Values of parameters (tokens!) stay out of every message.
     options: dict[str, Any] = {

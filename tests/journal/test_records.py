@@ -484,7 +484,7 @@ async def test_the_file_is_a_synchronous_write_ahead_log(tmp_path: Path) -> None
     async with Journal(path) as journal:
         assert select(path, "PRAGMA journal_mode") == [("wal",)]
         for options in ({}, {"musicgpt_reading": True}):
-            engine = journal._require_engine().execution_options(**options)
+            engine = journal._require_transactions()._engine.execution_options(**options)
             async with engine.connect() as connection:
                 found = await connection.exec_driver_sql("PRAGMA synchronous")
                 assert found.scalar() == 2

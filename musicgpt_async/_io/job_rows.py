@@ -1,0 +1,56 @@
+"""Rows of the jobs' table and the records that they hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from musicgpt_async._rules import records
+from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+UNREADABLE = object()
+"""What a column is read as that holds no JSON."""
+# Columns that hold numbers; SQLite would store a text in them, too.
+_NUMBERS = frozenset(
+    {"size", "eta", "credit_estimate", "sent_at", "accepted_at", "cost", "duration", "created_at"}
+)
+
+
+def encode_record(record: JobRecord) -> dict[str, Any]:
+    """Turn a record into a row; the columns bear the names of its attributes."""
+    return {
+        **attrs.asdict(record, recurse=True),
+        "state": str(record.state),
+        "stems": [str(stem) for stem in record.stems],
+        "preprocessing": [str(option) for option in record.preprocessing],
+        "links": {stem: attrs.asdict(links) for stem, links in record.links.items()},
+        "unfinished": records.is_unfinished(record),
+    }
+
+
+def decode_record(row: sa.Row[Any]) -> JobRecord:
+    """Turn a row into a record.
+
+    Raises:
+        ValueError: A column cannot be read; TypeError and AttributeError mean the same.
+    """
+    values = {field.name: getattr(row, field.name) for field in attrs.fields(JobRecord)}
+    for name, value in values.items():
+        if value is UNREADABLE or (name in _NUMBERS and isinstance(value, str)):
+            raise ValueError(f"{name} is unreadable")
+    return JobRecord(
+        **{
+            **values,
+            "state": JobState(row.state),
+            "stems": tuple(row.stems),
+            "preprocessing": tuple(row.preprocessing),
+            "eco_mode": bool(row.eco_mode),
+            "requested_stems": tuple(row.requested_stems),
+            "links": {stem: StemLinks(**links) for stem, links in row.links.items()},
+            "files": tuple(StemFile(**file) for file in row.files),
+        }
+    )

@@ -1,0 +1,112 @@
+"""Every statement that the journal makes; each is right on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from musicgpt_async._io.schema import make_tables
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+# Rows read at a time, so that a slow reader keeps no transaction open.
+PAGE_SIZE = 100
+
+
+@attrs.frozen
+class Statements:
+    """Every statement that the journal makes; each is right on SQLite and on PostgreSQL."""
+
+    metadata: sa.MetaData
+    version: sa.Select[Any]
+    set_version: sa.Insert
+    lock: sa.Select[Any]
+    renew_owner: sa.Update
+    add_owner: sa.Insert
+    delete_owner: sa.Delete
+    other_owners: sa.Select[Any]
+    delete_expired_owners: sa.Delete
+    insert: sa.Insert
+    save: sa.Update
+    by_fingerprint: sa.Select[Any]
+    acquire: sa.Update
+    claimable: sa.Select[Any]
+    acquire_claimable: sa.Update
+    release: sa.Update
+    page: sa.Select[Any]
+    find: sa.Select[Any]
+    owned: sa.Select[Any]
+    number_of: sa.Select[Any]
+    max_number: sa.Select[Any]
+    add_number: sa.Insert
+
+
+@cache
+def load_statements() -> Statements:
+    """Load SQLAlchemy and make the statements."""
+    import sqlalchemy as sa  # noqa: PLC0415 - see schema.make_tables
+
+    metadata = sa.MetaData()
+    journal, owners, jobs, places = make_tables(metadata)
+    key, owner_id = sa.bindparam("key", type_=sa.Text), sa.bindparam("owner_id", type_=sa.Text)
+    now, until = sa.bindparam("now", type_=sa.Double), sa.bindparam("until", type_=sa.Double)
+    live = sa.exists().where(owners.c.id == jobs.c.owner, owners.c.lease_until > now)
+    owned_jobs = jobs.update().where(jobs.c.owner == owner_id)
+    claimable = (
+        sa.select(jobs)
+        .where(
+            jobs.c.unfinished,
+            ~live,
+            sa.or_(
+                sa.bindparam("every", type_=sa.Boolean),  # of a state of no release, too
+                jobs.c.state.in_(sa.bindparam("states", expanding=True)),
+            ),
+        )
+        .order_by(jobs.c.seq)
+        .limit(sa.bindparam("max_rows", type_=sa.BigInteger))
+    )
+    return Statements(
+        metadata=metadata,
+        version=sa.select(journal.c.version),
+        set_version=journal.insert(),
+        # One writer at a time: SQLite's BEGIN IMMEDIATE sees to it, PostgreSQL locks this row.
+        lock=sa.select(journal.c.version).with_for_update(),
+        renew_owner=owners.update().where(owners.c.id == owner_id).values(lease_until=until),
+        add_owner=owners.insert().values(id=owner_id, lease_until=until),
+        delete_owner=owners.delete().where(owners.c.id == owner_id),
+        other_owners=sa.select(owners.c.id).where(owners.c.id != owner_id),
+        # The dead that left no job behind; what a dead owner still holds is claimed first.
+        delete_expired_owners=owners.delete().where(
+            owners.c.lease_until <= now, ~sa.exists().where(jobs.c.owner == owners.c.id)
+        ),
+        insert=jobs.insert(),
+        save=owned_jobs.where(jobs.c.id == key),
+        by_fingerprint=sa.select(jobs, (~live).label("free"))
+        .where(jobs.c.fingerprint == key)
+        .order_by(jobs.c.seq.desc()),
+        acquire=jobs.update().where(jobs.c.id == key).values(owner=owner_id),
+        claimable=claimable,
+        acquire_claimable=jobs.update()
+        .where(jobs.c.seq.in_(claimable.with_only_columns(jobs.c.seq)))
+        .values(owner=owner_id),
+        release=owned_jobs.where(jobs.c.id == key).values(owner=None),
+        page=sa.select(jobs)
+        .where(jobs.c.seq > sa.bindparam("last"))
+        .order_by(jobs.c.seq)
+        .limit(PAGE_SIZE),
+        find=sa.select(jobs, (~live).label("free"))
+        .where(sa.or_(jobs.c.id == key, jobs.c.task_id == key))
+        .order_by(jobs.c.seq.desc())
+        .limit(1),
+        owned=sa.select(jobs.c.id, jobs.c.owner, owners.c.lease_until).join(
+            owners, owners.c.id == jobs.c.owner
+        ),
+        number_of=sa.select(places.c.number).where(
+            places.c.place == key, places.c.task_id == sa.bindparam("task", type_=sa.Text)
+        ),
+        max_number=sa.select(sa.func.max(places.c.number)).where(places.c.place == key),
+        add_number=places.insert(),
+    )
