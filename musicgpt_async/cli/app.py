@@ -20,7 +20,7 @@ from musicgpt_async._rules import filenames
 from musicgpt_async._version import __version__
 from musicgpt_async.cli import streams
 from musicgpt_async.cli.names import match_case, split_names
-from musicgpt_async.cli.run import Plan, Settings
+from musicgpt_async.cli.settings import Plan, Settings
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import anyio
 import anyio.to_thread
 import attrs
 
 from musicgpt_async import (
-    AudioFormat,
     AuthenticationError,
     ConfigurationError,
     CreditLimitError,
@@ -31,23 +28,21 @@ from musicgpt_async import (
     Outcome,
     WebhookReceiver,
 )
-from musicgpt_async._rules import filenames, plans
+from musicgpt_async._rules import plans
 from musicgpt_async._rules.records import was_delivered
 from musicgpt_async.cli import output, streams
 from musicgpt_async.cli.display import make_screen
 from musicgpt_async.cli.interrupts import Interrupts
 from musicgpt_async.cli.progress import ProgressModel
 from musicgpt_async.cli.screen import Totals
+from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.text import count, credit, plain, span
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.events import Accepted, Event
 from musicgpt_async.journal import Lease
 from musicgpt_async.session import KEY_VARIABLE
 
-JOURNAL = ".musicgpt-async.sqlite"
 LEASE_SECONDS = 10.0  # seconds after which another process takes over the jobs of a killed one
-
-Plan = Literal["free", "plus", "pro"]
 
 # After these no other track fares better.
 FATAL_ERRORS = (
@@ -57,69 +52,6 @@ FATAL_ERRORS = (
     ForbiddenError,
     InsufficientCreditsError,
 )
-
-
-@attrs.frozen(kw_only=True)
-class Settings:
-    """The options of every command that works on tracks.
-
-    Attributes:
-        out: Directory for the stems.
-        format: Which files of each stem; ``None`` for what the journal remembers, else the best.
-        layout: The template of the files' names.
-        plan: The account's; ``None`` for the environment's, else its limits are learned.
-        jobs: Unfinished at the vendor at once; ``None`` for as many as the account allows.
-        deadline: Seconds from acceptance in which a track has to finish.
-        max_credits: Credits after which nothing more is submitted.
-        webhook: The public URL that the vendor's webhooks come to.
-        listen: Host and port that the receiver listens on.
-        journal: Whether to keep a journal in the output directory.
-        json: Whether to write outcomes to stdout as JSON.
-        quiet: Whether to report failures only.
-        verbose: Whether to show the library's log.
-        api_key: ``None`` for the environment's.
-        base_url: ``None`` for the environment's.
-    """
-
-    out: Path
-    format: AudioFormat | None = None
-    layout: str = filenames.DEFAULT_LAYOUT
-    plan: Plan | None = None
-    jobs: int | None = None
-    deadline: float | None = 3600.0
-    max_credits: float | None = None
-    webhook: str | None = None
-    listen: tuple[str, int] = ("127.0.0.1", 8080)
-    journal: bool = True
-    json: bool = False
-    quiet: bool = False
-    verbose: bool = False
-    api_key: str | None = attrs.field(default=None, repr=False)
-    base_url: str | None = None
-
-    @property
-    def known_plan(self) -> str | None:
-        """The account's plan, as the command or the environment names it.
-
-        Raises:
-            ConfigurationError: The environment names one that does not exist.
-        """
-        return self.plan or plans.check_plan(os.environ.get(plans.PLAN_VARIABLE))
-
-    @property
-    def journal_path(self) -> Path:
-        """Path of the journal."""
-        return self.out / JOURNAL
-
-    @property
-    def resume_command(self) -> str:
-        """The command that resumes what a run has detached."""
-        return shlex.join(["musicgpt-async", "resume", "--out", os.fspath(self.out)])
-
-    @property
-    def fetch_command(self) -> str:
-        """The command that downloads tasks that no journal holds; their ids come behind it."""
-        return shlex.join(["musicgpt-async", "fetch", "--out", os.fspath(self.out)])
 
 
 Outcomes = Callable[[MusicGPTSession, "Run"], AsyncGenerator[Outcome, None]]

@@ -19,7 +19,7 @@ from musicgpt_async.cli.report.markup import element
 from musicgpt_async.cli.report.track_card import url
 from musicgpt_async.cli.report.tracks import TrackStatus, from_files, from_records
 from musicgpt_async.cli.report.waveforms import BLOCK, PARTS, Waveform
-from musicgpt_async.cli.run import JOURNAL
+from musicgpt_async.cli.settings import JOURNAL
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.models import StemFile
 

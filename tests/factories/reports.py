@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from musicgpt_async import Journal
-from musicgpt_async.cli.run import JOURNAL
+from musicgpt_async.cli.settings import JOURNAL
 from musicgpt_async.emulator.audio.separation import separate
 from musicgpt_async.emulator.audio.song import compose
 from musicgpt_async.models import JobRecord

@@ -12,7 +12,8 @@ import attrs
 
 from musicgpt_async import BatchItem, MusicGPTSession, Outcome
 from musicgpt_async.cli import output, streams
-from musicgpt_async.cli.run import Run, Settings, make_directory
+from musicgpt_async.cli.run import Run, make_directory
+from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 

@@ -30,7 +30,8 @@ from musicgpt_async._rules.formats import DEFAULT_FORMAT
 from musicgpt_async._rules.records import may_be_submitted_again
 from musicgpt_async.cli import output, streams
 from musicgpt_async.cli.durations import read_duration
-from musicgpt_async.cli.run import Run, Settings
+from musicgpt_async.cli.run import Run
+from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.sources import TrackRequest, TrackSources, iter_lazily
 from musicgpt_async.cli.text import count, dollars, plain, size, span
 from musicgpt_async.cli.usage import UsageError

@@ -18,7 +18,8 @@ from musicgpt_async import (
 )
 from musicgpt_async._rules.records import is_task_id
 from musicgpt_async.cli.commands.extract import iterate_outcomes
-from musicgpt_async.cli.run import Run, Settings
+from musicgpt_async.cli.run import Run
+from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.usage import UsageError
 
 

@@ -12,7 +12,7 @@ from musicgpt_async._rules import filenames
 from musicgpt_async._rules.records import is_unfinished, was_delivered
 from musicgpt_async.cli import streams
 from musicgpt_async.cli.commands.extract import require_journal
-from musicgpt_async.cli.run import Settings
+from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.text import count, plain
 from musicgpt_async.journal import Lease
 from musicgpt_async.models import JobRecord, JobState

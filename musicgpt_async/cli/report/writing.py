@@ -17,7 +17,7 @@ from musicgpt_async.cli.report import tracks
 from musicgpt_async.cli.report.page import Page
 from musicgpt_async.cli.report.tracks import ReportTrack
 from musicgpt_async.cli.report.waveforms import Waveform
-from musicgpt_async.cli.run import JOURNAL
+from musicgpt_async.cli.settings import JOURNAL
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 
