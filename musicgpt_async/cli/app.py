@@ -1,4 +1,7 @@
-"""The commands: what they are called, what they take, and which function does the work."""
+"""The commands: what they are called, what they take, and which function does the work.
+
+Each imports its function when it runs: `--help` would wait for what this module imports.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import anyio
 from cyclopts import App, Parameter, Token, validators
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 from musicgpt_async import AudioFormat, InvalidOptionError, MusicGPTError, Preprocessing, Stem
 from musicgpt_async._rules import filenames
 from musicgpt_async._version import __version__
-from musicgpt_async.cli import streams
+from musicgpt_async.cli import event_loop, streams
 from musicgpt_async.cli.names import match_case, split_names
 from musicgpt_async.cli.settings import Plan, Settings
 from musicgpt_async.cli.text import plain
@@ -167,7 +169,9 @@ def extract(
             generated=GeneratedFiles(settings.out, settings.layout),
             warn=make_warn(quiet=settings.quiet),
         )
-        return anyio.run(partial(work, settings, sources, force=force, retry_failed=retry_failed))
+        return event_loop.run(
+            partial(work, settings, sources, force=force, retry_failed=retry_failed)
+        )
 
 
 @app.command(sort_key=1)
@@ -192,7 +196,7 @@ def resume(
     from musicgpt_async.cli.commands import extract as command  # noqa: PLC0415 - other commands go without
 
     settings = common.settings(directory=directory, format=format)
-    return anyio.run(partial(command.resume, settings, found=tasks_by_job(found)))
+    return event_loop.run(partial(command.resume, settings, found=tasks_by_job(found)))
 
 
 @app.command(sort_key=2)
@@ -214,7 +218,7 @@ def fetch(
     """
     from musicgpt_async.cli.commands import fetch as command  # noqa: PLC0415 - other commands go without
 
-    return anyio.run(partial(command.fetch, common.settings(format=format), task_ids))
+    return event_loop.run(partial(command.fetch, common.settings(format=format), task_ids))
 
 
 @app.command(sort_key=3)
@@ -234,7 +238,7 @@ def jobs(
     """
     from musicgpt_async.cli.commands import jobs as command  # noqa: PLC0415 - other commands go without
 
-    return anyio.run(command.show, Settings(out=choose_directory(directory, out), json=json))
+    return event_loop.run(command.show, Settings(out=choose_directory(directory, out), json=json))
 
 
 @app.command(sort_key=4)
@@ -256,7 +260,7 @@ def report(
     """
     from musicgpt_async.cli import report as page  # noqa: PLC0415 - other commands go without
 
-    return anyio.run(partial(page.report, choose_directory(directory, out), quiet=quiet))
+    return event_loop.run(partial(page.report, choose_directory(directory, out), quiet=quiet))
 
 
 @app.command(sort_key=5)
@@ -269,7 +273,7 @@ def doctor(*, webhook: str | None = None, listen: str = "127.0.0.1:8080") -> int
     """
     from musicgpt_async.cli.commands import doctor as command  # noqa: PLC0415 - other commands go without
 
-    return anyio.run(command.examine, webhook, host_and_port(listen))
+    return event_loop.run(command.examine, webhook, host_and_port(listen))
 
 
 @app.command(sort_key=6)
@@ -321,7 +325,7 @@ def emulate(
         separate=separate,
         faults=tuple(fault),
     )
-    return anyio.run(command.emulate, settings)
+    return event_loop.run(command.emulate, settings)
 
 
 @app.command(sort_key=7)
@@ -340,7 +344,7 @@ def demo(
     """
     from musicgpt_async.cli.commands import demo as command  # noqa: PLC0415 - other commands go without
 
-    return anyio.run(command.demonstrate, Settings(out=out, quiet=quiet))
+    return event_loop.run(command.demonstrate, Settings(out=out, quiet=quiet))
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
-import anyio.to_thread
-
 # What a closed pipe, a full disk, a lost terminal and a closed file raise.
 FAILURES = (OSError, ValueError)
 _stuck = 0  # writes that a thread has begun and not ended
@@ -77,6 +75,7 @@ def say(text: str) -> None:
 
 async def run_in_thread(write: Callable[[], None]) -> None:
     """Run a write in a thread; cancelling abandons one that is stuck in a stopped terminal."""
+    import anyio.to_thread  # noqa: PLC0415 - help and versions need no event loop
 
     def run() -> None:
         global _stuck  # noqa: PLW0603 - one process, one terminal

@@ -49,7 +49,7 @@ def _packages_of(extra: str | None, requirements: list[str]) -> Iterator[str]:
     """Yield the names of an extra's packages, those of the extras that it includes, too."""
     for requirement in requirements:
         marker = _EXTRA.search(requirement)
-        if (marker and marker[1]) != extra:
+        if (marker and marker[1]) != extra or _is_for_other_systems(requirement):
             continue
         name = _NAME.match(requirement)
         included = re.match(rf"{NAME}\[([\w,-]+)\]", requirement)
@@ -58,6 +58,10 @@ def _packages_of(extra: str | None, requirements: list[str]) -> Iterator[str]:
                 yield from _packages_of(each, requirements)
         elif name:
             yield name[0]
+
+
+def _is_for_other_systems(requirement: str) -> bool:
+    return sys.platform == "win32" and "sys_platform != 'win32'" in requirement.replace('"', "'")
 
 
 def _describe(package: str) -> str:

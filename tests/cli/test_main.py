@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 from importlib import metadata
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from musicgpt_async._version import __version__
-from musicgpt_async.cli import main
+from musicgpt_async.cli import event_loop, main
 
 
 @pytest.mark.anyio
@@ -76,6 +77,26 @@ async def test_version_and_help(shell: Any) -> None:
     found = [first.index(name) for name in commands]
     assert found == sorted(found)  # in the order that they are used in
     assert all(word in told for word in ("--install-completion", "MUSICGPT_API_KEY"))
+
+
+@pytest.mark.anyio
+async def test_help_imports_no_session(shell: Any) -> None:
+    """`--help` starts at once: it imports no HTTP client, database or event loop."""
+    ended = await shell.run("--help", PYTHONPROFILEIMPORTTIME="1")
+    imported = {line.rpartition("|")[2].strip() for line in ended.err.splitlines()}
+    assert ended.code == 0
+    assert "cyclopts" in imported
+    assert imported.isdisjoint({"aiohttp", "anyio", "sqlalchemy", "uvloop"})
+
+
+def test_commands_run_on_uvloop() -> None:
+    """A command runs on uvloop if that is installed."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def check() -> int:
+        return int(isinstance(asyncio.get_running_loop(), uvloop.Loop))
+
+    assert event_loop.run(check) == 1
 
 
 def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
