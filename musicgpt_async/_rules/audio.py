@@ -1,9 +1,21 @@
-"""Whether a downloaded file is audio, and complete, as far as its bytes show."""
+"""Whether a file is audio, and complete, as far as its bytes show."""
 
 from __future__ import annotations
 
 # "RIFF", the size of what follows, "WAVE": the first 12 bytes of a WAV file (Microsoft, 1991).
 WAV_HEADER_SIZE = 12
+# Signatures of files that are named like audio by mistake (garykessler.net/library/file_sigs.html).
+_OTHER_FORMATS = {
+    b"%PDF-": "a PDF",
+    b"\x89PNG\r\n": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+    b"PK\x03\x04": "an archive",
+    b"Rar!\x1a": "an archive",
+    b"7z\xbc\xaf": "an archive",
+    b"\x1f\x8b\x08": "an archive",
+}
+HEAD_SIZE = 64  # bytes that are enough to tell
 _TEXT_TYPES = ("text/", "application/xml", "application/json", "application/xhtml")
 
 
@@ -12,6 +24,9 @@ def why_not_audio(head: bytes, content_type: str) -> str | None:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if start in (b"<", b"{"):
         return "it is a page or a message, not audio"
+    for signature, name in _OTHER_FORMATS.items():
+        if head.startswith(signature):
+            return f"it is {name}, not audio"
     if content_type.lower().startswith(_TEXT_TYPES):
         return f"the host calls it {content_type.partition(';')[0]}, not audio"
     return None

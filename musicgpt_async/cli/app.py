@@ -147,7 +147,8 @@ def extract(
         list: A track a line: a path or URL; or CSV or JSON lines with source, stems,
             preprocessing, eco_mode, label, key. Relative paths are resolved against the list's
             directory. `-` reads it from standard input.
-        force: Submit tracks even if they were submitted before.
+        force: Submit tracks even if they were submitted before, or are not audio by their first
+            bytes.
         retry_failed: Submit tracks again that MusicGPT could not process before, and pay again.
         dry_run: List what would be submitted, and send nothing.
         journal: Whether to remember in the output directory what was submitted, as is done.

@@ -16,7 +16,7 @@ import attrs
 
 from musicgpt_async import BatchItem, Preprocessing, Stem
 from musicgpt_async._io.sources import parse_source
-from musicgpt_async._rules import protocol
+from musicgpt_async._rules import audio, protocol
 from musicgpt_async.cli import track_list
 from musicgpt_async.cli.names import match_case
 from musicgpt_async.cli.usage import UsageError
@@ -228,18 +228,46 @@ def is_audio(path: Path) -> bool:
 
 
 async def iter_lazily(
-    tracks: Iterator[TrackRequest], *, stopped: Callable[[], bool]
+    tracks: Iterator[TrackRequest],
+    *,
+    stopped: Callable[[], bool],
+    refuse: Callable[[str, str], None] | None = None,
 ) -> AsyncIterator[BatchItem]:
-    """Yield tracks as they are asked for, with the disk read in a thread, until stopped."""
-    while chunk := await anyio.to_thread.run_sync(partial(_take_chunk, tracks)):
-        for request in chunk:
+    """Yield tracks as they are needed, until stopped; the disk is read in a thread.
+
+    Args:
+        tracks: The tracks.
+        stopped: Returns whether to stop.
+        refuse: Called with the path of a file that is not audio, and with the reason; the file is
+            left out. Without it no file is looked into.
+    """
+    take = partial(_take_chunk, tracks, check=refuse is not None)
+    while chunk := await anyio.to_thread.run_sync(take):
+        for request, reason in chunk:
             if stopped():
                 return
-            yield request.item
+            if reason and refuse:
+                refuse(request.source, reason)
+            else:
+                yield request.item
 
 
-def _take_chunk(tracks: Iterator[TrackRequest]) -> list[TrackRequest]:
-    return list(islice(tracks, READ_AHEAD))
+def why_not_audio(source: str) -> str | None:
+    """Return why the first bytes of a file show that it is not audio, or ``None``."""
+    if is_url(source):
+        return None
+    try:
+        with Path(source).open("rb") as file:
+            return audio.why_not_audio(file.read(audio.HEAD_SIZE), "")
+    except OSError:  # the session says what is wrong when it opens the file
+        return None
+
+
+def _take_chunk(
+    tracks: Iterator[TrackRequest], *, check: bool
+) -> list[tuple[TrackRequest, str | None]]:
+    chunk = islice(tracks, READ_AHEAD)
+    return [(each, why_not_audio(each.source) if check else None) for each in chunk]
 
 
 def _check_options(stems: Sequence[str], preprocessing: Sequence[str], prefix: str) -> None:

@@ -30,9 +30,17 @@ def real_wav(frames: int) -> bytes:
         b"<Error><Code>AccessDenied</Code></Error>",
         b'{"message": "expired"}',
         b' \n{"a": 1}',
+        b"%PDF-1.7",
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe0\x00\x10JFIF",
+        b"GIF89a",
+        b"PK\x03\x04\x14",
+        b"Rar!\x1a\x07\x00",
+        b"7z\xbc\xaf\x27\x1c",
+        b"\x1f\x8b\x08\x00",
     ],
 )
-def test_pages_and_messages_are_no_audio(head: bytes) -> None:
+def test_pages_messages_pictures_and_archives_are_not_audio(head: bytes) -> None:
     """Whatever type the host calls them."""
     for content_type in ("audio/wav", "application/octet-stream", ""):
         assert why_not_audio(head, content_type)
@@ -51,7 +59,17 @@ def test_what_the_host_calls_text_is_no_audio(content_type: str) -> None:
 
 @pytest.mark.parametrize(
     "head",
-    [real_wav(10), b"ID3\x04", b"\xff\xfb\x90\x00", b"\xff\xf3", b"fLaC", b"OggS", b"\x00" * 40],
+    [
+        real_wav(10),
+        b"ID3\x04",
+        b"\xff\xfb\x90\x00",
+        b"\xff\xf3",
+        b"fLaC",
+        b"OggS",
+        b"FORM",
+        b"\x00\x00\x00\x20ftypM4A ",
+        b"\x00" * 40,
+    ],
 )
 @pytest.mark.parametrize(
     "content_type",

@@ -23,6 +23,7 @@ from musicgpt_async import (
     MusicGPTError,
     MusicGPTSession,
     Outcome,
+    SourceError,
 )
 from musicgpt_async._io import sources as audio
 from musicgpt_async._rules import fingerprint, pricing
@@ -32,7 +33,7 @@ from musicgpt_async.cli import output, streams
 from musicgpt_async.cli.durations import read_duration
 from musicgpt_async.cli.run import Run
 from musicgpt_async.cli.settings import Settings
-from musicgpt_async.cli.sources import TrackRequest, TrackSources, iter_lazily
+from musicgpt_async.cli.sources import TrackRequest, TrackSources, iter_lazily, why_not_audio
 from musicgpt_async.cli.text import count, dollars, plain, size, span
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.events import Downloaded, Event, Failed
@@ -50,15 +51,30 @@ async def extract(
 
     async def outcomes(session: MusicGPTSession, run: Run) -> AsyncGenerator[Outcome, None]:
         format_ = settings.format or DEFAULT_FORMAT
-        tracks = iter_lazily(sources.tracks(), stopped=lambda: run.should_stop)
+        refused: list[Outcome] = []
+        tracks = iter_lazily(
+            sources.tracks(),
+            stopped=lambda: run.should_stop,
+            refuse=None if force else lambda *words: refused.append(_refusal(*words)),
+        )
         batch = session.extract_many(
             tracks, settings.out, force=force, retry_failed=retry_failed, format=format_
         )
         async with aclosing(batch) as each:  # type: ignore[type-var]  # it is a generator
             async for outcome in each:
+                while refused:
+                    yield refused.pop(0)
                 yield outcome
+        for outcome in refused:
+            yield outcome
 
     return await Run(settings, total=total).execute(outcomes)
+
+
+def _refusal(source: str, reason: str) -> Outcome:
+    """Return the outcome of a file that is not audio."""
+    words = f"{Path(source).name} was not sent: {reason} (--force sends it)."
+    return Outcome(source=source, error=SourceError(words))
 
 
 async def resume(settings: Settings, *, found: Mapping[str, str]) -> int:
@@ -164,8 +180,11 @@ async def dry_run(
     with ThreadPoolExecutor(1) as executor:
         for request in sources.tracks():
             track = await _look_at(request, known, plan, executor)
+            if not force:
+                reason = await anyio.to_thread.run_sync(why_not_audio, request.source)
+                track = attrs.evolve(track, refusal=reason)
             streams.write_result(track.as_json() if settings.json else str(track))
-            if track.state is None:
+            if track.would_submit:
                 sent += 1
                 price += track.price or 0.0
                 unpriced += track.price is None
@@ -196,7 +215,8 @@ class _DryTrack:
         length: Bytes; ``None`` for a URL.
         duration: Seconds; ``None`` if unknown.
         price: Dollars; ``None`` if unknown.
-        state: Where the journal's job of it stands already.
+        state: The state of the journal's job for it.
+        refusal: Why its first bytes are not audio.
     """
 
     request: TrackRequest
@@ -204,6 +224,12 @@ class _DryTrack:
     duration: float | None
     price: float | None
     state: JobState | None
+    refusal: str | None = None
+
+    @property
+    def would_submit(self) -> bool:
+        """Whether it would be sent."""
+        return self.state is None and self.refusal is None
 
     def __str__(self) -> str:
         request = self.request
@@ -216,8 +242,9 @@ class _DryTrack:
             "unknown price" if self.price is None else f"about {dollars(self.price)}",
             ", ".join(options),
         ]
-        there = f"  [{self.state} already]" if self.state else ""
-        return "  ".join(parts) + there
+        notes = [f"{self.state} already"] if self.state else []
+        notes += [f"not sent: {self.refusal}"] if self.refusal else []
+        return "  ".join([*parts, *(f"[{note}]" for note in notes)])
 
     def as_json(self) -> str:
         """Return the same as one line of JSON."""
@@ -231,8 +258,9 @@ class _DryTrack:
                 "size": self.length,
                 "duration": self.duration,
                 "price": None if self.price is None else round(self.price, 4),
-                "would_submit": self.state is None,
+                "would_submit": self.would_submit,
                 "state": self.state,
+                "refusal": self.refusal,
             }
         )
 

@@ -437,3 +437,21 @@ async def test_a_foreign_journal_is_refused_and_left_alone(open_vendor: Any) -> 
         assert "Traceback" not in ended.err
         assert not vendor.requests
         assert foreign.read_bytes() == b"something else altogether" * 100
+
+
+async def test_a_file_that_is_not_audio_is_not_sent(open_vendor: Any) -> None:
+    """It fails by itself, in one sentence, and the others go on; --force sends it all the same."""
+    options = (*BARE, "-s", "bass", "--out", "o")
+    async with open_vendor(seconds=0.1) as (vendor, shell):
+        good, page = shell.track("good.wav"), shell.track("page.mp3")
+        page.write_bytes(b"<!DOCTYPE html><title>404</title>")
+        shown = await shell.run("extract", page, good, *options, "--dry-run", "--json")
+        assert [each["would_submit"] for each in shown.tracks] == [False, True]
+        ended = await shell.run("extract", page, good, *options)
+        assert ended.code == 1
+        words = "page.mp3 was not sent: it is a page or a message, not audio (--force sends it)."
+        assert ended.err.splitlines().count(f"failed  {words}") == 1
+        assert "1 track done" in ended.err
+        assert [each.upload.file_name for each in vendor.submissions] == ["good.wav"]
+        forced = await shell.run("extract", page, *options, "--force")
+        assert forced.code == 0
