@@ -13,6 +13,7 @@ import itertools
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from operator import add, mul
 
 TYPICAL = 60.0  # seconds; the scale of a job whose eta is unknown
 
@@ -21,18 +22,14 @@ _RATIOS = [math.exp(_LOW + _STEP * k) for k in range(_KNOTS)]
 _HALF_WIDTHS = [0.5 * (right - left) for left, right in itertools.pairwise(_RATIOS)]
 
 
-def _normal(z: float) -> float:
-    """The standard normal distribution function."""
-    return 0.5 * math.erfc(-z / math.sqrt(2.0))
-
-
 def _normal_table(mean: float, deviation: float) -> list[float]:
     """The normal distribution function on the grid, 0 and 1 beyond six deviations."""
     first, last = (
         min(max(math.ceil((mean + side * deviation - _LOW) / _STEP), 0), _KNOTS)
         for side in (-6.0, 6.0)
     )
-    middle = [_normal((_LOW + _STEP * k - mean) / deviation) for k in range(first, last)]
+    scale = -math.sqrt(0.5) / deviation
+    middle = [0.5 * math.erfc(scale * (_LOW + _STEP * k - mean)) for k in range(first, last)]
     return [0.0] * first + middle + [1.0] * (_KNOTS - last)
 
 
@@ -49,6 +46,7 @@ class DurationDistribution:
     _DECAY = 0.99
     _PRIOR = 5.0  # finished jobs that the prior weighs as much as
     _MIXTURE_WEIGHT = 0.002  # the share of jobs about which nothing is foretold
+    _DOUBT = tuple(map(mul, _UNINFORMATIVE, itertools.repeat(_MIXTURE_WEIGHT)))
 
     def __init__(self, mean: float, deviation: float, *, confidence: float = 0.7) -> None:
         self._weight = self._PRIOR
@@ -67,7 +65,7 @@ class DurationDistribution:
         deviation = math.sqrt(width * width + variance)
         self._weight = self._DECAY * self._weight + 1.0
         kernel = _normal_table(mean, deviation)
-        self._below = [self._DECAY * b + k for b, k in zip(self._below, kernel, strict=True)]
+        self._below = list(map(add, map(mul, self._below, itertools.repeat(self._DECAY)), kernel))
         self._tabulate()
 
     def probability(self, low: float, high: float) -> float:
@@ -146,7 +144,8 @@ class DurationDistribution:
         b = math.log(min(max(high, _RATIOS[0]), _RATIOS[-1]))
         inner = range(math.floor((a - _LOW) / _STEP) + 1, math.ceil((b - _LOW) / _STEP))
         edges = [a, *(_LOW + _STEP * k for k in inner), b]
-        ended = [self._at(math.exp(edge))[0] for edge in edges]
+        first, last = (self._at(math.exp(edge))[0] for edge in (a, b))
+        ended = [first, *self._ended[inner.start : inner.stop], last]
         total = ended[-1] - ended[0]
         if total <= 0.0:
             return (a + b) / 2.0, (b - a) ** 2 / 12.0
@@ -161,15 +160,11 @@ class DurationDistribution:
 
     def _tabulate(self) -> None:
         """Tabulate the distribution function and its integral from 0."""
-        confidence = (1.0 - self._MIXTURE_WEIGHT) / self._weight
-        doubt = self._MIXTURE_WEIGHT
-        self._ended = [
-            confidence * b + doubt * w for b, w in zip(self._below, _UNINFORMATIVE, strict=True)
-        ]
-        cells = (
-            width * (a + b)
-            for width, (a, b) in zip(_HALF_WIDTHS, itertools.pairwise(self._ended), strict=True)
-        )
+        # By map and operator: every finished job does this, and comprehensions take twice the time.
+        confidence = itertools.repeat((1.0 - self._MIXTURE_WEIGHT) / self._weight)
+        self._ended = list(map(add, map(mul, self._below, confidence), self._DOUBT))
+        sums = map(add, self._ended, itertools.islice(self._ended, 1, None))
+        cells = map(mul, _HALF_WIDTHS, sums)
         self._area = list(itertools.accumulate(cells, initial=0.5 * _RATIOS[0] * self._ended[0]))
 
     def _at(self, ratio: float) -> tuple[float, float]:
