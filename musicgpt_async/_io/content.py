@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -35,6 +35,8 @@ _T = TypeVar("_T")
 BLOCK_SIZE = 1 << 20
 # A round trip to the executor costs as much as reading half a block.
 READ_SIZE = 2 * BLOCK_SIZE
+# Bytes that are hashed sooner than the executor is reached.
+SMALL_BLOCK = 1 << 15
 
 
 class ReadableTrack(Protocol):
@@ -251,6 +253,9 @@ class Digest:
 
     async def update(self, block: bytes | memoryview) -> None:
         """Add the next block."""
+        if len(block) <= SMALL_BLOCK:
+            self._sha256.update(block)
+            return
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._executor, self._sha256.update, block)
 
@@ -295,19 +300,34 @@ def _is_sources_own(error: BaseException | None) -> bool:
 @asynccontextmanager
 async def _open_file(path: Path, executor: Executor) -> AsyncIterator[tuple[Any, os.stat_result]]:
     """Open a file with aiofiles, unbuffered; yield it with its status."""
+    opener = _Opener()
     opening = asyncio.ensure_future(
-        aiofiles.open(path, "rb", buffering=0, opener=_open_at_once, executor=executor)
+        aiofiles.open(path, "rb", buffering=0, opener=opener, executor=executor)
     )
     try:
-        file = await _completed(opening)
-        yield file, await _status(file, executor)
+        yield await _completed(opening), opener.status
     finally:
         await _close(opening)
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    # Opening a pipe would wait for a writer.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+class _Opener:
+    """Opens a file, and takes its status in the same trip to the executor.
+
+    Attributes:
+        status: The file's, as it was opened.
+    """
+
+    status: os.stat_result
+
+    def __call__(self, path: str, flags: int) -> int:
+        # Opening a pipe would wait for a writer.
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+        try:
+            self.status = os.fstat(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
 
 async def _status(file: Any, executor: Executor) -> os.stat_result:
@@ -345,13 +365,12 @@ async def _completed(awaitable: Awaitable[_T]) -> _T:
     A handle must neither be closed while a thread reads it, nor be lost while a thread opens it.
     """
     call = asyncio.ensure_future(awaitable)
-    cancellation: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):
-        while not call.done():
-            try:
-                await asyncio.wait([call])
-            except asyncio.CancelledError as error:  # aiohttp's, which the scope does not stop
-                cancellation = error
-    if cancellation is not None:
-        raise cancellation
-    return call.result()
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        # In a scope of its own, because anyio cancels again and again until its scope is left.
+        with anyio.CancelScope(shield=True):
+            while not call.done():
+                with suppress(asyncio.CancelledError):  # aiohttp's, which the scope does not stop
+                    await asyncio.wait([call])
+        raise
