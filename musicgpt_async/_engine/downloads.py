@@ -82,7 +82,7 @@ class JobDownloads:
         target = job.primary or job
         if target.claim is None:
             await self.context.store.reclaim(target)
-            await self._merge_saved_files(target)
+            await self.merge_saved_files(target)
         with self._writing(target):
             absolute = Path(os.path.abspath(directory))  # noqa: ASYNC240, PTH100 - no IO, no ".."
             layout = filenames.with_folder(layout or job.record.layout or self._layout, "")
@@ -105,11 +105,13 @@ class JobDownloads:
             self._publish_end(job, job.make_event(Downloaded, files=files))
             return files
 
-    async def _merge_saved_files(self, target: Job) -> None:
+    async def merge_saved_files(self, target: Job) -> None:
         """Add the files that another process has downloaded meanwhile."""
         saved = await self.context.store.find(target.record.id)
+        if saved is None:
+            return
         known = {file.path for file in target.record.files}
-        files = [file for file in (() if saved is None else saved.files) if file.path not in known]
+        files = [file for file in saved.files if file.path not in known]
         self.context.jobs.update(target, save=False, files=(*files, *target.record.files))
 
     @contextmanager
@@ -256,8 +258,13 @@ class _JobDownload:
 
     async def _download_one(self, planned: _PlannedFile) -> None:
         async with self._downloads.lock(planned.target):
-            if not await self._is_there(planned):
-                await self._download(planned)
+            if await self._is_there(planned):
+                return
+            if self._target.claim is None:  # its owner may have downloaded it since
+                await self._downloads.merge_saved_files(self._target)
+                if await self._is_there(planned):
+                    return
+            await self._download(planned)
 
     async def _download(self, planned: _PlannedFile) -> None:
         download = partial(

