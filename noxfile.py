@@ -44,7 +44,9 @@ PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 # The tests of what could depend on the event loop.
 LOOP_TESTS = (
     "tests/engine",
+    "tests/invariants",
     "tests/test_session.py",
+    "tests/test_closing.py",
     "tests/test_job.py",
     "tests/webhooks",
     "tests/io",
@@ -105,7 +107,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, and measure what they cover."""
+    """Run the tests on the Python that runs this."""
     session.install("--quiet", ".[all]", *group("test"))
     run_tests(session, *session.posargs)
 
@@ -118,24 +120,36 @@ def matrix(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("loop", ["debug", "uvloop"])
-def loops(session: nox.Session, loop: str) -> None:
+def loops(session: nox.Session) -> None:
     """Run the tests of the core on asyncio's debug mode, and on uvloop."""
     session.install("--quiet", ".[all]", *group("test"))
-    run_tests(session, "--loop", loop, *(session.posargs or LOOP_TESTS))
+    for loop in ("debug", "uvloop"):
+        run_tests(session, "--loop", loop, *(session.posargs or LOOP_TESTS))
 
 
-def run_tests(session: nox.Session, *arguments: str) -> None:
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Run the tests once more, and hold the lines and branches that they cover."""
+    session.install("--quiet", ".[all]", *group("test"))
+    session.run("coverage", "erase")
+    run_tests(session, command=("coverage", "run", "-m", "pytest"))
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+def run_tests(
+    session: nox.Session, *arguments: str, command: tuple[str, ...] = ("pytest",)
+) -> None:
     """Run the tests that measure, alone; then the others, in parallel; each failure once more.
 
     They use real sockets, processes and clocks, and the machine may be busy with other things.
     """
     for chosen, workers in (("alone", ()), ("not alone", ("-n", "auto", "--dist", "worksteal"))):
         try:  # 5: there were none
-            session.run("pytest", "-m", chosen, *workers, *arguments, success_codes=[0, 5])
+            session.run(*command, "-m", chosen, *workers, *arguments, success_codes=[0, 5])
         except CommandFailed:
             session.warn("Once more, what failed:")
-            session.run("pytest", "-m", chosen, "--last-failed", *arguments)
+            session.run(*command, "-m", chosen, "--last-failed", *arguments)
 
 
 @nox.session
