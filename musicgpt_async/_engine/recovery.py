@@ -38,8 +38,8 @@ MAX_PAGES = 50  # pages of the listing that are read
 SETTLE_DELAY = 30.0  # seconds after delivery in which MusicGPT may still be taking the track in
 WEBHOOK_TIMEOUT = 3600.0  # seconds that a webhook is waited for if jobs have no deadline
 RESPONSE_GRACE = 1.0  # seconds that a response may come after its job's webhook
-# Seconds before each of the polls that confirm a task which a delivery named.
-CONFIRM_DELAYS = (0.0, 1.0, 2.0, 4.0, 8.0)
+MAX_MISSES = 5  # times that MusicGPT may not know a task yet which a delivery named
+MAX_CONFIRMATIONS = 4  # tasks of one job that are confirmed at once
 
 
 @attrs.define(eq=False)
@@ -50,18 +50,20 @@ class _Unacknowledged:
         job: The job.
         error: How it ends if nothing does.
         since: When the search began, on the loop's clock.
-        until: When the wait for its webhook ends, on the loop's clock; 0 if none can come.
+        ends_at: When nothing is waited for any more, on the loop's clock.
+        awaits_webhook: Whether its webhook may still come.
         in_listing: Whether the account's listing is searched for it.
-        confirming: The task that is being confirmed.
+        confirming: Tasks that are being confirmed.
         rejected: Tasks that were found not to be its own.
     """
 
     job: Job
     error: MusicGPTError | None
     since: float
-    until: float
+    ends_at: float
+    awaits_webhook: bool
     in_listing: bool
-    confirming: str | None = None
+    confirming: set[str] = attrs.field(factory=set)
     rejected: set[str] = attrs.field(factory=set)
 
     @property
@@ -70,11 +72,11 @@ class _Unacknowledged:
 
     @property
     def waits_for_webhook(self) -> bool:
-        return self.is_open and self.until > 0.0 and not self.job.is_response_due
+        return self.is_open and self.awaits_webhook and not self.job.is_response_due
 
     @property
     def is_searchable(self) -> bool:
-        return self.is_open and self.confirming is None
+        return self.is_open and not self.confirming
 
     @property
     def sent_at(self) -> float:
@@ -134,16 +136,16 @@ class Recovery:
             now = anyio.current_time()
             for each in self._open:
                 self._confirm_hint(each)
-                if each.waits_for_webhook and each.until <= now:
-                    each.until = 0.0
+                if each.waits_for_webhook and each.ends_at <= now:
+                    each.awaits_webhook = False
                     self._give_up_unless_searched(each)
             if not self._searched():
                 listings, next_listing = 0, 0.0
             elif next_listing <= now:
                 listings += 1
                 await self._search_listing(self._searched())
-                next_listing = anyio.current_time() + retrying.listing_backoff(listings)
-            moments = [each.until for each in self._open if each.waits_for_webhook]
+                next_listing = anyio.current_time() + retrying.search_backoff(listings)
+            moments = [each.ends_at for each in self._open if each.waits_for_webhook]
             if self._searched():
                 moments.append(next_listing)
             await self._wakeup.wait(until=min(moments, default=None))
@@ -154,57 +156,62 @@ class Recovery:
     def _add(self, job: Job, error: MusicGPTError | None, *, in_listing: bool) -> None:
         now = anyio.current_time()
         seconds = WEBHOOK_TIMEOUT if job.deadline is None else job.deadline
-        until = now + seconds if self._deliveries.is_subscribed(job) else 0.0
         each = next((each for each in self._open if each.job is job), None)
         if each is None:
-            self._open.append(_Unacknowledged(job, error, now, until, in_listing))
-        else:
-            each.error, each.until, each.in_listing = error or each.error, until, in_listing
+            each = _Unacknowledged(job, error, now, 0.0, awaits_webhook=False, in_listing=False)
+            self._open.append(each)
+        each.error, each.ends_at, each.in_listing = error or each.error, now + seconds, in_listing
+        each.awaits_webhook = self._deliveries.is_subscribed(job)
         self._wakeup.set()
 
     def _confirm_hint(self, each: _Unacknowledged) -> None:
         task_id = each.job.record.candidate_task_id
-        if task_id is None or task_id in each.rejected or each.confirming is not None:
+        if task_id is None or task_id in each.rejected | each.confirming:
             return
-        each.confirming = task_id
-        self._context.supervisor.spawn(
-            self._confirm, each, task_id, on_failure=partial(self._on_confirm_failure, each)
-        )
+        if len(each.confirming) < MAX_CONFIRMATIONS:
+            each.confirming.add(task_id)
+            on_failure = partial(self._on_confirm_failure, each, task_id)
+            self._context.supervisor.spawn(self._confirm, each, task_id, on_failure=on_failure)
 
     async def _confirm(self, each: _Unacknowledged, task_id: str) -> None:
         """Go on with the task that a delivery named, if it is the job's."""
         if each.job.is_response_due:
             await anyio.sleep(RESPONSE_GRACE)
-        is_its_own = each.is_open and await self._is_task_of(task_id, each.job)
-        each.confirming = None
+        is_its_own = False
+        with anyio.CancelScope(deadline=each.ends_at):
+            is_its_own = await self._is_task_of(task_id, each)
         if is_its_own:
-            self._adopt_task(
-                each, task_id, self._deliveries.conversion_id(each.job, task_id), "webhook"
-            )
-        else:
-            each.rejected.add(task_id)
-            self._give_up_unless_searched(each)
-        self._wakeup.set()
+            conversion_id = self._deliveries.conversion_id(each.job, task_id)
+            self._adopt_task(each, task_id, conversion_id, "webhook")
+        self._end_confirmation(each, task_id)
 
-    def _on_confirm_failure(self, each: _Unacknowledged, error: Exception) -> None:
+    def _on_confirm_failure(self, each: _Unacknowledged, task_id: str, error: Exception) -> None:
         _log.error("The task of %s could not be confirmed: %s", each.job.title, error)
-        each.rejected.add(each.confirming or "")
-        each.confirming = None
+        self._end_confirmation(each, task_id)
+
+    def _end_confirmation(self, each: _Unacknowledged, task_id: str) -> None:
+        each.confirming.discard(task_id)
+        each.rejected.add(task_id)
+        self._give_up_unless_searched(each)
         self._wakeup.set()
 
-    async def _is_task_of(self, task_id: str, job: Job) -> bool:
+    async def _is_task_of(self, task_id: str, each: _Unacknowledged) -> bool:
         """Return whether MusicGPT knows a task that a delivery named, and it is no other job's."""
-        if self._poller.is_polled(task_id) or await self._belongs_to_other_job(task_id, job):
+        record, misses, polls = each.job.record, 0, 0
+        if self._poller.is_polled(task_id) or await self._belongs_to_other_job(task_id, each.job):
             return False
-        for delay in CONFIRM_DELAYS:
-            await anyio.sleep(delay)
+        while each.is_open:
             try:
-                conversion = await self._poller.poll_once(task_id, job.record.stems)
+                conversion = await self._poller.poll_once(task_id, record.stems)
+                return reconciliation.is_of_job(record, conversion) is not False
             except NotFoundError:
-                continue
-            except MusicGPTError:
-                return True  # the poll failed, not the task
-            return reconciliation.is_of_job(job.record, conversion) is not False
+                misses += 1
+                if misses == MAX_MISSES:
+                    break
+            except MusicGPTError as error:  # it says nothing of the task
+                _log.debug("A poll of task %s failed: %s", task_id, error)
+            polls += 1
+            await anyio.sleep(retrying.search_backoff(polls))
         return False
 
     async def _belongs_to_other_job(self, task_id: str, job: Job) -> bool:
@@ -274,9 +281,9 @@ class Recovery:
         self._give_up_unless_searched(each)
 
     def _give_up_unless_searched(self, each: _Unacknowledged) -> None:
-        if each.job.is_response_due or each.until or each.confirming is not None:
+        if each.job.is_response_due or each.confirming or each.awaits_webhook or each.in_listing:
             return
-        if each.is_open and not each.in_listing:
+        if each.is_open:
             outcome = each.error or self._make_unknown_error(each.job, None)
             self._jobs.apply(each.job, Trigger.RESPONSE_LOST, outcome=outcome)
 

@@ -115,8 +115,8 @@ def delivery_backoff(attempt: int) -> float:
     return backoff(attempt, first=0.2, most=20.0)
 
 
-def listing_backoff(attempt: int) -> float:
-    """Return the seconds to wait before the account is listed again: 1, 2, … 30."""
+def search_backoff(attempt: int) -> float:
+    """Return the seconds to wait before a lost task is looked for again: 1, 2, … 30."""
     return backoff(attempt, first=1.0, most=30.0)
 
 

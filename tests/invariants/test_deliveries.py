@@ -197,7 +197,6 @@ async def test_no_repr_shows_a_token(
             assert not [each for each in shown if piece in each]
 
 
-@pytest.mark.xfail(strict=True, reason="a failed poll confirms whatever the delivery named")
 async def test_a_task_is_not_believed_because_its_poll_failed(
     connect: Any, open_receiver: Any
 ) -> None:
@@ -218,7 +217,6 @@ async def test_a_task_is_not_believed_because_its_poll_failed(
     "anyio_backend", [("asyncio", {"loop_factory": accelerated_loop(200)})], ids=["accelerated"]
 )
 @pytest.mark.hang(1200.0)
-@pytest.mark.xfail(strict=True, reason="a confirmation that is throttled outlives the deadline")
 async def test_a_lost_response_ends_though_its_confirmation_is_throttled(
     connect: Any, open_receiver: Any
 ) -> None:
