@@ -185,7 +185,7 @@ async def test_key_and_url_come_from_the_environment(
     async with MusicGPTSession() as session:
         assert (await session.submit(TRACK)).task_id
     monkeypatch.setenv("MUSICGPT_BASE_URL", "http://example.com/api")
-    with pytest.raises(ConfigurationError, match="in clear"):
+    with pytest.raises(ConfigurationError, match="unencrypted"):
         MusicGPTSession()
 
 

@@ -1,1 +1,1 @@
-"""The service's rules, without IO: values in, values or errors out."""
+"""Rules of the API and of the library, as pure functions: no IO, no clock, no ``await``."""

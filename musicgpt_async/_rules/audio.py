@@ -1,4 +1,4 @@
-"""Whether a file is audio, and complete, as far as its bytes show."""
+"""Detect files that are not audio, and read the size that a WAV file declares."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ _TEXT_TYPES = ("text/", "application/xml", "application/json", "application/xhtm
 
 
 def why_not_audio(head: bytes, content_type: str) -> str | None:
-    """Return why the start of a file shows that it is not audio, or ``None``."""
+    """Return why a download is not audio, or ``None`` if it may be audio.
+
+    Args:
+        head: The first bytes of the file.
+        content_type: The ``Content-Type`` header; may be empty.
+    """
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if start in (b"<", b"{"):
         return "it is a page or a message, not audio"
@@ -33,7 +38,7 @@ def why_not_audio(head: bytes, content_type: str) -> str | None:
 
 
 def wav_size(head: bytes) -> int | None:
-    """Return the bytes that a WAV file says it has, ``None`` if it does not say."""
+    """Return the size in bytes that a WAV header declares, or ``None`` if it declares none."""
     if len(head) < WAV_HEADER_SIZE or head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     size = int.from_bytes(head[4:8], "little")
@@ -41,8 +46,8 @@ def wav_size(head: bytes) -> int | None:
 
 
 def _is_unknown(size: int) -> bool:
-    """Return whether a writer that could not seek back left this as the size.
+    """Return whether a size is the placeholder of a writer that could not seek back.
 
-    ffmpeg leaves 0xFFFFFFFF, others 0; SoX leaves 0x7FFFF000 plus its header (0x24 to 0x44 bytes).
+    ffmpeg writes 0xFFFFFFFF, others 0, SoX 0x7FFFF000 plus its header (0x24 to 0x44 bytes).
     """
     return size in (0, 0xFFFFFFFF) or 0x7FFFF000 <= size <= 0x7FFFFFFF

@@ -1,9 +1,9 @@
-"""How much may still be spent.
+"""Limit the credits that a session spends.
 
-What a track will cost is known only from the response to its submit. With a limit, therefore, one
-track at a time is without an estimate, and the limit is passed by less than one track's cost. A
-submit whose response was lost, or bore no estimate, counts as the largest estimate known: the guard
-errs on the side of spending nothing more.
+The cost of a track is known only from the response to its submit. If there is a limit, only one
+submit at a time may therefore be without an estimate, and the limit is exceeded by less than the
+cost of one track. A submit whose response was lost, or has no estimate, counts as the largest
+estimate seen so far: if in doubt, nothing more is spent.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ ASSUMED_ESTIMATE = 5.55  # credits
 
 
 class CreditBudget:
-    """Adds MusicGPT's estimates up against the most that the caller wants to spend.
+    """Sum of MusicGPT's estimates, compared with the caller's limit.
 
     Args:
-        limit: Credits, ``None`` for no limit.
+        limit: Maximum of credits to spend, or ``None`` for no limit.
 
     Attributes:
-        estimated: Credits that MusicGPT expects to charge, as far as it said so.
+        estimated: Sum in credits of the estimates received so far.
     """
 
     def __init__(self, limit: float | None) -> None:
         if limit is not None and not limit > 0:
-            raise ValueError(f"max_credits must be more than 0, not {limit}")
+            raise ValueError(f"max_credits must be greater than 0, not {limit}")
         self._limit = limit
         self._reserved = 0
         self._unknown = 0
@@ -35,38 +35,42 @@ class CreditBudget:
 
     @property
     def expected(self) -> float:
-        """Credits that MusicGPT will charge, as far as estimates tell."""
+        """Credits that MusicGPT is expected to charge, extrapolated from the estimates."""
         return self.estimated + self._unknown * (self._largest or 0.0)
 
     @property
     def counted(self) -> float:
-        """Credits that count against the limit: what is estimated, and what nobody estimated."""
+        """Credits that count against the limit, submits without an estimate included."""
         largest = ASSUMED_ESTIMATE if self._largest is None else self._largest
         return self.estimated + self._unknown * largest
 
     def can_reserve(self) -> bool:
-        """Return whether a submit may begin now, as far as credit goes."""
+        """Return whether a submit may start now: with a limit, one at a time."""
         return self._limit is None or self._reserved == 0
 
     def reserve(self) -> None:
-        """Count a submit whose estimate is not known yet.
+        """Reserve credit for a submit whose estimate is not known yet.
 
         Raises:
             CreditLimitError: The limit is reached.
         """
         if self._limit is not None and self.counted >= self._limit:
             raise CreditLimitError(
-                f"It was not submitted: {self.counted:g} credits of max_credits={self._limit:g} "
-                "are used up. Raise max_credits to go on."
+                f"The track was not submitted: {self.counted:g} credits of "
+                f"max_credits={self._limit:g} are used up. Raise max_credits to submit more."
             )
         self._reserved += 1
 
     def cancel(self) -> None:
-        """Take a reservation back: MusicGPT did not accept the submit."""
+        """Cancel a reservation, because MusicGPT did not accept the submit."""
         self._reserved -= 1
 
     def settle(self, estimate: float | None) -> None:
-        """Turn a reservation into what MusicGPT estimated, ``None`` where that is not known."""
+        """Replace a reservation by MusicGPT's estimate.
+
+        Args:
+            estimate: Credits, or ``None`` if the response was lost or has no estimate.
+        """
         self._reserved -= 1
         if estimate is None:
             self._unknown += 1

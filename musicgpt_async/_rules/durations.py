@@ -1,10 +1,11 @@
-"""How long jobs take, learned from those that have ended.
+"""Learn the durations of jobs from those that have ended.
 
-`DurationDistribution` is the distribution of actual time over eta, kept as a table. Each finished
-job adds a kernel at the place where the distribution itself expects the end within the job's last
-interval (the middle would drag every job seen done at its first poll far down). Old jobs lose
-weight. `DurationModel` has a second distribution, of the time alone, and uses the one that
-predicted the recent jobs better, since an eta may say nothing. Jobs without an eta have their own.
+`DurationDistribution` is the distribution of the actual duration divided by the eta, as a table.
+Each finished job adds a kernel. The kernel is placed where the distribution itself expects the end
+within the job's last interval between polls; the middle of the interval would be far too low for a
+job that was found finished at its first poll. Old jobs lose weight. `DurationModel` has a second
+distribution, of durations that are not divided by the eta, and uses the one that predicted the
+recent jobs better, since an eta may be meaningless. Jobs without an eta have their own one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from operator import add, mul
 
-TYPICAL = 60.0  # seconds; the scale of a job whose eta is unknown
+TYPICAL = 60.0  # seconds; the scale of jobs without an eta
 
 _LOW, _STEP, _KNOTS = -4.0, 0.04, 181  # the table's grid over ln(actual / scale)
 _RATIOS = [math.exp(_LOW + _STEP * k) for k in range(_KNOTS)]
@@ -23,7 +24,7 @@ _HALF_WIDTHS = [0.5 * (right - left) for left, right in itertools.pairwise(_RATI
 
 
 def _normal_table(mean: float, deviation: float) -> list[float]:
-    """The normal distribution function on the grid, 0 and 1 beyond six deviations."""
+    """Tabulate a normal distribution function on the grid, 0 and 1 beyond six deviations."""
     first, last = (
         min(max(math.ceil((mean + side * deviation - _LOW) / _STEP), 0), _KNOTS)
         for side in (-6.0, 6.0)
@@ -37,15 +38,18 @@ _UNINFORMATIVE = _normal_table(0.0, 1.2)
 
 
 class DurationDistribution:
-    """The learned distribution of a ratio, actual time over a scale.
+    """The learned distribution of the ratio of a duration to a scale.
 
-    `mean` and `deviation` describe ln(ratio) before anything was seen. They are held to be right
-    for a share `confidence` of the jobs, and `deviation` to be three times too narrow for the rest.
+    Args:
+        mean: Mean of ln(ratio) in the prior.
+        deviation: Standard deviation of ln(ratio) in the prior.
+        confidence: Share of jobs for which `deviation` is right; for the rest the prior assumes
+            three times as much.
     """
 
-    _DECAY = 0.99
-    _PRIOR = 5.0  # finished jobs that the prior weighs as much as
-    _MIXTURE_WEIGHT = 0.002  # the share of jobs about which nothing is foretold
+    _DECAY = 0.99  # weight that old jobs keep, per finished job
+    _PRIOR = 5.0  # weight of the prior, in finished jobs
+    _MIXTURE_WEIGHT = 0.002  # share of jobs that are assumed to be unpredictable
     _DOUBT = tuple(map(mul, _UNINFORMATIVE, itertools.repeat(_MIXTURE_WEIGHT)))
 
     def __init__(self, mean: float, deviation: float, *, confidence: float = 0.7) -> None:
@@ -58,7 +62,7 @@ class DurationDistribution:
         self._tabulate()
 
     def observe(self, low: float, high: float) -> None:
-        """Learn that a job ended at a ratio between `low` and `high`."""
+        """Learn from a job that ended at a ratio between `low` and `high`."""
         mean, variance = self._expected_end(low, high)
         quartiles = math.log(self.quantile(0.75) / self.quantile(0.25))
         width = min(max(0.35 * quartiles * self._weight**-0.2, 0.03), 0.35)
@@ -69,33 +73,40 @@ class DurationDistribution:
         self._tabulate()
 
     def probability(self, low: float, high: float) -> float:
-        """How likely an end between `low` and `high` was held to be."""
+        """Return the probability of an end between the ratios `low` and `high`."""
         return self._at(high)[0] - self._at(low)[0]
 
     def quantile(self, share: float) -> float:
-        """The ratio by which this share of the jobs has ended."""
+        """Return the ratio by which this share of the jobs has ended."""
         return _RATIOS[min(bisect_left(self._ended, share), _KNOTS - 1)]
 
     def expected_delay(
         self, last: float, ratio: float, loss: float = 1.0, delay: float = 0.0
     ) -> float:
-        """The expected time since the end, at `ratio`, of a job not ended at `last`.
+        """Return the expected time since the end of a job that had not ended at `last`.
 
         Args:
-            last: the ratio at which it had not ended.
-            ratio: the ratio up to which nothing was told of an end.
-            loss: the chance that nothing will tell it but a look.
-            delay: how long after the end it is told otherwise, as a ratio.
+            last: Ratio at which the job had not ended.
+            ratio: Ratio up to which no end was reported; the time is counted up to here.
+            loss: Probability that no webhook will report the end.
+            delay: Delay of the webhook after the end, as a ratio.
+
+        Returns:
+            The undetected time, as a ratio.
         """
         return self._undetected_since(last, loss, delay)(ratio, *self._at(ratio))
 
     def next_poll(
         self, last: float, worth: float, floor: float, loss: float = 1.0, delay: float = 0.0
     ) -> float:
-        """The ratio at which the undetected time since `last` reaches `worth`.
+        """Return the ratio at which the undetected time since `last` reaches `worth`.
 
-        `floor` is the least hazard, in ends per unit of the ratio; `loss` and `delay` are as for
-        `expected_delay`.
+        Args:
+            last: Ratio of the previous poll.
+            worth: Undetected time that the next poll must be worth, as a ratio.
+            floor: Lowest hazard, in ends per unit of the ratio.
+            loss: Probability that no webhook will report the end.
+            delay: Delay of the webhook after the end, as a ratio.
         """
         expected_delay = self._undetected_since(last, loss, delay)
         floor *= loss
@@ -108,7 +119,7 @@ class DurationDistribution:
         first = bisect_right(_RATIOS, last)
         k = bisect_left(range(_KNOTS), worth, lo=first, key=expected)
         if k == _KNOTS:
-            # Far past its time: nothing is known but that old jobs end ever more seldom.
+            # Beyond the table: assume that the hazard of an old job falls as 1 / age.
             begin = max(last, _RATIOS[-1])
             return begin + math.sqrt(2.0 * worth / max(floor, 0.25 * loss / begin))
         left, before = last, 0.0
@@ -121,7 +132,11 @@ class DurationDistribution:
     def _undetected_since(
         self, last: float, loss: float, delay: float
     ) -> Callable[[float, float, float], float]:
-        """The undetected time by ratio, the distribution function there, and its integral."""
+        """Return a function that computes the undetected time since `last`.
+
+        Its arguments are a ratio, the distribution function at that ratio, and the integral of the
+        function up to it; they are passed in because `next_poll` has them in its tables.
+        """
         ended, area = self._at(last)
 
         def expected_delay(ratio: float, ended_there: float, area_there: float) -> float:
@@ -129,7 +144,7 @@ class DurationDistribution:
             hidden = ended_there - ended
             missed = area_there - area - wait * ended
             if loss < 1.0 and wait > delay:
-                # Those that ended before `told` have been told, except for the lost ones.
+                # Ends before `ratio - delay` have been reported, except for lost deliveries.
                 told, told_area = self._at(ratio - delay)
                 hidden -= (1.0 - loss) * (told - ended)
                 missed *= loss
@@ -139,7 +154,7 @@ class DurationDistribution:
         return expected_delay
 
     def _expected_end(self, low: float, high: float) -> tuple[float, float]:
-        """Mean and variance of ln(ratio), given an end between `low` and `high`."""
+        """Return mean and variance of ln(ratio), given an end between `low` and `high`."""
         a = math.log(min(max(low, _RATIOS[0]), _RATIOS[-1]))
         b = math.log(min(max(high, _RATIOS[0]), _RATIOS[-1]))
         inner = range(math.floor((a - _LOW) / _STEP) + 1, math.ceil((b - _LOW) / _STEP))
@@ -168,7 +183,7 @@ class DurationDistribution:
         self._area = list(itertools.accumulate(cells, initial=0.5 * _RATIOS[0] * self._ended[0]))
 
     def _at(self, ratio: float) -> tuple[float, float]:
-        """The distribution function at a ratio, and its integral from 0."""
+        """Return the distribution function at a ratio, and its integral from 0."""
         if ratio <= _RATIOS[0]:
             share = ratio / _RATIOS[0]
             return self._ended[0] * share, self._area[0] * share * share
@@ -182,7 +197,7 @@ class DurationDistribution:
 
 
 class DurationModel:
-    """How long jobs take: over their eta, or whatever their eta is."""
+    """The learned durations of jobs, relative to their eta if the eta is meaningful."""
 
     def __init__(self) -> None:
         self._over_eta = DurationDistribution(0.0, 0.35)
@@ -194,7 +209,12 @@ class DurationModel:
     def distribution(
         self, eta: float | None, *, age_known: bool
     ) -> tuple[DurationDistribution, float]:
-        """The law to believe for a job, and the scale of its ratio in seconds."""
+        """Return the distribution that applies to a job, and the scale of its ratio in seconds.
+
+        Args:
+            eta: MusicGPT's estimate in seconds from acceptance, or ``None``.
+            age_known: Whether the time of acceptance is known.
+        """
         if not age_known:
             return self._of_no_age, eta or TYPICAL
         if eta is None:
@@ -204,7 +224,14 @@ class DurationModel:
     def chance_of_end(
         self, eta: float | None, age: float, *, within: float, age_known: bool
     ) -> float:
-        """How likely a job not ended at an age ends within so many seconds."""
+        """Return the probability that a job unfinished at `age` ends within the next seconds.
+
+        Args:
+            eta: MusicGPT's estimate in seconds from acceptance, or ``None``.
+            age: Seconds since acceptance.
+            within: Seconds from now.
+            age_known: Whether `age` counts from acceptance.
+        """
         distribution, scale = self.distribution(eta, age_known=age_known)
         alive = 1.0 - distribution.probability(0.0, age / scale)
         return (
@@ -214,7 +241,7 @@ class DurationModel:
         )
 
     def observe(self, eta: float | None, low: float, high: float) -> None:
-        """Learn that a job ended between `low` and `high` seconds after it was accepted."""
+        """Learn from a job that ended between `low` and `high` seconds after its acceptance."""
         if eta is None:
             self._without_eta.observe(low / TYPICAL, high / TYPICAL)
             return

@@ -1,4 +1,4 @@
-"""Where each API call goes: derived from the base URL alone.
+"""The URL of each API call, derived from the base URL alone.
 
 MusicGPT has two generations of one API (MusicGPT docs: Extraction, and the OpenAPI pages of August
 2026). The first has the version in its base, ``https://api.musicgpt.com/api/public/v1``. The second
@@ -52,6 +52,6 @@ class Endpoints:
 
 
 def base_url_of(endpoint: str) -> str | None:
-    """Return the base URL that an endpoint belongs to, ``None`` if it is not one."""
+    """Return the base URL of an endpoint, or ``None`` if the URL is not an API endpoint."""
     base, _, call = endpoint.partition("?")[0].rpartition("/")
     return base if call in ("Extraction", "byId", "byUser") and "://" in base else None

@@ -1,4 +1,8 @@
-"""File names for stems: out of what MusicGPT and the user call them, into one directory."""
+"""Build safe file names for stems from titles and layouts.
+
+Titles and stem names come from users and from MusicGPT, so they are sanitized: no name leaves the
+output directory, and every name is valid on every common file system.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +18,28 @@ from musicgpt_async.errors import InvalidOptionError
 
 DEFAULT_LAYOUT = "{track} - {stem}.{ext}"
 FIELDS = ("folder", "track", "stem", "ext")
-# Bytes that common file systems allow in a name.
+# Longest name in bytes on common file systems.
 MAX_NAME_BYTES = 255
-# Bytes of each field: with the default layout, all of them and a number fit.
+# Longest field in bytes: with the default layout, all fields and a number fit into one name.
 MAX_TRACK_BYTES, MAX_STEM_BYTES, MAX_EXT_BYTES = 150, 60, 10
 MAX_FOLDER_BYTES = 200  # of each part
 _File = tuple[str, str]
-# Names that Windows keeps for devices, whatever their extension.
+# Names that Windows reserves for devices, with any extension.
 _DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 )
 
 
-# YouTube's paths with a video's id at their end; its pages are called "watch" otherwise.
+# YouTube URLs are named by a video's id, which is in the query or at the end of the path.
 _YOUTUBE_HOSTS = frozenset({"youtube.com", "youtu.be", "youtube-nocookie.com"})
 _YOUTUBE_ID = re.compile(r"[\w-]{6,64}")
 
 
 def name_in_url(url: str) -> str:
-    """Return what a URL calls its file; ``YouTube <id>`` for a video, empty if it has no name.
+    """Return the file name in a URL; ``YouTube <id>`` for a video, empty if it has none.
 
     Raises:
-        ValueError: It is not a URL.
+        ValueError: The text is not a URL.
     """
     parts = urlsplit(url)
     last = PurePosixPath(unquote(parts.path)).name
@@ -49,7 +53,7 @@ def name_in_url(url: str) -> str:
 
 
 def name_of(source: str) -> str:
-    """Return the name of the file that a path or a URL leads to; empty if it has none."""
+    """Return the file name in a path or URL; empty if it has none."""
     try:
         is_url = source.lower().startswith(("http://", "https://"))
         return name_in_url(source) if is_url else PurePath(source).name
@@ -58,16 +62,16 @@ def name_of(source: str) -> str:
 
 
 def title_of(source: str) -> str:
-    """Return a path's or a URL's name for people, without its ending."""
+    """Return the title for a path or URL: its file name without the extension."""
     return PurePath(name_of(source)).stem
 
 
 def validate_layout(layout: str) -> str:
-    """Return a layout such as ``{folder}/{track}/{stem}.{ext}``.
+    """Return a layout such as ``{folder}/{track}/{stem}.{ext}`` unchanged.
 
     Raises:
-        InvalidOptionError: It has other fields, could lead out of the directory on some system, or
-            would give two stems one name.
+        InvalidOptionError: The layout has other fields, could leave the directory on some system,
+            or would give two stems the same name.
     """
     try:
         fields = [part for part in string.Formatter().parse(layout) if part[1] is not None]
@@ -98,11 +102,11 @@ def _why_not_a_path(layout: str) -> str:
 
 
 def with_folder(layout: str, folder: str) -> str:
-    """Return a layout with its ``{folder}`` filled in, so that it can be stored with a job.
+    """Return a layout with ``{folder}`` replaced, to be stored with a job.
 
     Args:
         layout: The layout.
-        folder: Path below the directory that was given, ``/`` between its parts; may be empty.
+        folder: Path below the output directory, separated by ``/``; may be empty.
     """
     parts = [
         sanitize(part, MAX_FOLDER_BYTES) for part in folder.split("/") if part not in ("", ".")
@@ -117,7 +121,7 @@ def with_folder(layout: str, folder: str) -> str:
 
 
 def output_path(directory: Path, layout: str, *, track: str, stem: str, ext: str) -> Path:
-    """Return the path of a stem's file; no name leads out of the directory."""
+    """Return the path of a stem's file, which is always below the directory."""
     values = {
         "folder": "",
         "track": sanitize(track, MAX_TRACK_BYTES),
@@ -129,7 +133,7 @@ def output_path(directory: Path, layout: str, *, track: str, stem: str, ext: str
 
 
 def numbered_track(track: str, number: int) -> str:
-    """Return the name for the second, third, … track whose files would have the same names."""
+    """Return a track's name with its number, if it is not the first of this name."""
     if number < 2:
         return track
     tail = f" ({number})"
@@ -137,23 +141,23 @@ def numbered_track(track: str, number: int) -> str:
 
 
 def with_number(path: Path, number: int) -> Path:
-    """Return the name for the second, third, … file that would have the same one."""
+    """Return a path with its number, if it is not the first of this name."""
     return path if number < 2 else path.with_name(_fit_name(path.name, f" ({number})"))
 
 
 def collision_key(directory: Path, layout: str, *, track: str) -> str:
-    """Return what is equal for tracks whose files would have the same names."""
+    """Return a digest that is equal for tracks whose files would have the same names."""
     anywhere = str(output_path(directory, layout, track=track, stem="", ext="")).casefold()
     return hashlib.sha256(anywhere.encode(errors="surrogatepass")).hexdigest()
 
 
 def has_track(layout: str) -> bool:
-    """Return whether a layout has the track's name in it, so that it can be numbered there."""
+    """Return whether a layout contains the track's name, to which a number can be added."""
     return any(name == "track" for _, name, _, _ in string.Formatter().parse(layout))
 
 
 def make_distinct(paths: Mapping[_File, Path]) -> dict[_File, Path]:
-    """Return the paths with numbers where MusicGPT's names for two stems look the same."""
+    """Return the paths, numbered if the names of two stems sanitize to the same one."""
     taken: set[str] = set()
     result: dict[_File, Path] = {}
     for file, path in paths.items():
@@ -166,7 +170,7 @@ def make_distinct(paths: Mapping[_File, Path]) -> dict[_File, Path]:
 
 
 def sanitize(name: str, max_bytes: int = MAX_FOLDER_BYTES) -> str:
-    """Return a name that is one part of a path on every common file system."""
+    """Return a name that is a single, valid path component on every common file system."""
     normal = unicodedata.normalize("NFC", name)
     kept = "".join("_" if c in '/\\:*?"<>|' or not _is_visible(c) else c for c in normal)
     short = kept.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
@@ -177,13 +181,13 @@ def sanitize(name: str, max_bytes: int = MAX_FOLDER_BYTES) -> str:
 
 
 def _fit_name(name: str, tail: str = "") -> str:
-    """Return a file's name with a tail before its extension, cut to the bytes that fit."""
+    """Return a file name with a tail before its extension, cut to `MAX_NAME_BYTES`."""
     path = PurePosixPath(name)
     return _fit(path.stem, tail + path.suffix)
 
 
 def _fit(name: str, tail: str = "") -> str:
-    """Cut a name at a character, so that it fits with its tail."""
+    """Cut a name between characters, so that it fits together with its tail."""
     return name.encode()[: MAX_NAME_BYTES - len(tail.encode())].decode(errors="ignore") + tail
 
 
@@ -196,5 +200,5 @@ def _is_utf8(text: str) -> bool:
 
 
 def _is_visible(character: str) -> bool:
-    # Control characters, and those that make a name read otherwise than it is (bidirectional).
+    # Exclude control characters, and bidirectional ones, which make a name display differently.
     return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -1,4 +1,4 @@
-"""When two submits are the same one: the same track with the same options, or the same key."""
+"""Fingerprints that identify equal submits: same track and options, or same key."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ def compute_fingerprint(
     preprocessing: Collection[str],
     eco_mode: bool = False,
 ) -> str:
-    """Return what is equal for the same track with the same options.
+    """Return a digest that is equal for the same track with the same options.
 
     Args:
-        location: Absolute path or URL, or empty.
-        version: Changes with the content: size and time of a file, a digest of bytes.
-        stems: In any order.
-        preprocessing: In any order.
-        eco_mode: Whether the faster separation is asked for.
+        location: Absolute path or URL, or empty for bytes.
+        version: Changes with the content: size and mtime of a file, or a digest of bytes.
+        stems: Names of stems, in any order.
+        preprocessing: Names of preprocessing options, in any order.
+        eco_mode: Whether the submit asks for the faster separation.
     """
-    # Left out if false: journals older than the option hold fingerprints without it.
+    # A false eco_mode is omitted: journals older than the option hold fingerprints without it.
     options = [sorted(stems), sorted(preprocessing), *(["eco_mode"] if eco_mode else ())]
     text = json.dumps([location, version, *options])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def compute_key_fingerprint(key: str) -> str:
-    """Return what is equal for the same key, whatever the track and the options are.
+    """Return a digest that depends on the key alone.
 
-    The options are no part of it: a key that is used again with other options has to be seen as the
-    same key, so that it can be refused rather than paid for a second time.
+    Options are excluded, so that a key that is reused with other options is recognized and refused
+    instead of being paid for again.
     """
     return _KEYED + hashlib.sha256(key.encode()).hexdigest()
 
@@ -50,10 +50,11 @@ def is_keyed(fingerprint: str) -> bool:
 
 
 def check_key(key: object) -> str | None:
-    """Return a caller's key, or ``None`` if there is none.
+    """Return a caller's key unchanged, or ``None`` if there is none.
 
     Raises:
-        InvalidOptionError: It is empty, too long, or holds what no database can store.
+        InvalidOptionError: The key is empty, too long, or holds characters that a database cannot
+            store.
     """
     if key is None:
         return None
@@ -61,7 +62,7 @@ def check_key(key: object) -> str | None:
         shown = repr(key)
         shown = shown if len(shown) <= 80 else f"{shown[:80]}…"
         raise InvalidOptionError(
-            f"key= takes a text of 1 to {MAX_KEY_LENGTH} characters, not {shown}."
+            f"key= must be a string of 1 to {MAX_KEY_LENGTH} characters, not {shown}."
         )
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in key):
         raise InvalidOptionError("key= must not contain NUL characters or lone surrogates.")

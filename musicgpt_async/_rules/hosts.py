@@ -1,8 +1,8 @@
-"""Which addresses a link from MusicGPT may lead to.
+"""Check the base URL and the hosts of result links.
 
-Result links come from outside: one that names an address of a private network would make this
-process fetch from inside it (OWASP, server-side request forgery). So links are https to public
-addresses, unless the API itself is on loopback, as in development.
+Result links are untrusted input: a link to an address of a private network would make this process
+send requests inside that network (OWASP, server-side request forgery). Links must therefore use
+https and lead to public addresses, unless the API itself is on loopback, as in development.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from musicgpt_async.errors import ConfigurationError, DownloadError
 _TRANSLATED = [
     ip_network(n) for n in ("::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48", "2002::/16", "fec0::/10")
 ]
-# Public IPv4 seen through a provider's NAT64 (RFC 6052): there every host has such an address.
+# Public IPv4 behind a provider's NAT64 (RFC 6052): in such a network every host has this prefix.
 _NAT64 = ip_network("64:ff9b::/96")
 _LOOPBACK_NAMES = frozenset({"localhost", "localhost.", "ip6-localhost"})
 
@@ -26,18 +26,19 @@ def validate_base_url(base_url: str) -> str:
     """Return the API's base URL without a trailing slash.
 
     Raises:
-        ConfigurationError: It is not an http(s) URL, or would send the key unencrypted.
+        ConfigurationError: The URL is not http(s), or would send the key unencrypted.
     """
     url = base_url.strip().rstrip("/")
     parts = _split(url)
     if parts is None or "?" in url or "#" in url:
         raise ConfigurationError(
-            f"{base_url!r} is no base URL; it looks like https://host/path and comes from "
-            "MusicGPTSession(base_url=…) or from the environment variable MUSICGPT_BASE_URL."
+            f"{base_url!r} is not a base URL. Set MusicGPTSession(base_url=…) or the environment "
+            "variable MUSICGPT_BASE_URL to a URL such as https://host/path."
         )
     if parts.scheme == "http" and not is_loopback(url):
         raise ConfigurationError(
-            f"{base_url!r} would send the key in clear; use https:// (http is for loopback alone)."
+            f"{base_url!r} would send the API key unencrypted; use https:// (http:// is allowed "
+            "for loopback only)."
         )
     return url
 
@@ -57,18 +58,21 @@ def check_link(url: str, *, allow_loopback: bool) -> None:
     """Refuse a link that does not lead to a public https address.
 
     Raises:
-        DownloadError: The link is refused.
+        DownloadError: The link does not use https, or its host is not public.
     """
     parts = _split(url)
     if parts is None or parts.hostname is None:
-        raise DownloadError(f"The vendor sent a link that is no URL: {without_query(url)!r}.")
+        raise DownloadError(f"MusicGPT sent a link that is not a URL: {without_query(url)!r}.")
     if allow_loopback and is_loopback(url):
         return
     if parts.scheme != "https":
         raise DownloadError(f"The link {without_query(url)} is not https; it was not followed.")
     address = _literal(parts.hostname)
     if address is None and _could_be_address(parts.hostname):
-        raise DownloadError(f"The link {without_query(url)} hides an address; it was not followed.")
+        raise DownloadError(
+            f"The host of the link {without_query(url)} is an obfuscated IP address; "
+            "it was not followed."
+        )
     if is_loopback(url) or (address and not is_public(address)):
         raise DownloadError(
             f"The link {without_query(url)} leads into a private network; it was not followed."
@@ -90,7 +94,7 @@ def is_public(address: str | IPv4Address | IPv6Address) -> bool:
 
 
 def is_address(host: str) -> bool:
-    """Return whether a URL's host is an address, not a name."""
+    """Return whether a URL's host is an IP address, not a name."""
     return _literal(host) is not None
 
 
@@ -101,7 +105,7 @@ def is_loopback_address(address: str) -> bool:
 
 
 def without_query(url: str) -> str:
-    """Return a link fit for a message: its query may hold a signature."""
+    """Return a link without its query, for messages: the query may contain a signature."""
     return url.partition("?")[0].partition("#")[0][:200]
 
 
@@ -111,7 +115,7 @@ def _is_plain_loopback(address: IPv4Address | IPv6Address) -> bool:
 
 
 def _could_be_address(host: str) -> bool:
-    """Return whether a system may read a host as an address: "127.1", "0x7f000001"."""
+    """Return whether a resolver may parse a name as an address: "127.1", "0x7f000001"."""
     plain = unicodedata.normalize("NFKC", host).replace("。", ".").rstrip(".")
     last = plain.rpartition(".")[2]
     return last.isdigit() or last.startswith("0x")

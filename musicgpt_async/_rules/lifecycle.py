@@ -1,16 +1,16 @@
-"""A job's life as a table: which trigger leads from which state to which, and with what effects.
+"""The life cycle of a job as a table: state and trigger → next state and effects.
 
-Two rules of this file: nothing changes a job's state but a row of the table, and nothing follows
-from a change but the effects that the row names. :class:`~musicgpt_async._engine.jobs.Jobs` applies
-a row in one place; the observers of a job carry its effects out, in one fixed order.
+Two rules hold in this file: only a row of the table changes a job's state, and a change has only
+the effects that its row names. :class:`~musicgpt_async._engine.jobs.Jobs` applies a row in one
+place; the observers of a job carry out its effects, in a fixed order.
 
-A record is saved *first* where a crash in between could lose money: before the end of a track is
-delivered, and before a track that was not accepted is sent again. Everything else that is saved can
-be asked of MusicGPT once more, and is saved later.
+A record is saved *first* if a crash in between could lose money: before the end of a track is
+delivered, and before a track that was not accepted is sent again. Everything else can be polled
+from MusicGPT again, and is saved later.
 
-A detached job stays detached. The response to a submit that was on its way is recorded all the
-same, so that it can be resumed: these are the rows that lead from ``released`` to itself.
-``diagram()`` draws the picture of the README from the rows that change a state.
+A detached job stays detached. The response to a submit that was in flight is recorded nevertheless,
+so that the job can be resumed: these are the rows that lead from ``detached`` to itself.
+``diagram()`` draws the diagram in the README from the rows that change a state.
 """
 
 from __future__ import annotations
@@ -24,54 +24,54 @@ from musicgpt_async.models import JobState
 
 
 class Trigger(StrEnum):
-    """What can happen to a job."""
+    """An event that may change a job's state."""
 
     SLOT_ACQUIRED = "slot acquired"
-    """It is its turn: a slot is free and credit is left."""
+    """A slot is free and credit is left."""
     DELIVERED = "track delivered"
-    """The end of the track is about to go out: MusicGPT may have it from here on."""
+    """The end of the track is about to be sent: from now on MusicGPT may have it."""
     NOT_DELIVERED = "not delivered"
-    """The connection broke before the end went out: it is tried again in the same slot."""
+    """The connection failed before the end was sent: the job retries in the same slot."""
     REQUEUED = "not accepted"
     """MusicGPT is full, or the journal already has the track: the slot goes to another job."""
     ACCEPTED = "accepted"
-    """MusicGPT named its task."""
+    """MusicGPT returned the id of its task."""
     RESPONSE_MISSING = "response missing"
-    """No response came; its webhook or the account's listing may still name the task."""
+    """No response arrived; the job's webhook or the account's listing may still name the task."""
     WEBHOOK_RECEIVED = "webhook received"
     """A delivery arrived: a reason to poll, and nothing more."""
     COMPLETED = "completed"
-    """A poll saw it finished."""
+    """A poll found the job finished."""
     EXTRACTION_FAILED = "extraction failed"
-    """A poll saw that MusicGPT could not process it: the only way an accepted job can fail."""
+    """A poll found that MusicGPT could not process it: the only way an accepted job can fail."""
     REFUSED = "refused"
-    """It was not accepted and is not sent again: the track, the account or an option is wrong."""
+    """Not accepted and not sent again: the track, the account or an option is wrong."""
     RESPONSE_LOST = "response lost"
-    """Nothing named its task: it may be running and paid for."""
+    """The task could not be found: it may be running and paid for."""
     TIMED_OUT = "deadline passed"
-    """It was not finished by its deadline; MusicGPT goes on."""
+    """The job was not finished by its deadline; MusicGPT continues to process it."""
     DETACHED = "detached"
-    """Its handle was cancelled."""
+    """The handle was cancelled."""
     SESSION_LEFT = "session left"
-    """The session stopped following it; its record stays as it is, for whoever resumes it."""
+    """The session stopped following the job; the record is unchanged, so it can be resumed."""
 
 
 class Effect(Flag):
-    """What follows from a trigger."""
+    """A consequence of a transition."""
 
     NONE = 0
     SAVE_FIRST = auto()
-    """The record has to be durable before anything else is done."""
+    """Make the record durable before anything else happens."""
     SAVE = auto()
-    """The record is saved when there is time."""
+    """Save the record in the background."""
     FREE_SLOT = auto()
-    """It no longer counts against the account's limit."""
+    """Release the slot: the job no longer counts against the account's limit."""
     START_POLLING = auto()
-    """It has a task: poll it."""
+    """Start polling the job's task."""
     CHECK_NOW = auto()
-    """Poll it, or confirm the task that a delivery named, at once."""
+    """Poll at once, or confirm the task that a delivery named."""
     END = auto()
-    """It has ended here: stop polling, uploading and waiting for webhooks, wake its waiters."""
+    """Stop polling, uploading and waiting for webhooks in this session, and wake all waiters."""
 
 
 @attrs.frozen
@@ -80,7 +80,7 @@ class Step:
 
     Attributes:
         state: The next state.
-        effects: What follows.
+        effects: The consequences.
     """
 
     state: JobState
@@ -97,7 +97,7 @@ TRANSITIONS: Mapping[JobState, Mapping[Trigger, Step]] = {
         _T.REFUSED: Step(_S.FAILED, _ENDS),
         _T.DETACHED: Step(_S.DETACHED, _ENDS),
         _T.SESSION_LEFT: Step(_S.QUEUED, _ENDS),
-        # Attached, resumed from a journal, or the same as another handle's job:
+        # Attached, resumed from a journal, or following another handle's job:
         _T.ACCEPTED: Step(_S.PROCESSING, _E.SAVE | _E.START_POLLING),
         _T.RESPONSE_MISSING: Step(_S.UNACKNOWLEDGED),
         _T.COMPLETED: Step(_S.COMPLETED, _ENDS),
@@ -155,9 +155,9 @@ TERMINAL = frozenset(
     state for state, row in TRANSITIONS.items() if all(step.state is state for step in row.values())
 )
 MAY_BE_PAID = frozenset({_S.UNACKNOWLEDGED, _S.PROCESSING, _S.COMPLETED, _S.UNKNOWN, _S.TIMED_OUT})
-"""From here on a second submission could be a second payment."""
+"""States in which a second submit could be a second payment."""
 
-# How a handle ends that follows the job of another one, by the state that job ended in.
+# The trigger that ends a handle that follows another job, by the final state of that job.
 TRIGGER_OF_END: Mapping[JobState, Trigger] = {
     _S.COMPLETED: _T.COMPLETED,
     _S.FAILED: _T.EXTRACTION_FAILED,
@@ -168,10 +168,10 @@ TRIGGER_OF_END: Mapping[JobState, Trigger] = {
 
 
 def next_step(state: JobState, trigger: Trigger) -> Step:
-    """Return the state that follows, and what else does.
+    """Return the row of the table for a state and a trigger.
 
     Raises:
-        RuntimeError: The table has no such row: a mistake in this library.
+        RuntimeError: The table has no such row, which is a bug in this library.
     """
     try:
         return TRANSITIONS[state][trigger]

@@ -1,23 +1,23 @@
-"""The vendor's JSON ↔ values: the one file that knows its key names.
+"""Convert MusicGPT's JSON to values: the only module that knows its key names.
 
-Sources disagree on shapes (MusicGPT docs: Extraction, status check, webhooks; the vendor's npm
-package and n8n node), so each reader takes every shape that was ever seen and turns anything else
-into a :class:`ProtocolError` that shows a piece of it.
+The sources disagree on shapes (MusicGPT docs: Extraction, status check, webhooks; MusicGPT's npm
+package and n8n node). Each parser therefore accepts every known shape, and raises a
+:class:`ProtocolError` with an excerpt for anything else.
 
-Where the links of the stems have been seen:
+Known places of the links to the stems:
 
 - in ``audio_url``, ``audio_url_wav``, ``conversion_path``, ``conversion_path_wav``, each of them
-  also with a number at its end; or in fields named like the stems, of an older worker;
-- in the conversion, or beside it at the top level of the answer;
+  also with a number at its end; or, from an older worker, in fields with the names of stems;
+- in the conversion, or beside it at the top level of the response;
 - as a map of stem to URL, as a string that holds such a map as JSON, or as one plain URL.
 
-A file's ending says what it is where the field's name says otherwise: the pages of the second
-generation show ``audio_url`` links that end in ``.wav``. A value that is not a whole http(s) URL is
-passed over: which bucket a bare S3 key belongs to is in no document.
+If a file's extension contradicts the name of its field, the extension counts: the pages of the
+second generation show ``audio_url`` links that end in ``.wav``. A value that is not an absolute
+http(s) URL is ignored: the bucket of a bare S3 key is not documented.
 
-What is stored of an answer (ids, names of stems, links, amounts) is checked here and nowhere else,
-whether it comes by a submit, a poll, the listing or a webhook. An id that no journal could store
-is no id; an estimate below zero is none, since it would raise the caller's credit limit.
+Every stored value of a response (ids, names of stems, links, amounts) is validated here, for
+submits, polls, the listing and webhooks alike. An id that a journal cannot store is dropped. A
+negative estimate is dropped too, since it would raise the caller's credit limit.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from musicgpt_async.models import Acceptance, Extraction, Stem, StemLinks
 
 CONVERSION_TYPE = "EXTRACTION"
 EXCERPT_LENGTH = 200
-# A stem name when the vendor sends one plain link and several stems, or none, were asked for.
+# The stem of a plain link, unless exactly one stem was requested.
 UNNAMED_STEM = "audio"
 
-# What the vendor makes when no stems are named (MusicGPT docs, Extraction).
+# The stems of a submit that names none (MusicGPT docs, Extraction).
 DEFAULT_STEMS = frozenset({Stem.DRUMS, Stem.BASS, Stem.PIANO, Stem.GUITAR})
 
 _NO_LINKS = StemLinks()
@@ -52,7 +52,7 @@ _STEM_FIELD = re.compile(rf"(?P<stem>{'|'.join(Stem)})(?:_url|_path)?(?P<wav>_wa
 
 
 class Progress(Enum):
-    """What a status word means for somebody who waits."""
+    """The meaning of a status word for a waiter."""
 
     UNFINISHED = "unfinished"
     COMPLETED = "completed"
@@ -73,14 +73,21 @@ _PROGRESS = {
 
 @attrs.frozen(kw_only=True)
 class Conversion:
-    """What a byId answer, a listing's entry or a delivery says of a job.
+    """A conversion as a byId response, an entry of the listing or a delivery describes it.
 
     Attributes:
-        task_id: Empty if the vendor left it out, or gave none that could be stored.
-        status: The vendor's word in upper case, empty where there is none.
-        is_known_status: Whether the word was ever seen before.
-        message: ``status_msg``, or whatever words came in its place.
-        webhook_url: The URL that the submit gave, where the vendor tells it.
+        task_id: Empty if it is missing or cannot be stored.
+        conversion_id: MusicGPT's second id of the task.
+        progress: The meaning of the status.
+        status: MusicGPT's status word in upper case, empty if it is missing.
+        is_known_status: Whether this library knows the word.
+        message: ``status_msg``, or the message of another field if it is missing.
+        links: Links by stem.
+        cost: Credits charged.
+        duration: Seconds of audio.
+        created: ISO date of creation.
+        webhook_url: The webhook URL of the submit.
+        raw: The JSON object.
     """
 
     task_id: str
@@ -97,7 +104,11 @@ class Conversion:
     raw: Mapping[str, Any] = attrs.field(repr=False)
 
     def extraction(self, task_id: str) -> Extraction:
-        """Return the finished job that this conversion describes."""
+        """Return the result of the finished job that this conversion describes.
+
+        Args:
+            task_id: The id to use if the conversion has none.
+        """
         return Extraction(
             task_id=self.task_id or task_id,
             conversion_id=self.conversion_id,
@@ -116,10 +127,10 @@ def submit_fields(
     audio_url: str = "",
     webhook_url: str | None = None,
 ) -> dict[str, str]:
-    """Return the text fields of a submit, in the order of the vendor's samples.
+    """Return the text fields of a submit, in the order of MusicGPT's samples.
 
-    ``eco_mode`` is left out if it is false, as the vendor takes it then: the first generation of
-    the API does not know the field.
+    ``eco_mode`` is omitted if it is false, which is its default: the first generation of the API
+    does not know the field.
     """
     fields = {
         "audio_url": audio_url,
@@ -135,26 +146,26 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object in ``body``.
 
     Raises:
-        ProtocolError: It is no JSON object.
+        ProtocolError: The body is not a JSON object.
     """
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ProtocolError(f"The answer is not a JSON object: {excerpt(body)}")
+        raise ProtocolError(f"The response is not a JSON object: {excerpt(body)}")
     return value
 
 
 def parse_acceptance(data: Mapping[str, Any]) -> Acceptance:
-    """Return the answer to a submit.
+    """Return the acceptance in the response to a submit.
 
     Raises:
-        ProtocolError: It has no task_id.
+        ProtocolError: The response has no task_id.
     """
     task_id = _id(data.get("task_id"))
     if task_id is None:
-        raise ProtocolError(f"The answer to the submit has no task_id: {excerpt(data)}")
+        raise ProtocolError(f"The response to the submit has no task_id: {excerpt(data)}")
     return Acceptance(
         task_id=task_id,
         conversion_id=_id(data.get("conversion_id")),
@@ -164,23 +175,23 @@ def parse_acceptance(data: Mapping[str, Any]) -> Acceptance:
 
 
 def parse_conversion(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -> Conversion:
-    """Return the conversion in a byId answer.
+    """Return the conversion in a byId response.
 
     Args:
-        data: The whole answer.
-        requested: The stems that were asked for: a lone one names a plain link.
+        data: The JSON object of the response.
+        requested: The requested stems: a single one names a plain link.
 
     Raises:
-        ProtocolError: It holds no conversion.
+        ProtocolError: The response contains no conversion.
     """
     conversion = data.get("conversion", data)
     if not isinstance(conversion, dict) or not {"status", "task_id"} & conversion.keys():
-        raise ProtocolError(f"The answer holds no conversion: {excerpt(data)}")
+        raise ProtocolError(f"The response contains no conversion: {excerpt(data)}")
     return _conversion(conversion, requested, beside=data)
 
 
 def read_failure(data: Mapping[str, Any]) -> Conversion | None:
-    """Return the conversion of a byId answer that says ``success: false`` since it failed."""
+    """Return the failed conversion in a byId response with ``success: false``, if it has one."""
     conversion = data.get("conversion")
     if not isinstance(conversion, dict):
         return None
@@ -189,27 +200,28 @@ def read_failure(data: Mapping[str, Any]) -> Conversion | None:
 
 
 def parse_listing(data: Mapping[str, Any]) -> list[Conversion]:
-    """Return the conversions of a byUser listing, passing over what is none.
+    """Return the conversions of a byUser listing, without malformed entries.
 
     Raises:
-        ProtocolError: It holds no list.
+        ProtocolError: The response contains no list.
     """
     conversions = data.get("conversions")
     if not isinstance(conversions, list):
-        raise ProtocolError(f"The answer holds no list of conversions: {excerpt(data)}")
+        raise ProtocolError(f"The response contains no list of conversions: {excerpt(data)}")
     return [_conversion(each, ()) for each in conversions if isinstance(each, dict)]
 
 
 def listing_continues_after(data: Mapping[str, Any]) -> str | None:
-    """Return the key to ask for the next page of a listing with."""
+    """Return the key of the next page of a listing, or ``None`` at its end."""
     key = data.get("LastEvaluatedKey")
     return json.dumps(key) if isinstance(key, dict) else _text(key)
 
 
 def parse_delivery(data: Mapping[str, Any], *, requested: Sequence[str] = ()) -> Conversion:
-    """Return what a webhook says. It is a hint: it has no status, or a forged one.
+    """Return the conversion in a webhook delivery.
 
-    The Extraction page's sample is flat and has ``success`` in place of a status.
+    It is only a hint, since it may be forged. The sample on the Extraction page is flat and has
+    ``success`` instead of a status.
     """
     inner = data.get("conversion")
     flat = inner if isinstance(inner, dict) else data
@@ -223,7 +235,7 @@ def parse_delivery(data: Mapping[str, Any], *, requested: Sequence[str] = ()) ->
 def merge_links(
     polled: Mapping[str, StemLinks], hinted: Mapping[str, StemLinks]
 ) -> dict[str, StemLinks]:
-    """Return the links of a byId answer, with what it leaves out taken from a delivery."""
+    """Return the links of a byId response, completed by those of a delivery."""
     return {
         stem: StemLinks(
             mp3=polled.get(stem, _NO_LINKS).mp3 or hinted.get(stem, _NO_LINKS).mp3,
@@ -234,13 +246,13 @@ def merge_links(
 
 
 def is_error(data: Mapping[str, Any]) -> bool:
-    """Return whether an answer says ``success: false``, in any of its spellings."""
+    """Return whether a response has ``success: false``, as a boolean or as a string."""
     success = data.get("success", True)
     return success is False or (isinstance(success, str) and success.strip().lower() == "false")
 
 
 def is_object(body: bytes) -> bool:
-    """Return whether an answer is a JSON object, as all of the API's are; never fails."""
+    """Return whether a body is a JSON object, as every response of the API is; never raises."""
     try:
         parse_object(body)
     except ProtocolError:
@@ -249,7 +261,7 @@ def is_object(body: bytes) -> bool:
 
 
 def is_missing_route(body: bytes) -> bool:
-    """Return whether a 404 is about the route; an unknown task has other words (FastAPI)."""
+    """Return whether a 404 means a missing route (FastAPI's body), not an unknown task."""
     if not is_object(body):
         return False
     data = parse_object(body)
@@ -257,7 +269,7 @@ def is_missing_route(body: bytes) -> bool:
 
 
 def parse_error_message(body: bytes) -> str | None:
-    """Return the vendor's own words in an error's body, whatever its shape; never fails."""
+    """Return MusicGPT's message in the body of an error of any shape; never raises."""
     try:
         return error_message(parse_object(body))
     except ProtocolError:
@@ -265,13 +277,13 @@ def parse_error_message(body: bytes) -> str | None:
 
 
 def error_message(data: Mapping[str, Any]) -> str | None:
-    """Return the vendor's own words in an answer that says no."""
+    """Return MusicGPT's message in the JSON object of an error."""
     found = (_message(data.get(key)) for key in ("message", "error", "detail", "status_msg"))
     return next((words for words in found if words), None)
 
 
 def excerpt(value: bytes | Mapping[str, Any]) -> str:
-    """Return a piece of an answer on one line, short enough for a message."""
+    """Return the start of a response on one line, short enough for a message."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else repr(value)
     line = " ".join("".join(c if c.isprintable() else " " for c in text[:4096]).split())
     return line if len(line) <= EXCERPT_LENGTH else line[: EXCERPT_LENGTH - 1] + "…"
@@ -303,14 +315,14 @@ def _conversion(
 def _progress_by_links(
     word: str, links: Mapping[str, StemLinks], requested: Sequence[str]
 ) -> Progress:
-    """Judge a status word never seen before: all links that were asked for mean that it is done."""
+    """Judge an unknown status word: the job is completed if every requested link is present."""
     asked = set(requested) or set(DEFAULT_STEMS)
     is_done = asked <= links.keys() if word else bool(links)
     return Progress.COMPLETED if is_done else Progress.UNFINISHED
 
 
 def _links(data: Mapping[str, Any], requested: Sequence[str]) -> dict[str, StemLinks]:
-    """Return all links of an object; of two for one file the one named first counts."""
+    """Return all links of an object; the first of two links to the same file counts."""
     links: dict[str, StemLinks] = {}
     fields = _link_fields(data)
     for named in ("mp3", "wav"):
@@ -325,7 +337,7 @@ def _links(data: Mapping[str, Any], requested: Sequence[str]) -> dict[str, StemL
 
 
 def _link_fields(data: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return (format by its name, value) of each field that may bear links, in their order."""
+    """Return (format, value) of each field that may contain links, in order of their numbers."""
     fields: list[tuple[int, str, Any]] = []
     for name, value in data.items():
         if not value or not isinstance(name, str):
@@ -339,7 +351,7 @@ def _link_fields(data: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _urls(values: Sequence[Any], requested: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (stem, URL) from the values that name their stems, else from the plain URLs."""
+    """Yield (stem, URL) from values that name their stems, otherwise from plain URLs."""
     read = [_decode(value) for value in values]
     named = [
         (name, url.strip())
@@ -353,19 +365,19 @@ def _urls(values: Sequence[Any], requested: Sequence[str]) -> Iterator[tuple[str
 
 
 def _names(urls: Sequence[str], requested: Sequence[str]) -> Iterable[str]:
-    """Name plain URLs: by the one stem that was asked for, or by the name of the file."""
+    """Return the stems of plain URLs: the one requested stem, or those in the file names."""
     if len(urls) == 1 and len(requested) == 1:
         return list(requested)
     found: list[str] = []
     for url in urls:
         name = stem_in(_path_of(url).rpartition("/")[2]) or UNNAMED_STEM
-        # Two that look the same are two all the same.
+        # Two files with the same stem in their names are still two files.
         found.append(name if name not in found else f"{UNNAMED_STEM}_{len(found) + 1}")
     return found
 
 
 def stem_in(file_name: str) -> str | None:
-    """Return the one stem that a file's name holds, ``None`` for none or several."""
+    """Return the stem in a file name, or ``None`` if it contains none or several."""
     words = re.sub(r"[^a-z0-9]+", "_", file_name.rpartition(".")[0].lower())
     found = [stem for stem in Stem if f"_{stem}_" in f"_{words}_"]
     longest = [
@@ -382,7 +394,7 @@ def _format_of(url: str) -> str | None:
 def _path_of(url: str) -> str:
     try:
         return urlsplit(url).path
-    except ValueError:  # whoever follows it says what is wrong with it
+    except ValueError:  # the download reports what is wrong with the URL
         return ""
 
 
@@ -390,22 +402,22 @@ def _decode(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith("{"):
         return value.strip() if isinstance(value, str) else value
     try:
-        # The documented sample has line breaks between its entries; strict=False takes them
-        # inside a string too.
+        # The documented sample has line breaks between its entries; strict=False accepts them in
+        # strings too.
         return json.loads(value, strict=False)
     except (ValueError, RecursionError):
         return None
 
 
 def _is_url(value: Any) -> bool:
-    """Return whether a value is a link to a file; a bucket without a key is none."""
+    """Return whether a value is a link to a file; a bucket without a key is not."""
     if not isinstance(value, str) or not value.strip().startswith(("http://", "https://")):
         return False
     if not value.strip().isprintable():  # with a NUL or a lone surrogate, which cannot be stored
         return False
     try:
         parts = urlsplit(value.strip())
-    except ValueError:  # no address, for the message of whoever follows it
+    except ValueError:  # the download reports what is wrong with the URL
         return True
     return bool(parts.path.strip("/") or parts.query)
 
@@ -442,7 +454,7 @@ def _number(value: Any) -> float | None:
 
 
 def _message(value: Any, depth: int = 4) -> str | None:
-    """Return the words in one part of an error: a string, an object, or a list of objects."""
+    """Return the message in one part of an error: a string, an object, or a list of objects."""
     if not value:
         return None
     if isinstance(value, str):
@@ -457,7 +469,7 @@ def _message(value: Any, depth: int = 4) -> str | None:
 
 
 def _detail(item: Any, depth: int) -> str | None:
-    """Return one entry of a FastAPI validation error: where, and what."""
+    """Return one entry of a FastAPI validation error as ``location: message``."""
     if not isinstance(item, Mapping):
         return _message(item, depth)
     location = item.get("loc")

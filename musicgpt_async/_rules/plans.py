@@ -1,4 +1,4 @@
-"""The account's plan by name: what the environment and the command call it."""
+"""The names of the account plans, as the environment variable and the command use them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ PLANS: Mapping[str, Limits] = {"free": Limits.FREE, "plus": Limits.PLUS, "pro": 
 
 
 def check_plan(name: str | None) -> str | None:
-    """Return a plan as the environment names it, ``None`` if it names none.
+    """Return the normalized name of a plan, or ``None`` if no plan is set.
+
+    Args:
+        name: The value of the environment variable; case and spaces are ignored.
 
     Raises:
-        ConfigurationError: There is no such plan.
+        ConfigurationError: No plan has this name.
     """
     plan = (name or "").strip().lower()
     if not plan:
@@ -23,11 +26,11 @@ def check_plan(name: str | None) -> str | None:
     if plan not in PLANS:
         raise ConfigurationError(
             f"{PLAN_VARIABLE} is {name!r}, which is not a plan; set it to one of "
-            f"{', '.join(PLANS)}, or unset it to have the limits learned."
+            f"{', '.join(PLANS)}, or unset it to let the session learn the limits."
         )
     return plan
 
 
 def make_limits(plan: str | None) -> Limits | None:
-    """Return what a plan allows, ``None`` to learn it."""
+    """Return the limits of a plan, or ``None`` to let the session learn them."""
     return None if plan is None else PLANS[plan]

@@ -1,25 +1,25 @@
-"""When a look at a job is worth its price.
+"""Decide when polling a job is worth its price.
 
-A job ends at an unknown moment, each look at it costs one of the account's calls a minute, and the
-time from the end to the next look is lost. The looks that lose least are not evenly spaced: their
-density is proportional to the square root of the hazard, the chance of ending now given that it
-has not ended yet (R. E. Barlow, L. C. Hunter and F. Proschan, "Optimum checking procedures",
-J. SIAM 11, 1963; J. B. Keller, "Optimum checking schedules for systems subject to random failure",
-Management Science 21, 1974). With a price of L seconds a look that density means an interval of
-sqrt(2 L / hazard), or, said without the limit of short intervals: *look when the undetected time
-expected since the last look reaches L*. That is the rule here. On lognormal durations it costs
-within one per cent of the true optimum from five looks a job on.
+A job ends at an unknown time, each poll uses up one of the account's calls per minute, and the time
+between the end and the next poll is lost. Evenly spaced polls are not optimal: the least time is
+lost if the density of polls is proportional to the square root of the hazard, which is the
+probability of ending now given that the job has not ended yet (R. E. Barlow, L. C. Hunter and
+F. Proschan, "Optimum checking procedures", J. SIAM 11, 1963; J. B. Keller, "Optimum checking
+schedules for systems subject to random failure", Management Science 21, 1974). If a poll has a
+price of L seconds, this density means an interval of sqrt(2 L / hazard). The same rule, valid for
+long intervals too: *poll when the undetected time expected since the last poll reaches L*. On
+lognormal durations the result is within one per cent of the optimum from five polls per job on.
 
-The hazard follows from the learned durations (`durations.DurationModel`). The price is learned as
-well: what the last polls were worth. Under a tight budget jobs wait past their moment, the polls
-made are worth more, the price rises and spreads all intervals; an idle budget lowers it again, down
-to the least price. So the calls go where the expected undetected time is largest.
+The hazard comes from the learned durations (`durations.DurationModel`). The price is learned too:
+it is what the last polls were worth. Under a tight budget jobs are polled late, each poll is worth
+more, and the rising price spreads all intervals. If the budget is idle, the price falls again, down
+to the minimum. In this way the calls are spent where the expected undetected time is largest.
 
-Where a webhook is expected a delivery may tell the end instead. What a look then detects is a job
-that has ended *and* whose delivery does not come, or not yet: the same rule holds with the chance
-and the delay of deliveries in it, given that nothing has come so far. A receiver that nothing was
-heard from is polled for; once deliveries come, a look must be worth `_EXPECTED_PRICE` more, and
-about one a job is left, the one that a delivery wakes.
+If a webhook is expected, a delivery may report the end instead. A poll then detects only jobs that
+have ended *and* whose delivery is lost or late. The rule is the same, with the probability and the
+delay of deliveries included, given that none has arrived so far. Jobs of a receiver without any
+delivery so far are polled as if there were no webhook. Once deliveries arrive, a poll must be worth
+`_EXPECTED_PRICE` more, and about one poll per job remains: the one that its delivery causes.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from __future__ import annotations
 from musicgpt_async._rules.durations import DurationDistribution, DurationModel
 from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 
-_SHORT_DURATION = 10.0  # seconds; the undetected time of a shorter one matters the more
-_MIN_INTERVAL = 0.02  # seconds between two looks at one job, and the least that one is worth
-_MIN_HAZARD = 5e-5  # ends a second, expected of any job at any age
-_EXPECTED_PRICE = 0.7  # seconds that a look must be worth where a delivery surely comes
+_SHORT_DURATION = 10.0  # seconds; for shorter jobs the price of a poll is scaled down
+_MIN_INTERVAL = 0.02  # seconds between two polls of one job, and the lowest price of one
+_MIN_HAZARD = 5e-5  # ends per second, assumed for any job at any age
+_EXPECTED_PRICE = 0.7  # seconds that a poll must be worth in addition if a delivery is certain
 
 
 class PollPricing:
-    """What looks are worth, and what they have to be worth.
+    """The worth of polls, and their learned price.
 
     Args:
-        durations: how long jobs take.
-        reliability: how likely, and how late, the deliveries of those that expect one come.
-        price: seconds of undetected time that a look must be worth, however idle the budget; a
-            share of it at jobs of a few seconds.
+        durations: The learned durations of jobs.
+        reliability: The learned probability and delay of webhook deliveries.
+        price: Lowest price of a poll in seconds of undetected time, even if the budget is idle;
+            scaled down for jobs of a few seconds.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class PollPricing:
     def waits(
         self, eta: float | None, age: float, *, age_known: bool, loss: float
     ) -> tuple[float, float]:
-        """The seconds after a look to the next one: if the budget is idle, and as it is.
+        """Return the seconds from one poll to the next: at the lowest price, and at the current.
 
         Args:
-            eta: seconds from acceptance, as the vendor told; None: it told nothing.
-            age: seconds since acceptance at the last look, which saw no end.
-            age_known: whether that is since acceptance.
-            loss: the chance that nothing but a look tells the end.
+            eta: MusicGPT's estimate in seconds from acceptance, or ``None``.
+            age: Seconds from acceptance to the last poll, which found the job unfinished.
+            age_known: Whether `age` counts from acceptance.
+            loss: Probability that no delivery will report the end.
         """
         distribution, scale = self._durations.distribution(eta, age_known=age_known)
         price = self._price_of(loss, scale)
         soonest = self._wait(distribution, scale, age, price, loss)
-        # An eta of a few whole seconds says little.
+        # A short eta is rounded to full seconds, so its error is large: poll in fifths of it.
         if scale < _SHORT_DURATION and age < scale and loss > 0.5:
             soonest = min(soonest, scale / 5)
         if self._price <= price:
@@ -74,9 +74,17 @@ class PollPricing:
     def learn(
         self, eta: float | None, last: float, age: float, *, age_known: bool, loss: float
     ) -> None:
-        """Learn the price from a look that is made: at what age, and at what age the last one was.
+        """Learn the price from a poll that is about to be sent.
 
-        One that is dear because a delivery surely comes says nothing of the budget.
+        A poll that is expensive because its delivery is likely says nothing about the budget, and
+        is ignored.
+
+        Args:
+            eta: MusicGPT's estimate in seconds from acceptance, or ``None``.
+            last: Age in seconds at the previous poll.
+            age: Age in seconds now.
+            age_known: Whether both ages count from acceptance.
+            loss: Probability that no delivery will report the end.
         """
         distribution, scale = self._durations.distribution(eta, age_known=age_known)
         if self._price_of(loss, scale) > self._price:
@@ -88,7 +96,7 @@ class PollPricing:
         self._price = max(price, self._least_price)
 
     def _price_of(self, loss: float, scale: float) -> float:
-        """Seconds that a look must be worth: more, the more surely a delivery will come."""
+        """Return the lowest price in seconds; it rises with the probability of a delivery."""
         price = self._least_price + (1.0 - loss) * _EXPECTED_PRICE
         return max(price * min(scale / _SHORT_DURATION, 1.0), _MIN_INTERVAL)
 

@@ -1,19 +1,20 @@
-"""When to look next, for all waiting jobs together.
+"""Schedule the polls of all waiting jobs together.
 
-Each job has a moment from which a look at it is worth its price (`poll_pricing.PollPricing`), and
-the account has a budget of looks (`rate_budget.Budget`). Here both meet: the jobs wait in heaps by
-those moments, so that a look costs O(log n) and no job is scanned for.
+Each job has a time from which a poll is worth its price (`poll_pricing.PollPricing`), and the
+account has a budget of polls (`rate_budget.Budget`). This module combines both: jobs wait in heaps
+that are ordered by these times, so that a poll costs O(log n) and no list of jobs is scanned.
 
-- **Ordinary looks** are paced evenly. Where the budget is idle a job is served from its `earliest`
-  moment on, else in the order in which looks are worth the price that the budget has.
-- **First looks** at jobs of unknown age are due at once, and take every second look at most.
-- **Wakes** go ahead of all others, as far as the budget has room: a delivery came. One that looks
-  deny is asked after again soon, then ever less often, however often it comes.
+- **Ordinary polls** are evenly paced. If the budget is idle, a job is polled from its `earliest`
+  time on; otherwise in the order in which polls become worth the current price.
+- **First polls** of jobs of unknown age are due at once, and take at most every second poll.
+- **Wakes** are polls that a delivery causes. They precede all others, as far as the budget allows.
+  If byId does not confirm a delivery, its job is polled again soon, then at growing intervals,
+  however often the delivery is repeated.
 
-Where webhooks are expected their receiver's reliability is learned from each end, and what is
-planned moves with it (`receiver_reliability.ReceiverReliability`).
+If webhooks are expected, the reliability of their receiver is learned from each finished job, and
+planned polls are rescheduled when it changes (`receiver_reliability.ReceiverReliability`).
 
-No clock is read here: every `now` is monotonic seconds, handed in.
+No clock is read here: every `now` is passed in, in monotonic seconds.
 """
 
 from __future__ import annotations
@@ -34,31 +35,38 @@ from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 
 K = TypeVar("K", bound=Hashable)
 
-_MAX_SPACING = 60.0  # seconds between looks at one job that deliveries cause
-_FIRST_RECHECK, _RECHECKS = 0.25, 4  # seconds after a look that denied a delivery; looks after it
+_MAX_SPACING = 60.0  # seconds between two wakes of one job
+_FIRST_RECHECK, _RECHECKS = 0.25, 4  # seconds to the first poll after a denied delivery; polls
 
 
 @attrs.define(eq=False)
 class _ScheduledJob(Generic[K]):
+    """A waiting job and its entry in one of the heaps.
+
+    The heaps are never searched. An entry is a tuple (time, number, job), and only the tuple whose
+    number equals the job's `entry` is live; every `_push` takes a new number, which invalidates the
+    job's older tuple wherever it is. Invalid tuples are dropped when they reach the top.
+    """
+
     key: K
     eta: float | None
     accepted_at: float
     age_known: bool
     added: float
-    webhook: Hashable | None  # names the delivery that is expected
-    last_poll: float
-    entry: int = 0  # the number of its live place in a heap; 0: in none
-    earliest: float = 0.0  # the moment from which an idle budget may serve it
-    is_woken: bool = False  # that place is among the wakes
+    webhook: Hashable | None  # identifies the expected delivery
+    last_poll: float  # monotonic seconds; the acceptance before the first poll
+    entry: int = 0  # number of its live heap entry, or 0 if it has none
+    earliest: float = 0.0  # time from which it may be polled if the budget is idle
+    is_woken: bool = False  # its live entry is in the heap of wakes
     in_flight: bool = False
-    first_due: bool = False  # its first look has not been made, and its age is not known
-    delivered_at: float | None = None  # when a delivery came, unless a look denied it since
-    denied: int = 0  # looks that a delivery caused and that saw no end
-    recheck_at: float | None = None  # the moment for a wake that came while it was out
+    first_due: bool = False  # its age is unknown and it was not polled yet
+    delivered_at: float | None = None  # arrival of a delivery that no poll has denied since
+    denied: int = 0  # polls caused by a delivery that found the job unfinished
+    recheck_at: float | None = None  # time of a wake that was requested during a poll
 
     @property
     def spacing(self) -> float:
-        """Seconds between two looks that deliveries cause, after those that saw no end."""
+        """Seconds to the next wake; doubled with each poll that denied a delivery."""
         return min(_FIRST_RECHECK * 2.0 ** min(self.denied, 10), _MAX_SPACING)
 
 
@@ -66,16 +74,16 @@ _Heap: TypeAlias = list[tuple[float, int, _ScheduledJob[K]]]
 
 
 class Schedule(Generic[K]):
-    """One schedule of looks for all waiting jobs of a session.
+    """The schedule of polls for all waiting jobs of a session.
 
     Args:
-        polls_per_minute: the account's budget; None: learn it, beginning at the free plan's.
-        rng: spreads the looks of many processes.
-        tick: seconds into which wake-ups are gathered where the budget is larger than one a tick.
-        price: seconds of undetected time that a look must be worth, however idle the budget; a
-            share of it at jobs of a few seconds.
-        durations: how long jobs take, where that is known or shared; None: learn it.
-        reliability: the receiver of the jobs that expect a webhook; None: one not heard from yet.
+        polls_per_minute: The account's budget, or ``None`` to learn it from the free plan's on.
+        rng: Source of the jitter that spreads the polls of many processes.
+        tick: Seconds into which wake-ups are batched if the budget allows more than one per tick.
+        price: Lowest price of a poll in seconds of undetected time, even if the budget is idle;
+            scaled down for jobs of a few seconds.
+        durations: A shared model of durations, or ``None`` for a new one.
+        reliability: The model of the webhook receiver, or ``None`` for a new one.
     """
 
     def __init__(
@@ -101,8 +109,8 @@ class Schedule(Generic[K]):
         self._numbers = itertools.count(1)
         self._webhooks = 0
         self._planned_loss = self._reliability.loss
-        self._is_saturated = False  # a look was worth its price and the budget had no room for it
-        self._is_turn_of_first = True  # first looks at unknown ages take every second look at most
+        self._is_saturated = False  # a poll was worth its price but exceeded the budget
+        self._is_turn_of_first = True  # first polls take at most every second poll
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -112,7 +120,7 @@ class Schedule(Generic[K]):
 
     @property
     def polls_per_minute(self) -> float:
-        """How many looks a minute the account is believed to allow."""
+        """Estimated number of polls per minute that the account allows."""
         return self._budget.estimate
 
     def add(
@@ -124,15 +132,15 @@ class Schedule(Generic[K]):
         age: float | None = 0.0,
         webhook: Hashable | None = None,
     ) -> None:
-        """Begin to look at a job.
+        """Start polling a job.
 
         Args:
-            key: the job, told back by `take_due`.
-            now: monotonic seconds.
-            eta: seconds from acceptance as the vendor told; None or negative: unknown.
-            age: seconds since the vendor accepted it; None: nobody knows, so look soon.
-            webhook: names the delivery that is expected, to the receiver's reliability; None: none
-                is expected.
+            key: Identifies the job; returned by `take_due`.
+            now: Monotonic seconds.
+            eta: MusicGPT's estimate in seconds from acceptance; unknown if ``None`` or negative.
+            age: Seconds since acceptance, or ``None`` if unknown: then it is polled soon.
+            webhook: Identifies the expected delivery for the model of the receiver, or ``None`` if
+                no webhook is expected.
         """
         self.remove(key)
         known = max(eta, 1.0) if eta is not None and 0.0 <= eta < math.inf else None
@@ -146,7 +154,7 @@ class Schedule(Generic[K]):
         self._plan(job, now)
 
     def next_due(self) -> float | None:
-        """The moment of the next look to make; None while there is none."""
+        """Return the time of the next poll in monotonic seconds, or ``None`` without jobs."""
         moments = []
         if self._drop_stale(self._wakes):
             moments.append(max(self._wakes[0][0], self._budget.next_allowed_at()))
@@ -164,7 +172,7 @@ class Schedule(Generic[K]):
         return min(moments) if moments else None
 
     def take_due(self, now: float) -> list[K]:
-        """Take the looks to make now; each key is out until it is answered."""
+        """Return the jobs to poll now; each is in flight until its result is reported."""
         self._follow_reliability(now)
         taken: list[K] = []
         while (
@@ -192,7 +200,7 @@ class Schedule(Generic[K]):
         return taken
 
     def _due_heap(self, now: float) -> _Heap[K] | None:
-        """The heap whose top is the next ordinary look, None while there is none to make."""
+        """Return the heap whose top is the next ordinary poll, or ``None`` if none is due."""
         firsts = self._has_due(self._first_looks, now)
         if firsts and (self._is_turn_of_first or not self._has_due(self._polls, now)):
             return self._first_looks
@@ -202,14 +210,15 @@ class Schedule(Generic[K]):
         return self._drop_stale(heap) and heap[0][2].earliest <= now
 
     def on_unfinished(self, key: K, *, now: float) -> None:
-        """Note a look that saw no end, or failed: the next one is scheduled."""
+        """Schedule the next poll after one that failed or found the job unfinished."""
         job = self._jobs.get(key)
         if job is None or not job.in_flight:
             return
         job.in_flight = False
         recheck_at, job.recheck_at = job.recheck_at, None
         if now < self._budget.paused_until:
-            # Perhaps this look was the one refused: it saw nothing, and is due after the pause.
+            # This poll may be the one that was refused: it says nothing, and is repeated after
+            # the pause.
             is_woken = recheck_at is not None or job.delivered_at is not None
             heap = self._wakes if is_woken else self._polls
             self._push(heap, job, self._budget.paused_until)
@@ -223,7 +232,7 @@ class Schedule(Generic[K]):
             self._plan(job, now)
 
     def _deny(self, job: _ScheduledJob[K], *, is_repeated: bool) -> None:
-        """Look again shortly: a delivery may be ahead of byId, forged, or too early."""
+        """Schedule a recheck: the delivery may precede byId's update, or be forged."""
         at = job.last_poll + job.spacing
         job.denied += 1
         if job.denied <= _RECHECKS or is_repeated:
@@ -233,10 +242,7 @@ class Schedule(Generic[K]):
             self._plan(job, job.last_poll)
 
     def on_finished(self, key: K, *, now: float) -> None:
-        """Forget a job that is terminal, and learn from it.
-
-        What it teaches is how long jobs take, and whether and when deliveries come.
-        """
+        """Remove a job that is terminal, and learn durations and deliveries from it."""
         job = self._jobs.get(key)
         if job is not None:
             self._learn(job, now)
@@ -252,17 +258,17 @@ class Schedule(Generic[K]):
         if job.webhook is None:
             return
         if delivered_at is not None or job.denied:
-            # One that came too early proves that the receiver hears, and nothing of the delay.
+            # A premature delivery proves that the receiver works, but says nothing of the delay.
             within = (
                 math.inf if delivered_at is None or job.denied else delivered_at - job.last_poll
             )
             self._reliability.arrived(now=now, within=within)
         elif low >= job.added and not job.first_due:
-            # It did not end while nobody was there to hear of it.
+            # Count a loss only if the job ended while this session was there to receive it.
             self._reliability.missed(job.webhook, low=low, high=high)
 
     def remove(self, key: K) -> None:
-        """Let go of a job without learning from it; unknown keys are ignored."""
+        """Remove a job without learning from it; unknown keys are ignored."""
         job = self._jobs.pop(key, None)
         if job is not None:
             job.entry = 0
@@ -271,7 +277,7 @@ class Schedule(Generic[K]):
                 self._compact(heap)
 
     def wake(self, key: K, *, now: float, delay: float = 0.0) -> None:
-        """Look at a job at once, or after `delay` seconds, ahead of all others."""
+        """Poll a job after `delay` seconds, ahead of all others."""
         job = self._jobs.get(key)
         if job is None:
             return
@@ -282,9 +288,10 @@ class Schedule(Generic[K]):
             self._push(self._wakes, job, at)
 
     def delivered(self, key: K, *, now: float) -> None:
-        """Look at a job at once: a delivery came that says that it ended.
+        """Poll a job at once, because a delivery reports its end.
 
-        One that looks have denied is looked at after ever longer pauses, however often it comes.
+        If polls have denied an earlier delivery, the next poll waits for the job's spacing, so that
+        repeated deliveries cannot use up the budget.
         """
         job = self._jobs.get(key)
         if job is None:
@@ -294,22 +301,27 @@ class Schedule(Generic[K]):
         self.wake(key, now=now, delay=job.last_poll + job.spacing - now if job.denied else 0.0)
 
     def on_throttled(self, *, now: float, retry_after: float | None) -> None:
-        """Pause all looks after a 429, and believe in a smaller budget."""
+        """Pause all polls after a 429, and lower the estimated budget.
+
+        Args:
+            now: Monotonic seconds.
+            retry_after: Seconds from the ``Retry-After`` header, or ``None``.
+        """
         self._budget.on_throttled(now, retry_after)
 
     def on_success(self, *, now: float) -> None:
-        """Believe in a larger budget after a real answer, where a larger one is wanted."""
+        """Raise the estimated budget after a successful poll, if the budget is the bottleneck."""
         self._budget.on_success(now)
         if self._is_saturated:
-            # The line through all plans: 20, 200 and 500 looks for 2, 5 and 10 jobs.
+            # The ceiling is the line through all plans: 20, 200 and 500 polls for 2, 5 and 10 jobs.
             self._budget.grow(ceiling=20.0 + 60.0 * max(0, len(self._jobs) - 2))
 
     def _share(self) -> float:
-        """The part of the budget for ordinary looks: some is kept for what webhooks will wake."""
+        """Return the share of the budget for ordinary polls; the rest is reserved for wakes."""
         return 0.9 if self._webhooks and self._reliability.loss < 0.5 else 1.0
 
     def _follow_reliability(self, now: float) -> None:
-        """Plan anew what expects a webhook once that is far more, or less, likely to come."""
+        """Reschedule jobs that expect a webhook, if the probability of a loss changed much."""
         loss = self._reliability.loss
         if not self._webhooks or 0.5 < loss / self._planned_loss < 2.0:
             return
@@ -319,13 +331,13 @@ class Schedule(Generic[K]):
                 self._plan(job, now)
 
     def _chance_of_loss(self, job: _ScheduledJob[K]) -> float:
-        """How likely nothing but a look will tell a job's end."""
-        if job.webhook is None or job.denied:  # what has come does not come again
+        """Return the probability that no delivery will report a job's end."""
+        if job.webhook is None or job.denied:  # its delivery has arrived, and is sent only once
             return 1.0
         return self._reliability.loss
 
     def _plan(self, job: _ScheduledJob[K], now: float) -> None:
-        """Choose the moment of a job's next look, after the one at `job.last_poll`."""
+        """Schedule a job's next poll after the one at `job.last_poll`."""
         if job.first_due:
             self._push(self._first_looks, job, now)
             return
@@ -344,13 +356,13 @@ class Schedule(Generic[K]):
         self._compact(heap)
 
     def _compact(self, heap: _Heap[K]) -> None:
-        """Rebuild a heap of which most is outdated, so that nothing let go of is held long."""
+        """Rebuild a heap if most entries are stale, so that removed jobs are not kept in memory."""
         if len(heap) > 2 * len(self._jobs) + 64:
             heap[:] = [place for place in heap if place[2].entry == place[1]]
             heapq.heapify(heap)
 
     def _drop_stale(self, heap: _Heap[K]) -> bool:
-        """Drop outdated entries from the top; True when a live one is left."""
+        """Drop stale entries from the top; return whether a live one is left."""
         while heap and heap[0][2].entry != heap[0][1]:
             heapq.heappop(heap)
         return bool(heap)

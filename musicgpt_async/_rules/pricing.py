@@ -1,14 +1,14 @@
-"""What MusicGPT asks for an extraction, to tell a user what to expect beforehand.
+"""Estimate the price of an extraction before it is submitted.
 
-The prices are those that the vendor's documentation listed in August 2026: dollars for a request
-plus dollars for each minute begun, by group of stems and by plan. How a request that mixes groups
-is priced is not documented; the sum of its groups is the natural reading. The vendor's own
-``credit_estimate``, which a submit is answered with, is the truth.
+The prices are those of MusicGPT's documentation in August 2026: dollars per request plus dollars
+per started minute, by group of stems and by plan. The price of a request that mixes groups is not
+documented; this module adds its groups up. The ``credit_estimate`` in the response to a submit is
+authoritative.
 
-Three things that the list leaves open are read as follows. Drums, bass, piano and guitar are the
-band, which is one group however many of them are asked for; the piano alone is the cheaper group of
-the keys. "Premium bass/drums" is never charged, since no field of a request asks for it.
-Preprocessing costs nothing, since it has no price.
+The price list leaves three questions open, which are answered as follows. Drums, bass, piano and
+guitar form one group, "band", however many of them are requested; piano alone belongs to the
+cheaper group "keys". "Premium bass/drums" is never charged, since no request field selects it.
+Preprocessing is free, since it has no price.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from musicgpt_async._rules.payloads import DEFAULT_STEMS
 
 PRICES_AS_OF = "August 2026"
 PAY_AS_YOU_GO = "free"
-"""The plan without a fee, whose rates hold where no plan is known."""
+"""The plan without a fee, whose rates apply if the plan is unknown."""
 
 
 @attrs.frozen
 class Price:
-    """Dollars for a request, and for each minute begun."""
+    """Dollars per request, and per started minute."""
 
     request: float
     minute: float
@@ -65,12 +65,12 @@ _BAND = ("drums", "bass", "piano", "guitar")
 def estimate_price(
     stems: Collection[str], duration: float | None, plan: str | None
 ) -> float | None:
-    """Return the dollars that an extraction is expected to cost, ``None`` if nobody can tell.
+    """Return the expected price of an extraction in dollars, or ``None`` if it is unknown.
 
     Args:
-        stems: Names asked for; empty for the vendor's four.
-        duration: Seconds of audio, ``None`` if unknown.
-        plan: "free", "plus" or "pro"; ``None`` for pay as you go.
+        stems: Requested stems; empty for MusicGPT's default of four.
+        duration: Seconds of audio, or ``None`` if unknown.
+        plan: ``"free"``, ``"plus"`` or ``"pro"``; ``None`` for pay as you go.
     """
     if duration is None or not math.isfinite(duration) or duration < 0:
         return None
@@ -81,7 +81,7 @@ def estimate_price(
 
 
 def _groups(stems: Iterable[str]) -> set[tuple[str, ...]]:
-    """Return the groups of the price list that a request takes from."""
+    """Return the groups of the price list that the stems belong to."""
     asked = {str(stem) for stem in stems} or {str(stem) for stem in DEFAULT_STEMS}
     is_band = bool(asked & set(_BAND) - {"piano"})
     found: set[tuple[str, ...]] = {_BAND} if is_band else set()

@@ -1,6 +1,7 @@
-"""Requests, and the verdict on (status, headers, body): the one status map.
+"""Build request queries, and convert responses (status, headers, body) to values or errors.
 
-Error pages: MusicGPT docs, errors and rate limits. The bodies' shapes are payloads.py's business.
+The only map from statuses to errors is here (MusicGPT docs, errors and rate limits). The shapes of
+the bodies are parsed in ``payloads``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from musicgpt_async.models import Acceptance
 
 T = TypeVar("T")
 
-MAX_RETRY_AFTER = 120.0  # seconds; a server that asks for more has made a mistake
+MAX_RETRY_AFTER = 120.0  # seconds; a longer delay is taken for a mistake of the server
 
 STATUS_ERRORS: Mapping[int, type[APIError]] = {
     400: BadRequestError,
@@ -54,15 +55,15 @@ STATUS_ERRORS: Mapping[int, type[APIError]] = {
 
 @attrs.frozen
 class Response:
-    """What came back: the transport's side of every call.
+    """A response of the API, as the transport read it.
 
     Attributes:
         status: HTTP status.
-        headers: Names in lower case.
+        headers: Headers, with names in lower case.
         body: The first MiB of the content.
-        url: Where the call went.
-        secret: The key, which a server may repeat. It is replaced in messages and never in data:
-            a short key such as "task" would garble what the data says.
+        url: URL of the request.
+        secret: The API key, which a server may echo. It is replaced in messages but not in data,
+            since a short key such as "task" would corrupt the data.
     """
 
     status: int
@@ -72,19 +73,24 @@ class Response:
     secret: str = attrs.field(default="", repr=False)
 
     def redact(self, text: str) -> str:
-        """Return a text for people, without the key."""
+        """Return a message with the API key replaced."""
         return text.replace(self.secret, "***") if self.secret else text
 
 
 def status_query(task_id: str) -> dict[str, str]:
-    """Return the query of a look: one of the two ids, never both."""
+    """Return the query of a poll: one of the two ids, never both."""
     return {"conversionType": payloads.CONVERSION_TYPE, "task_id": task_id}
 
 
 def listing_query(start: float, end: float, *, after: str | None = None) -> dict[str, str]:
-    """Return the query of a listing between two moments, in seconds since the epoch.
+    """Return the query of a page of the listing.
 
-    No document describes the call: it is written as the vendor's own n8n node writes it.
+    The call is not documented; the query has the form that MusicGPT's own n8n node uses.
+
+    Args:
+        start: Earliest creation, in seconds since the epoch.
+        end: Latest creation, in seconds since the epoch.
+        after: Key of the previous page, or ``None`` for the first one.
     """
     query = {
         "conversionType": payloads.CONVERSION_TYPE,
@@ -97,36 +103,36 @@ def listing_query(start: float, end: float, *, after: str | None = None) -> dict
 
 
 def parse_response(response: Response, *, now: float, subject: str) -> dict[str, Any]:
-    """Return the JSON object of an answer that says yes.
+    """Return the JSON object of a successful response.
 
     Args:
-        response: What came back.
+        response: The response.
         now: Seconds since the epoch, for a Retry-After that is a date.
-        subject: What was asked, for the message: "The submit", "The look at job …".
+        subject: Name of the call for messages: "The submit", "The poll of job …".
 
     Raises:
-        APIError: The answer says no.
+        APIError: The response reports an error.
         EndpointNotFoundError: The API has no such route.
-        ProtocolError: The answer is none of the API's.
+        ProtocolError: The response is not one of this API.
     """
     return _read(response, lambda data: data, now=now, subject=subject)
 
 
 def parse_acceptance(response: Response, *, now: float, subject: str) -> Acceptance:
-    """Return what a submit was answered with; raises what :func:`parse_response` raises."""
+    """Return the acceptance in the response to a submit; raises as :func:`parse_response`."""
     return _read(response, payloads.parse_acceptance, now=now, subject=subject)
 
 
 def parse_conversion(
     response: Response, *, now: float, subject: str, requested: Sequence[str] = ()
 ) -> Conversion:
-    """Return the conversion of a byId answer; raises what :func:`parse_response` raises.
+    """Return the conversion in a byId response; raises as :func:`parse_response`.
 
     Args:
-        response: What came back.
+        response: The response.
         now: Seconds since the epoch.
-        subject: What was asked, for the message.
-        requested: The stems that were asked for.
+        subject: Name of the call for messages.
+        requested: The requested stems.
     """
     parse = partial(payloads.parse_conversion, requested=requested)
     conversion = _read(response, parse, now=now, subject=subject, failure=payloads.read_failure)
@@ -138,7 +144,7 @@ def parse_conversion(
 def parse_listing(
     response: Response, *, now: float, subject: str
 ) -> tuple[list[Conversion], str | None]:
-    """Return a page of the listing and the next key; raises as :func:`parse_response` does."""
+    """Return a page of the listing and the next page's key; raises as :func:`parse_response`."""
 
     def parse(data: dict[str, Any]) -> tuple[list[Conversion], str | None]:
         return payloads.parse_listing(data), payloads.listing_continues_after(data)
@@ -154,7 +160,8 @@ def _read(
     subject: str,
     failure: Callable[[Mapping[str, Any]], T | None] = lambda _: None,
 ) -> T:
-    # Raised here, where no local variable holds the key: crash reporters send those home.
+    # Raise here, in a frame without a local variable that holds the key: crash reporters upload
+    # local variables.
     outcome = _outcome(response, parse, failure, now=now, subject=subject)
     if isinstance(outcome, MusicGPTError):
         raise outcome
@@ -184,9 +191,13 @@ def _outcome(
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
-    """Return the seconds that a Retry-After header asks for, in either of its forms.
+    """Return the seconds of a Retry-After header, clamped to 0 … ``MAX_RETRY_AFTER``.
 
-    RFC 9110, section 10.2.3: seconds, or an HTTP date. Clamped to 0 … ``MAX_RETRY_AFTER``.
+    The value is a number of seconds or an HTTP date (RFC 9110, section 10.2.3).
+
+    Args:
+        headers: Headers, with names in lower case.
+        now: Seconds since the epoch.
     """
     value = headers.get("retry-after", "").strip()
     try:
@@ -199,13 +210,13 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
 
 
 def validate_names(chosen: Iterable[str], kind: type[StrEnum], subject: str) -> tuple[str, ...]:
-    """Return the names as the API spells them, each once.
+    """Return the names as the API spells them, without duplicates.
 
     Raises:
-        InvalidOptionError: One of them does not exist; the message names the closest right one.
+        InvalidOptionError: A name does not exist; the message names the closest valid one.
     """
     if isinstance(chosen, str) and not isinstance(chosen, kind):
-        raise InvalidOptionError(f"The {subject}s are a list of names: [{str(chosen)!r}].")
+        raise InvalidOptionError(f"The {subject}s must be a list of names: use [{str(chosen)!r}].")
     names = [chosen] if isinstance(chosen, str) else list(chosen)
     valid_names = [str(member) for member in kind]
     for name in names:
@@ -215,13 +226,13 @@ def validate_names(chosen: Iterable[str], kind: type[StrEnum], subject: str) -> 
 
 
 def check_flag(value: Any, name: str) -> bool:
-    """Return a value that is true or false.
+    """Return a boolean option unchanged.
 
     Raises:
-        InvalidOptionError: It is something else, such as the word "false".
+        InvalidOptionError: The value is not a bool, for example the string "false".
     """
     if not isinstance(value, bool):
-        raise InvalidOptionError(f"{name} is True or False, not {str(value)[:50]!r}.")
+        raise InvalidOptionError(f"{name} must be True or False, not {str(value)[:50]!r}.")
     return value
 
 
@@ -258,7 +269,7 @@ def _refusal_of_status(response: Response, *, now: float, subject: str) -> Music
 def _refusal(response: Response, words: str | None, *, now: float, subject: str) -> APIError:
     kind = STATUS_ERRORS.get(response.status, ServerError if response.status >= 500 else APIError)
     words = None if words is None else response.redact(words)
-    said = f' The vendor says: "{words}".' if words else ""
+    said = f' MusicGPT says: "{words}".' if words else ""
     return kind(
         f"{response.redact(subject)} was refused with status {response.status}.{said} "
         f"{kind.advice}",
@@ -269,7 +280,7 @@ def _refusal(response: Response, words: str | None, *, now: float, subject: str)
 
 
 def _redirect(response: Response) -> str:
-    """Say where a redirect leads: it is not followed, since the key would go there."""
+    """Describe a redirect. It is not followed, since the API key would be sent there."""
     location = response.headers.get("location")
     if not location:
         return "; check MUSICGPT_BASE_URL"
@@ -285,7 +296,7 @@ def _redirect(response: Response) -> str:
 
 
 def _date(moment: float) -> str:
-    """Return a moment as the n8n node writes it: ``2026-02-01T00:00:00.000Z``."""
+    """Format seconds since the epoch as the n8n node does: ``2026-02-01T00:00:00.000Z``."""
     text = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
 

@@ -1,7 +1,10 @@
-"""The account's looks a minute.
+"""The account's budget of polls per minute.
 
-Looks are paced evenly, a wake may burst, and no window of a minute ever holds more looks than the
-budget. A 429 pauses all looks and lowers the estimate.
+Polls are paced evenly; polls that a webhook causes may come in a burst. No window of one minute
+ever holds more polls than the budget. A 429 pauses all polls and lowers the estimate.
+
+The estimate moves as TCP's congestion window does (Jacobson, "Congestion avoidance and control",
+1988): it grows fast until the first 429, is then cut by a factor, and grows slowly.
 """
 
 from __future__ import annotations
@@ -10,15 +13,20 @@ import math
 from collections import deque
 
 FREE_POLLS_PER_MINUTE = 20.0
-"""What every plan allows at least (MusicGPT docs, rate limits)."""
+"""The limit of the smallest plan (MusicGPT docs, rate limits)."""
 
 _NEVER = math.inf
 
 
 class Budget:
-    """Looks a minute: paced, never exceeded in any window, learned where nobody said."""
+    """Polls per minute: evenly paced, bounded in every window, learned unless configured.
 
-    _WINDOW = 61.0  # a minute, and a second that the network may shift a look by
+    Args:
+        polls_per_minute: The account's limit, or ``None`` to learn it.
+        tick: Seconds into which the session batches its wake-ups.
+    """
+
+    _WINDOW = 61.0  # seconds: a minute, and one second of jitter in the network
 
     def __init__(self, polls_per_minute: float | None, tick: float) -> None:
         if polls_per_minute is not None and not polls_per_minute >= 1.0:
@@ -26,35 +34,39 @@ class Budget:
         self._configured = polls_per_minute
         self.estimate = polls_per_minute or FREE_POLLS_PER_MINUTE
         self._tick = tick
-        self._growth = 2.0  # by every answer, until the first 429
+        # Polls per minute, added for each response while the budget is the bottleneck. Until the
+        # first 429, two: from 20 to the 500 of the largest plan takes 240 responses, a minute.
+        # After it see `on_throttled`: a learned limit has been found, so the estimate creeps (50
+        # responses for one poll more); a configured limit is known to exist and is regained faster.
+        self._growth = 2.0
         self._recent: deque[float] = deque()
         self._paced_at = -_NEVER
         self._paused_until = -_NEVER
         self._throttles = 0
 
     def next_allowed_at(self, *, share: float = 1.0) -> float:
-        """The moment from which one more look fits into this share of a minute's."""
+        """Return when one more poll fits into this share of the budget, in monotonic seconds."""
         at_most = max(1.0, share * self.estimate)
         if len(self._recent) + 1 <= at_most:
             return self._paused_until
         return max(self._recent[-int(at_most)] + self._WINDOW, self._paused_until)
 
     def next_paced_at(self, *, share: float) -> float:
-        """The moment from which the next ordinary look fits in."""
+        """Return when the next evenly paced poll may be sent, in monotonic seconds."""
         return max(self._paced_at, self.next_allowed_at(share=share))
 
     def record(self, now: float) -> None:
-        """Count a look."""
+        """Count a poll that is sent now."""
         self._recent.append(now)
         while self._recent[0] <= now - self._WINDOW:
             self._recent.popleft()
 
     def pace(self, now: float, *, share: float) -> None:
-        """Keep the next ordinary look at its distance; what a tick cost is caught up."""
+        """Schedule the next paced poll one interval later; a delay of up to a tick is made up."""
         self._paced_at = max(self._paced_at, now - self._tick) + self.interval(share=share)
 
     def interval(self, *, share: float = 1.0) -> float:
-        """Seconds between two looks at an even pace."""
+        """Return the seconds between two evenly paced polls."""
         return self._WINDOW / max(1.0, share * self.estimate)
 
     @property
@@ -63,8 +75,16 @@ class Budget:
         return self._paused_until
 
     def on_throttled(self, now: float, retry_after: float | None) -> None:
-        """Pause, and lower the estimate: what the last minute held was too much."""
-        if now >= self._paused_until:
+        """Pause all polls after a 429 and lower the estimate.
+
+        Args:
+            now: Monotonic seconds.
+            retry_after: Seconds from the ``Retry-After`` header, or ``None``.
+        """
+        if now >= self._paused_until:  # polls that were in flight together count as one 429
+            # What the last minute held was too much, if the budget was used at all. Bounds: at
+            # least 10 % down, so that repeated 429s converge; never below 30 % of the estimate,
+            # since another client of the account may have caused this one.
             held = sum(1 for at in self._recent if at > now - 60.0)
             self.estimate = max(1.0, 0.3 * self.estimate, min(0.9 * self.estimate, 0.95 * held))
             self._growth = 0.02 if self._configured is None else 0.1
@@ -75,12 +95,12 @@ class Budget:
         self._paused_until = max(self._paused_until, now + min(max(pause, 1.0), 60.0))
 
     def on_success(self, now: float) -> None:
-        """Note a real answer: the next pause begins short again."""
+        """Reset the length of the next pause after a successful poll."""
         if now >= self._paused_until:
             self._throttles = 0
 
     def grow(self, ceiling: float) -> None:
-        """Raise the estimate, up to what is given or else `ceiling`."""
+        """Raise the estimate, up to the configured budget or else `ceiling`."""
         limit = ceiling if self._configured is None else self._configured
         if self.estimate < limit:
             self.estimate = min(self.estimate + self._growth, limit)

@@ -1,9 +1,9 @@
-"""Which conversion of the account's listing is the submit whose answer was lost.
+"""Find the conversions of submits whose response was lost in the account's listing.
 
-The vendor has no idempotency key. A listing's entry is taken for a submit only where that is the
-only way to read it: it bears the job's own webhook token, or there is one way alone to give the
-unclaimed entries of that moment and of those stems to lost submits. Anything less would be a guess.
-An entry that tells its webhook URL is another submit's, unless that URL has the job's own token.
+MusicGPT has no idempotency key. An entry of the listing is assigned to a submit only if no other
+reading is possible: the entry has the job's own webhook token, or there is exactly one way to
+assign the unclaimed entries of that time and those stems to lost submits. Anything less would be a
+guess. An entry with a webhook URL that does not have the job's token belongs to another submit.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from datetime import UTC, datetime
 from musicgpt_async._rules.payloads import DEFAULT_STEMS, Conversion
 from musicgpt_async.models import JobRecord
 
-# Seconds that the vendor's clock may be behind ours.
-MAX_CLOCK_SKEW = 60.0
-# Seconds from the delivery to the vendor creating the job.
-MAX_CREATION_DELAY = 600.0
+MAX_CLOCK_SKEW = 60.0  # seconds that MusicGPT's clock may be behind this machine's
+MAX_CREATION_DELAY = 600.0  # seconds from the delivery of a track to the creation of its task
 
 
 def reconcile(
@@ -28,13 +26,14 @@ def reconcile(
     claimed: Collection[str],
     acknowledged: Iterable[JobRecord] = (),
 ) -> Mapping[str, Conversion]:
-    """Return job id → conversion for the lost submits that the listing tells for certain.
+    """Return the conversions that certainly belong to lost submits, by job id.
 
     Args:
-        lost: All submits that may have an entry and have no task.
+        lost: All submits without a task that may have an entry.
         listing: The account's conversions.
-        claimed: Tasks that other jobs have.
-        acknowledged: Submits with a task: by them the vendor's clock is compared with ours.
+        claimed: Task ids that belong to other jobs.
+        acknowledged: Submits with a task, to estimate the offset between MusicGPT's clock and this
+            machine's.
     """
     listing = list(listing)
     free = _unclaimed(listing, claimed)
@@ -48,7 +47,11 @@ def reconcile(
 def _unique_matches(
     lost: Sequence[JobRecord], listing: Sequence[Conversion], earliest_offset: float
 ) -> dict[str, Conversion]:
-    """Give each entry to the one submit that it fits, until no entry fits one alone."""
+    """Assign entries that fit a single submit, repeatedly, until none does.
+
+    An assignment is forced only if the entry fits no other submit *and* no other entry fits that
+    submit alone: two entries for one submit prove nothing, so that submit is left out altogether.
+    """
     found: dict[str, Conversion] = {}
     while True:
         fitting = [
@@ -66,10 +69,10 @@ def _unique_matches(
 
 
 def _earliest_offset(listing: Sequence[Conversion], acknowledged: Iterable[JobRecord]) -> float:
-    """Return the seconds after its handing over at which an entry may be dated at the earliest.
+    """Return the lowest possible offset in seconds from a delivery to its entry's creation date.
 
-    Each submit with a task bounds what the vendor's clock is ahead of ours: it was created after it
-    was handed over and before its answer had come.
+    Each submit with a task bounds the offset between the clocks: MusicGPT created the task after
+    the delivery and before the response arrived.
     """
     created = {each.task_id: _parse_time(each.created) for each in listing}
     least, most = -MAX_CLOCK_SKEW, MAX_CLOCK_SKEW
@@ -78,16 +81,17 @@ def _earliest_offset(listing: Sequence[Conversion], acknowledged: Iterable[JobRe
         if moment is not None and record.sent_at and record.accepted_at:
             least = max(least, moment - record.accepted_at)
             most = min(most, moment - record.sent_at)
-    whole = all(moment is None or moment == int(moment) for moment in created.values())
-    return (
-        max(least - (1.0 if whole else 0.01), -MAX_CLOCK_SKEW) if least <= most else -MAX_CLOCK_SKEW
-    )
+    if least > most:  # one of the clocks was set in between
+        return -MAX_CLOCK_SKEW
+    # Dates without fractions may have been rounded down by up to a second.
+    has_fractions = any(moment is not None and moment % 1 for moment in created.values())
+    return max(least - (0.01 if has_fractions else 1.0), -MAX_CLOCK_SKEW)
 
 
 def candidates(
     record: JobRecord, listing: Iterable[Conversion], *, claimed: Collection[str]
 ) -> list[Conversion]:
-    """Return the unclaimed conversions that a lost submit could be."""
+    """Return the unclaimed conversions that may belong to a lost submit."""
     return [
         each
         for each in _unclaimed(listing, claimed)
@@ -96,7 +100,7 @@ def candidates(
 
 
 def is_of_job(record: JobRecord, conversion: Conversion) -> bool | None:
-    """Return whether a conversion is a job's by its webhook token, ``None`` if nothing tells."""
+    """Return whether a conversion has a job's webhook token, or ``None`` if it has no webhook."""
     if record.token and record.token in repr(conversion.raw):
         return True
     return None if conversion.webhook_url is None else False

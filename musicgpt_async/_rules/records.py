@@ -1,7 +1,7 @@
-"""Every question about a job's record, in one place: what was paid for, what is left to do.
+"""Predicates on a job's record: whether it may be paid for, what is left to do.
 
-What may be submitted again follows from evidence, never from an exception: a track that was never
-delivered, a submit that MusicGPT refused, or an extraction that MusicGPT itself could not process.
+Whether a track may be submitted again is derived from evidence, never from an exception: the track
+was never delivered, MusicGPT refused the submit, or MusicGPT could not process the extraction.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ MAX_TASK_ID_LENGTH = 512  # characters; MusicGPT's are UUIDs
 
 
 def was_delivered(record: JobRecord) -> bool:
-    """Return whether MusicGPT has, or may have, the track, so that it may be paid for."""
+    """Return whether MusicGPT has, or may have, received the track, so that it may be charged."""
     return record.task_id is not None or record.sent_at is not None
 
 
 def is_unacknowledged(record: JobRecord) -> bool:
-    """Return whether a task may exist at MusicGPT that this record does not name."""
+    """Return whether MusicGPT may run a task for this job whose id the record does not have."""
     refused = record.state is JobState.FAILED
     return record.sent_at is not None and record.task_id is None and not refused
 
 
 def may_be_submitted_again(record: JobRecord) -> bool:
-    """Return whether a new submission of the same track would pay for nothing twice.
+    """Return whether submitting the same track again cannot be a second payment.
 
-    An accepted job fails by MusicGPT's own verdict only (see ``lifecycle``); one without a task
-    fails by a refusal, or before anything was sent.
+    An accepted job becomes FAILED only if MusicGPT reports that it could not process it (see
+    ``lifecycle``). A job without a task becomes FAILED by a refusal, or before anything was sent.
     """
     if record.state is JobState.DETACHED:
         return not was_delivered(record)
@@ -35,7 +35,7 @@ def may_be_submitted_again(record: JobRecord) -> bool:
 
 
 def is_unfinished(record: JobRecord) -> bool:
-    """Return whether work is left: to submit, to poll, to reconcile or to download.
+    """Return whether a job still has to be submitted, polled, reconciled or downloaded.
 
     A job that was detached before its track was delivered is finished: nothing was paid.
     """
@@ -51,7 +51,7 @@ def is_unfinished(record: JobRecord) -> bool:
 
 
 def why_not_bindable(record: JobRecord) -> str | None:
-    """Return why a task that the user found cannot be this job's, or None if it can."""
+    """Return why a task cannot be bound to this job, or ``None`` if it can."""
     if record.task_id is not None:
         return f"it has the task {record.task_id} already"
     if not is_unacknowledged(record):
@@ -60,7 +60,7 @@ def why_not_bindable(record: JobRecord) -> str | None:
 
 
 def has_same_options(one: JobRecord, other: JobRecord) -> bool:
-    """Return whether two jobs ask MusicGPT for the same thing."""
+    """Return whether two jobs have the same stems, preprocessing and mode."""
     return _options(one) == _options(other)
 
 
@@ -69,12 +69,12 @@ def _options(record: JobRecord) -> tuple[list[str], list[str], bool]:
 
 
 def is_task_id(text: str) -> bool:
-    """Return whether a text can be a task_id: one that any journal can store and any URL carry."""
+    """Return whether a text can be a task_id: short and printable, for journals and URLs."""
     return 0 < len(text) <= MAX_TASK_ID_LENGTH and text.isprintable()
 
 
 def make_extraction(record: JobRecord) -> Extraction:
-    """Return the finished job that a record describes."""
+    """Return the result of a completed job, from its record."""
     return Extraction(
         task_id=record.task_id or "",
         conversion_id=record.conversion_id,

@@ -1,27 +1,26 @@
-"""How many jobs may be unfinished at the vendor, learned where nobody said.
+"""Limit the number of unfinished jobs at MusicGPT, and learn the limit unless it is configured.
 
-The vendor counts conversions that are not finished, for the whole account, and answers a submit
-past the limit with 429 (MusicGPT docs, rate limits of August 2026: 1, 3 or 10 by plan). So a slot
-is taken before the upload and given back when the job is terminal or let go of, never at the answer
-to the submit.
+MusicGPT counts unfinished conversions per account and answers a submit beyond the limit with 429
+(MusicGPT docs, rate limits of August 2026: 1, 3 or 10 by plan). A slot is therefore acquired before
+the upload and released when the job is terminal or detached, not at the response to the submit.
 
 The limit moves by three rules:
 
-- It **grows** by one when every slot is taken, every upload is accepted and others stand in line:
-  only then is a larger limit worth a refused upload to find, and the next submit alone finds it.
-  Until the first refusal it grows along the plans: from 1 to 3, and from 4 by two up to 10.
-- It **shrinks** on a 429 to what is still taken, at least 1: the vendor holds no more, be it for
-  the plan or because another process with the same key eats from the same account.
-- After a refusal it grows again only after some accepted submits, twice as many for each growth
-  that failed in a row. Up to a limit that once proved true this begins at one submit, beyond it
-  at 16, so that an account's plan is found by one 429 and seldom asked for again. What once proved
-  true is another client's to give back, so that 75 s and three submits are enough there, and none
-  once a growth has succeeded, or the account that was full has room again: the limit is whole
-  within two minutes of the other client's leaving where jobs take 20 s.
+- It **grows** by one when every slot is taken, every upload was accepted and other jobs are queued.
+  Only then is it worth risking a refused upload to find a larger limit, and only the next submit
+  risks it. Until the first refusal it grows along the plans: from 1 to 3, and from 4 by two to 10.
+- It **shrinks** on a 429 to the number of slots still taken, at least 1. MusicGPT holds no more,
+  either because of the plan or because another process uses the same account.
+- After a refusal it grows again only after a number of accepted submits, which doubles with each
+  growth that fails in a row. The number starts at one up to a limit that was proven before, and at
+  16 beyond it, so that one 429 finds the plan's limit and few more follow. Below a proven limit
+  another client holds the missing slots and may release them: 75 seconds and three submits are
+  enough there, and no wait is needed after a growth has succeeded or a full account has capacity
+  again. With jobs of 20 s, the limit is restored within two minutes after the other client stops.
 
-After a 429 one waits until something finishes. While jobs of our own run that is a slot given back,
-and no clock is needed; where none runs the next try comes after a growing pause. A `Retry-After`
-is kept to whatever else happens.
+After a 429 the next try waits until a job finishes. While this session's jobs run, that is a
+released slot, and no timer is needed. If none runs, the next try follows after a growing pause. A
+`Retry-After` is always respected.
 """
 
 from __future__ import annotations
@@ -29,26 +28,27 @@ from __future__ import annotations
 import math
 
 FREE_PARALLEL = 1
-"""What every plan allows at least (MusicGPT docs, rate limits)."""
+"""The limit of the smallest plan (MusicGPT docs, rate limits)."""
 
-# What a limit grows to before anything was refused. In a simulation of 60 batches of 10 to 100
-# tracks each, an account of 10 was 1 to 8 % faster than when learning began at 2 and went by ones,
-# one of 3 at most 1.3 % slower, and the uploads refused were the same within one.
+# Next limit before the first refusal. In a simulation of 60 batches of 10 to 100 tracks each, an
+# account with 10 slots was 1 to 8 % faster than with growth from 2 in steps of one, an account with
+# 3 slots at most 1.3 % slower, and the number of refused uploads differed by at most one.
 _FIRST_GROWTHS = {1: 3, 4: 6, 6: 8, 8: 10}
 
 _MIN_PAUSE, _MAX_PAUSE = 2.0, 60.0  # seconds
 _MAX_RETRY_AFTER = 300.0  # seconds
-_THRESHOLD_WITHIN, _THRESHOLD_BEYOND = (1, 32), (16, 256)  # accepted submits, at first and at most
-_PATIENT_SECONDS, _PATIENT_SUBMITS = 75.0, 3  # enough together up to a limit that proved true
-_LONG_FULL = 3  # refusals in a row with nothing of our own running
+# Accepted submits before the next growth, at first and at most: up to a proven limit, beyond it.
+_THRESHOLD_WITHIN, _THRESHOLD_BEYOND = (1, 32), (16, 256)
+_PATIENT_SECONDS, _PATIENT_SUBMITS = 75.0, 3  # both together replace the threshold within
+_LONG_FULL = 3  # consecutive refusals while no job of this session is running
 
 
 class Slots:
-    """The account's slots: how many there are, how many are taken, when to try again.
+    """The account's slots: the limit, the number taken, and the time of the next try.
 
     Args:
-        parallel: how many unfinished jobs the account allows; None: learn it, beginning at the free
-            plan's.
+        parallel: Number of unfinished jobs that the account allows, or ``None`` to learn it,
+            starting at the free plan's.
     """
 
     def __init__(self, *, parallel: int | None = None) -> None:
@@ -56,11 +56,11 @@ class Slots:
             raise ValueError(f"parallel must be at least 1, not {parallel}")
         self._configured = parallel
         self._limit = parallel or FREE_PARALLEL
-        self._proven = 1  # so many were unfinished at once, each accepted
+        self._proven = 1  # largest number of accepted jobs that were unfinished at once
         self._taken = 0
-        self._uploading = 0  # at most; one that was cancelled may still be counted
-        self._growth_threshold = 0
-        self._probing = False  # the limit has grown and has not proved true yet
+        self._uploading = 0  # upper bound: a cancelled upload may still be counted
+        self._growth_threshold = 0  # accepted submits
+        self._probing = False  # the limit has grown and is not proven yet
         self._since_growth = 0
         self._failed_growths = 0
         self._refusals = 0
@@ -70,16 +70,23 @@ class Slots:
 
     @property
     def limit(self) -> int:
-        """How many jobs may be unfinished at once, as far as is known."""
+        """Number of jobs that may be unfinished at once, as far as is known."""
         return self._limit
 
     @property
     def taken(self) -> int:
-        """How many slots are taken now."""
+        """Number of slots that are taken now."""
         return self._taken
 
     def try_acquire(self, *, now: float) -> bool:
-        """Take a slot for a job about to be uploaded; False when none may be had now."""
+        """Acquire a slot for an upload that is about to start.
+
+        Args:
+            now: Monotonic seconds.
+
+        Returns:
+            Whether a slot was acquired; false if all are taken or a pause is in effect.
+        """
         self._now = now
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
@@ -90,33 +97,41 @@ class Slots:
         return True
 
     def force_acquire(self) -> None:
-        """Count a job that runs already, attached or resumed, even past the limit."""
+        """Acquire a slot for a job that is already running, even beyond the limit."""
         self._taken += 1
 
     def release(self) -> None:
-        """Give a slot back: its job is terminal, was refused or is let go of.
+        """Release a slot: its job is terminal, was refused or was detached.
 
         Raises:
-            RuntimeError: more slots are given back than were taken.
+            RuntimeError: No slot is taken.
         """
         if self._taken == 0:
-            raise RuntimeError("a slot was given back that nobody had taken")
+            raise RuntimeError("a slot was released that was not acquired")
         self._taken -= 1
         self._uploading = min(self._uploading, self._taken)
 
     def on_accepted(self, *, has_queue: bool) -> None:
-        """Learn from an accepted submit; `has_queue`: others stand in line for a slot."""
+        """Learn from an accepted submit.
+
+        Args:
+            has_queue: Whether other jobs wait for a slot.
+        """
         self._uploading = max(0, self._uploading - 1)
         self._since_growth += 1
         if self._refusals >= _LONG_FULL and self._taken <= 1:
-            self._growth_threshold = 0  # whoever held every slot has given one back
+            self._growth_threshold = 0  # the client that held every slot has released one
         self._refusals = 0
         self._proven = max(self._proven, min(self._taken - self._uploading, self._limit))
         if has_queue and self._is_held_full():
             self._grow()
 
     def _is_held_full(self) -> bool:
-        """Whether the vendor is known to hold as many jobs as the limit says."""
+        """Return whether MusicGPT certainly holds as many jobs as the limit allows.
+
+        An upload in progress is not counted there yet. If uploads never pause, more submits than
+        the limit since the last growth prove it too.
+        """
         settled = self._uploading == 0 or self._since_growth > self._limit
         return settled and self._taken >= self._limit
 
@@ -134,7 +149,7 @@ class Slots:
             self._since_growth = self._uploading = 0
 
     def _has_been_patient(self) -> bool:
-        """Whether enough was accepted since the last refusal to try a larger limit."""
+        """Return whether enough submits were accepted since the last refusal to try to grow."""
         if self._since_growth > self._growth_threshold:
             return True
         return (
@@ -151,15 +166,15 @@ class Slots:
         full: bool = True,
         began: float | None = None,
     ) -> None:
-        """Learn from a refused submit, before its slot is given back.
+        """Learn from a refused submit, before its slot is released.
 
         Args:
-            now: monotonic seconds.
-            retry_after: seconds, as the vendor told; None: it told nothing.
-            full: the vendor said that the account is full (429); False: it is unwell (503), which
-                says nothing about the limit.
-            began: monotonic seconds at which its slot was taken: those that were on their way at
-                the last refusal and are refused too do not lengthen the pause. None: it counts.
+            now: Monotonic seconds.
+            retry_after: Seconds from the ``Retry-After`` header, or ``None``.
+            full: Whether the account is full (429); a 503 says nothing about the limit.
+            began: Monotonic seconds at which the slot was acquired. Submits that were in flight at
+                the last refusal do not lengthen the pause if they are refused too. ``None``: it
+                does.
         """
         left = max(0, self._taken - 1)
         self._uploading = max(0, self._uploading - 1)
@@ -180,7 +195,7 @@ class Slots:
         self._pause(now + min(max(1.0, retry_after), _MAX_RETRY_AFTER))
 
     def _pause(self, until: float) -> None:
-        """Try no sooner than this, nor than an earlier refusal asked for."""
+        """Pause until a moment; a pause that ends later stays in effect."""
         self._retry_at = until if self._retry_at is None else max(until, self._retry_at)
 
     def _shrink(self, limit: int) -> None:
@@ -195,5 +210,5 @@ class Slots:
         self._probing = False
 
     def retry_at(self) -> float | None:
-        """The moment before which a refusal lets no slot be had; None: as soon as one is free."""
+        """Return the end of the pause in monotonic seconds, or ``None`` if there is none."""
         return self._retry_at

@@ -1,19 +1,20 @@
-"""Which upload may start before its slot is free, and how long its end may be held back.
+"""Decide which upload may start before its slot is free, and how long its end may be held back.
 
-A vendor counts a conversion when the whole form has come in, so that a slot that waits for an
-upload is idle. The body can go out ahead, up to its closing boundary, which then meets the slot.
+MusicGPT counts a conversion when it has received the complete form, so a slot that waits for an
+upload is idle. The body may therefore be sent ahead, except for its closing boundary, which waits
+for the slot.
 
-Starting every upload as soon as it can be would fill the uplink with bodies that wait, take the
-bandwidth from the next one to be needed, and have servers close what is idle for too long. So an
-upload starts ahead when, by the learned durations, its slot may be free at the end of its body, and
-will very likely be free within the hold; one at a time, in the order of the queue. Rejected: a
-fixed number of uploads ahead (one is too few at ten slots, three too many at one), and the mean
-time to the next end (at a spread of 0.6 half of the slots are free before it).
+If every upload started as soon as possible, waiting bodies would fill the uplink, take bandwidth
+from the upload that is needed next, and be closed by servers after an idle timeout. An upload
+therefore starts ahead only if, by the learned durations, its slot may be free at the end of its
+body and is very likely free within the hold; one upload at a time, in the order of the queue.
+Rejected: a fixed number of uploads ahead (one is too few for ten slots, three are too many for
+one), and the mean time to the next end (at a spread of 0.6, half of the slots are free before it).
 
-What is held goes out slowly, so that no one on the way takes the connection for dead. A server that
-closes it all the same, or refuses before the body is whole, teaches a shorter hold, or none.
+The last bytes of a held body are sent slowly, so that no proxy closes the connection as idle. If a
+server closes it anyway, or refuses before the body is complete, the hold is shortened or disabled.
 
-No clock is read here: every `now` is monotonic seconds, handed in.
+No clock is read here: every `now` is passed in, in monotonic seconds.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ import attrs
 from musicgpt_async._rules.durations import DurationModel
 
 HELD_BACK = 64 * 1024
-"""Bytes at the end of a body that go out slowly while it is held."""
+"""Bytes at the end of a body that are sent slowly while it is held."""
 
-_PLANNED_HOLD, _MAX_HOLD = 180.0, 300.0  # seconds: reckoned with, and until a body is given up
-_MIN_HOLD = 5.0  # seconds; below that nothing goes ahead
-_NEEDED, _USED = 0.005, 0.9  # chances of a slot: at the end of the body, and within the hold
-_MIN_GAIN = 0.02  # of a job's duration: an upload shorter than this may wait for its slot
+_PLANNED_HOLD, _MAX_HOLD = 180.0, 300.0  # seconds: for the decision, and until a body is aborted
+_MIN_HOLD = 5.0  # seconds; below that no upload runs ahead
+_NEEDED, _USED = 0.005, 0.9  # least probability of a slot: at the body's end, and within the hold
+_MIN_GAIN = 0.02  # share of a job's duration: a shorter upload is not worth running ahead
 _RATE_STEP, _RATE_WINDOW = 0.3, 1.0  # weight of the latest measurement of the uplink; its seconds
 
 
@@ -39,9 +40,9 @@ class Running:
     """One job that holds a slot.
 
     Attributes:
-        eta: Seconds from acceptance, as the vendor told; None: it told nothing.
-        age: Seconds since it was accepted, or attached where nobody knows.
-        age_known: Whether the age is since its acceptance.
+        eta: MusicGPT's estimate in seconds from acceptance, or ``None``.
+        age: Seconds since acceptance, or since ``attach`` if the time of acceptance is unknown.
+        age_known: Whether `age` counts from acceptance.
     """
 
     eta: float | None
@@ -50,7 +51,11 @@ class Running:
 
 
 class Uplink:
-    """Measures the bytes a second of all uploads together, in the time that any is under way."""
+    """The measured rate of all uploads together, while at least one is in progress.
+
+    Attributes:
+        rate: Bytes per second, or ``None`` before the first measurement.
+    """
 
     def __init__(self) -> None:
         self.rate: float | None = None
@@ -59,19 +64,19 @@ class Uplink:
         self._busy, self._since = 0.0, 0.0
 
     def started(self, *, now: float) -> None:
-        """Note that a body begins to go out."""
+        """Record the start of an upload."""
         self._pass_time(now)
         self._under_way += 1
 
     def sent(self, count: int, *, now: float) -> None:
-        """Note bytes that the transport has taken."""
+        """Record bytes that were written to the transport."""
         self._pass_time(now)
         self._bytes += count
         if self._busy >= _RATE_WINDOW:
             self._measure()
 
     def stopped(self, *, now: float) -> None:
-        """Note that a body is out, up to what is held back, or was broken off."""
+        """Record that a body was sent up to what is held back, or was aborted."""
         self._pass_time(now)
         self._under_way -= 1
         if self.rate is None and self._busy > 0.0:
@@ -89,11 +94,11 @@ class Uplink:
 
 
 class UploadAhead:
-    """Decides which uploads run ahead of their slots.
+    """Decision which uploads run ahead of their slots.
 
     Args:
-        durations: How long jobs take, as the schedule of polls learns it.
-        uplink: How fast bodies go out.
+        durations: The durations that the schedule of polls learns.
+        uplink: The measured upload rate.
     """
 
     def __init__(self, durations: DurationModel, uplink: Uplink) -> None:
@@ -104,12 +109,12 @@ class UploadAhead:
 
     @property
     def max_hold(self) -> float:
-        """Seconds after which a held body is given up, and sent again later."""
+        """Seconds after which a held body is aborted, to be sent again later."""
         return self._max_hold
 
     @property
     def drip(self) -> float:
-        """Bytes a second at which what is held back goes out, so that it lasts for the hold."""
+        """Bytes per second at which a held body is continued, so that it lasts for the hold."""
         return HELD_BACK / self._max_hold
 
     def may_start(
@@ -125,16 +130,16 @@ class UploadAhead:
 
         Args:
             size: Bytes of its body.
-            free: Slots that are free.
-            uploading: Bytes that are left of each body under way, held ones not among them.
-            held: Bodies of which only the end is left.
+            free: Number of free slots.
+            uploading: Remaining bytes of each upload in progress, held bodies excluded.
+            held: Number of bodies of which only the end is left.
             running: The jobs that hold slots.
         """
         ahead, rate = len(uploading) + held, self._uplink.rate
         if ahead < free:
             return True
         if self._is_off or not rate or uploading:
-            return False  # one at a time: another would take the bandwidth of the next one needed
+            return False  # a second upload would take bandwidth from the one that is needed next
         seconds = (sum(uploading) + size) / rate
         if not any(seconds > _MIN_GAIN * self._typical(job) for job in running):
             return False
@@ -145,12 +150,12 @@ class UploadAhead:
         )
 
     def closed(self, *, held_for: float) -> None:
-        """Learn that the server closed a body that was held for so many seconds."""
+        """Shorten the hold: the server closed a body after it was held for `held_for` seconds."""
         self._max_hold = min(self._max_hold, 0.8 * held_for)
         self._is_off = self._is_off or self._max_hold < _MIN_HOLD
 
     def refused_early(self) -> None:
-        """Learn that the vendor refuses a full account's body before it is whole."""
+        """Disable running ahead: MusicGPT refuses uploads of a full account before their end."""
         self._is_off = True
 
     def _typical(self, job: Running) -> float:
@@ -158,8 +163,11 @@ class UploadAhead:
         return scale * distribution.quantile(0.5)
 
     def _chance_of_slots(self, count: int, running: Sequence[Running], *, within: float) -> float:
-        """The chance that at least so many of the jobs end within so many seconds."""
-        exactly = [1.0] + [0.0] * count  # by how many have ended, the last: that many or more
+        """Return the probability that at least `count` of the jobs end within `within` seconds.
+
+        A Poisson binomial distribution, built job by job.
+        """
+        exactly = [1.0] + [0.0] * count  # exactly[k]: k jobs have ended; the last: `count` or more
         for job in running:
             ends = self._durations.chance_of_end(
                 job.eta, job.age, within=within, age_known=job.age_known

@@ -278,8 +278,8 @@ def test_a_base_url_loses_its_trailing_slash(given_: str, expected: str) -> None
     ],
 )
 def test_a_base_url_that_would_lose_the_key_or_lead_nowhere_is_refused(url: str) -> None:
-    """The error says where the URL comes from, or that the key would go in clear."""
-    with pytest.raises(ConfigurationError, match=r"MUSICGPT_BASE_URL|key in clear"):
+    """The error names the variable of the URL, or says that the key would be unencrypted."""
+    with pytest.raises(ConfigurationError, match=r"MUSICGPT_BASE_URL|API key unencrypted"):
         validate_base_url(url)
 
 

@@ -263,8 +263,8 @@ def test_a_wrong_name_is_shown_shortened() -> None:
 
 
 def test_one_name_is_no_list() -> None:
-    """A string would be taken letter by letter; a member of the enumeration stands for itself."""
-    with pytest.raises(InvalidOptionError, match=r"list of names: \['vocals'\]"):
+    """A string is refused, since it would be read letter by letter; a member is accepted."""
+    with pytest.raises(InvalidOptionError, match=r"list of names: use \['vocals'\]"):
         validate_names("vocals", Stem, "stem")
     assert validate_names(Stem.VOCALS, Stem, "stem") == ("vocals",)
 

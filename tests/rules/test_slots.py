@@ -59,11 +59,11 @@ def test_less_than_one_slot_is_refused() -> None:
 
 
 def test_giving_back_too_much_is_an_error() -> None:
-    """A slot given back twice would let one job too many run for ever, so it raises."""
+    """Releasing a slot twice raises, since it would allow one job too many for ever."""
     slots = Slots()
     slots.try_acquire(now=0.0)
     slots.release()
-    with pytest.raises(RuntimeError, match="nobody had taken"):
+    with pytest.raises(RuntimeError, match="was not acquired"):
         slots.release()
 
 

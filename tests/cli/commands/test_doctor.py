@@ -86,7 +86,7 @@ async def test_what_is_not_the_api_is_found_out(open_vendor: Any) -> None:
         assert "does not answer" in nobody
         assert "is not the API" in other
         assert "MUSICGPT_BASE_URL" in other
-        assert "in clear" in clear
+        assert "unencrypted" in clear
 
 
 async def test_a_wrong_webhook_url_is_found_out(open_vendor: Any) -> None:
