@@ -1,16 +1,16 @@
-"""How far one webhook receiver can be relied on, learned from the jobs that end.
+"""Learn the reliability of one webhook receiver from the jobs that end.
 
-Two things decide what a poll is worth while a webhook is expected: how likely its delivery does not
-come, and how late it comes after the end.
+While a webhook is expected, two quantities decide what a poll is worth: the probability that the
+delivery is lost, and its delay after the end of the job.
 
-The chance of loss has two causes. The receiver may be *silent*: its public URL leads nowhere, or a
-proxy in front of it has died, and no delivery comes until that is mended. Or single deliveries are
-*dropped*, at a rate of their own. They are told apart as in a hidden Markov model of two states:
-one arrival proves that the receiver is not silent, one loss makes it the more likely, the less is
-dropped otherwise, and before each job it may have fallen silent with a small chance. It begins in
-doubt, so that a receiver that nothing was heard from costs no more than polling does.
+A delivery is lost for one of two causes. Either the receiver is *silent*: its public URL is wrong,
+or a proxy in front of it has failed, and no delivery arrives until that is fixed. Or a single
+delivery is *dropped*, at a rate of its own. A hidden Markov model with two states separates the
+causes: one arrival proves that the receiver is not silent; one loss makes silence more likely, and
+the lower the drop rate, the more so; before each job the receiver may have become silent with a
+small probability. A new receiver is assumed to be silent, so that it costs no more than polling.
 
-A delivery that comes after a poll has seen the end still counts as arrived, and tells the delay.
+A delivery that arrives after a poll has found the end counts as arrived, and its delay is learned.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from collections.abc import Hashable
 
 import attrs
 
-_SILENT_AT_FIRST = 0.95  # chance that a receiver that was never heard from is silent
-_FALLS_SILENT = 0.0002  # chance for each job that a receiver stops receiving
-_DROPPED, _PRIOR = 0.02, 1.0  # deliveries dropped, of so many, before anything was seen
-_DECAY = 0.99  # of what was seen, for each job
-_DELAY_AT_FIRST, _DELAY_STEP = 0.5, 0.2  # seconds; weight of one job in the learned delay
-_MAX_DELAY = 60.0  # seconds; what comes later says nothing of the next one
-_SURELY_SILENT = 0.9  # chance from which a silence is worth a word
-_MAX_MISSING = 256  # jobs whose delivery may still come
+_INITIAL_SILENCE = 0.95  # probability that a receiver without any delivery so far is silent
+_SILENCE_RATE = 0.0002  # probability per job that a receiver becomes silent
+_PRIOR_DROPPED, _PRIOR_WEIGHT = 0.02, 1.0  # the prior of the drop rate: dropped, of deliveries
+_DECAY = 0.99  # weight that old deliveries keep, per job
+_INITIAL_DELAY, _DELAY_STEP = 0.5, 0.2  # seconds; weight of one job in the learned delay
+_MAX_DELAY = 60.0  # seconds; a longer delay says nothing about the next one
+_REPORTED_SILENCE = 0.9  # probability of silence from which it is reported
+_MAX_MISSING = 256  # jobs whose delivery may still arrive
 _MISSES, _GRACE, _MISSES_AT_ONCE = 3, 5.0, 8  # jobs; seconds after their end; jobs
 
 
@@ -39,46 +39,51 @@ class _Missing:
 
 
 class ReceiverReliability:
-    """The learned chance and delay of the deliveries to one receiver."""
+    """The learned loss and delay of the deliveries to one receiver.
+
+    Attributes:
+        delay: Seconds from the end of a job to its delivery.
+    """
 
     def __init__(self) -> None:
-        self._silent = _SILENT_AT_FIRST
+        self._silent = _INITIAL_SILENCE
         self._dropped = 0.0
         self._arrived = 0.0
         self._missing: dict[Hashable, _Missing] = {}
         self._heard_at = -math.inf
         self._reported = False
-        self.delay = _DELAY_AT_FIRST
+        self.delay = _INITIAL_DELAY
 
     @property
     def loss(self) -> float:
-        """The chance that a job's delivery does not come."""
+        """Probability that a job's delivery is lost."""
         return self._silent + (1.0 - self._silent) * self._drop_rate
 
     @property
     def _drop_rate(self) -> float:
-        return (_DROPPED + self._dropped) / (_PRIOR + self._dropped + self._arrived)
+        return (_PRIOR_DROPPED + self._dropped) / (_PRIOR_WEIGHT + self._dropped + self._arrived)
 
     def arrived(self, *, now: float, within: float) -> None:
-        """Learn from a delivery that came before a poll saw the end.
+        """Learn from a delivery that arrived before a poll found the end.
 
         Args:
-            now: monotonic seconds, at which it came.
-            within: seconds before that at which the job was not finished yet.
+            now: Time of arrival, in monotonic seconds.
+            within: Seconds since the job was last known to be unfinished: an upper bound of the
+                delay.
         """
         self._arrive(now, 0.0, within)
 
     def missed(self, key: Hashable, *, low: float, high: float) -> None:
-        """Learn from a job that a poll saw ended, and whose delivery has not come.
+        """Learn from a job that a poll found finished, and whose delivery has not arrived.
 
         Args:
-            key: names the delivery if it comes later.
-            low: monotonic seconds, when the job was not finished yet.
-            high: monotonic seconds, when the job was finished.
+            key: Identifies the delivery if it arrives later.
+            low: Monotonic seconds at which the job was unfinished.
+            high: Monotonic seconds at which the job was finished.
         """
         dropped = self._drop_rate * (1.0 - self._silent)
         silent = self._silent / (self._silent + dropped)
-        self._silent = silent + (1.0 - silent) * _FALLS_SILENT
+        self._silent = silent + (1.0 - silent) * _SILENCE_RATE
         self._decay()
         self._dropped += 1.0 - silent
         self._missing[key] = _Missing(low, high, 1.0 - silent)
@@ -86,25 +91,25 @@ class ReceiverReliability:
             del self._missing[next(iter(self._missing))]
 
     def arrived_late(self, key: Hashable, *, now: float) -> None:
-        """Learn from a delivery for a job that has ended; ignored unless it was missed."""
+        """Learn from a delivery for a job that has ended; ignored unless it was counted as lost."""
         missing = self._missing.pop(key, None)
         if missing is not None:
             self._dropped = max(self._dropped - missing.dropped, 0.0)
             self._arrive(now, now - missing.high, now - missing.low)
 
     def has_fallen_silent(self, *, now: float) -> bool:
-        """Whether enough deliveries are missing in a row to say so; true once for each silence."""
+        """Return whether to report that deliveries stopped; true once per period of silence."""
         ends = [each.high for each in self._missing.values() if each.high > self._heard_at]
         overdue = sum(end + _GRACE <= now for end in ends)
         is_enough = overdue >= _MISSES or len(ends) >= _MISSES_AT_ONCE
-        if self._reported or not is_enough or self._silent < _SURELY_SILENT:
+        if self._reported or not is_enough or self._silent < _REPORTED_SILENCE:
             return False
         self._reported = True
         return True
 
     def _arrive(self, now: float, shortest: float, longest: float) -> None:
         """Count an arrival whose delay was between two bounds, in seconds."""
-        self._silent = _FALLS_SILENT
+        self._silent = _SILENCE_RATE
         self._decay()
         self._arrived += 1.0
         self._heard_at, self._reported = max(now, self._heard_at), False
