@@ -111,11 +111,11 @@ __all__ = [
     "events",
 ]
 
-# Where the names are; each is imported when it is first asked for. pytest loads this package at
-# every start, for the sake of its plugin, in projects that never use it too.
+# The module of each public name, which is imported at the name's first use: pytest imports this
+# package for its plugin at every start, even in projects that never use it.
 _MODULES = ("errors", "models", "events", "job", "batch", "webhooks", "journal", "session")
 
-if not TYPE_CHECKING:  # or every misspelt name would have a type
+if not TYPE_CHECKING:  # hidden from type checkers, for which every misspelt name would exist
 
     def __getattr__(name: str) -> Any:
         for home in _MODULES if name in __all__ else ():

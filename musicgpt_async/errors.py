@@ -1,19 +1,19 @@
-"""Every error that the library raises.
+"""The exceptions that the library raises.
 
 ::
 
     MusicGPTError
-    ├── ConfigurationError (ValueError)       no key, an unusable URL, another loop
+    ├── ConfigurationError (ValueError)       no key, an unusable URL, another event loop
     │   └── EndpointNotFoundError                 the base URL is not the API's
     ├── InvalidOptionError (ValueError)       a stem, option or format name that does not exist
     ├── SourceError (OSError)                 the track cannot be read
     │   └── SourceChangedError                the track changed while it was being sent
     ├── SessionClosedError (RuntimeError)     the session is not open
     ├── NotFinishedError (InvalidStateError)  the job has not ended yet
-    ├── TransportError (ConnectionError)      no connection, or it broke before an answer
+    ├── TransportError (ConnectionError)      no connection, or it failed before a response
     │   └── TransportTimeoutError (TimeoutError)  the other side stopped reading or sending
-    ├── ProtocolError (ValueError)            an answer that does not fit the API
-    ├── APIError                              an answer that says no
+    ├── ProtocolError (ValueError)            a response that is not one of this API
+    ├── APIError                              a response that reports an error
     │   ├── BadRequestError (ValueError)          400
     │   ├── AuthenticationError (PermissionError) 401
     │   ├── InsufficientCreditsError              402
@@ -23,16 +23,16 @@
     │   ├── ValidationError (ValueError)          422
     │   ├── RateLimitError                        429
     │   └── ServerError                           500 and above
-    ├── SubmissionUnknownError (ConnectionError)  the track went out whole and no answer came
+    ├── SubmissionUnknownError (ConnectionError)  the track was delivered, the response was lost
     ├── CreditLimitError                      the session's own max_credits is reached
-    ├── ExtractionFailedError                 MusicGPT gave the job up
+    ├── ExtractionFailedError                 MusicGPT could not process the track
     ├── DeadlineError (TimeoutError)          the job is still running at MusicGPT
     ├── JobDetachedError                      this handle no longer follows the job
     ├── JobNotFoundError (LookupError)        the session and its journal have no job with this id
-    ├── DownloadError (OSError)               a stem did not arrive whole
+    ├── DownloadError (OSError)               a stem could not be downloaded
     └── JournalError (OSError)                the journal cannot be used
 
-Each error bears the same data, ``None`` if it does not apply: see :class:`MusicGPTError`.
+All errors have the same attributes, ``None`` if they do not apply: see :class:`MusicGPTError`.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from typing import Any, ClassVar, Self
 
 
 class MusicGPTError(Exception):
-    """Something went wrong; the message says what to do next.
+    """Base class of all errors. The message says what happened and what to do next.
 
     Attributes:
-        message: The sentence shown to people.
-        status: The HTTP status of the answer, if there was one.
-        task_id: MusicGPT's name for the job, if it is known.
-        retry_after: Seconds that MusicGPT asked to wait.
-        vendor_message: MusicGPT's own words.
-        job: The handle of a job that may still be alive at MusicGPT.
-        advice: What to do about errors of this class, where that is always the same.
+        message: The message for users.
+        status: The HTTP status of the response, if there was one.
+        task_id: MusicGPT's id of the job, if it is known.
+        retry_after: Seconds from the ``Retry-After`` header.
+        vendor_message: MusicGPT's own message.
+        job: The handle of a job that may still be running at MusicGPT.
+        advice: What to do about errors of this class, if it is always the same.
     """
 
     advice: ClassVar[str] = ""
@@ -77,7 +77,7 @@ class MusicGPTError(Exception):
 
     @property
     def kwargs(self) -> Mapping[str, Any]:
-        """The keyword arguments that make this error again."""
+        """The keyword arguments that reproduce this error."""
         return {
             "status": self.status,
             "task_id": self.task_id,
@@ -87,7 +87,7 @@ class MusicGPTError(Exception):
         }
 
     def copy(self, **changes: Any) -> Self:
-        """Return an equal error with no traceback of its own, so that each raise is a new one."""
+        """Return an equal error without a traceback, so that each raise uses a new object."""
         duplicate = type(self)(self.message, **{**self.kwargs, **changes})
         duplicate.__cause__ = self.__cause__
         return duplicate
@@ -96,7 +96,7 @@ class MusicGPTError(Exception):
         return self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A handle lives in one loop of one process: it stays behind when an error is pickled.
+        # A handle belongs to one event loop of one process, so it is not pickled with the error.
         return _restore, (type(self), self.message, {**self.kwargs, "job": None})
 
 
@@ -105,20 +105,20 @@ def _restore(kind: type[MusicGPTError], message: str, kwargs: dict[str, Any]) ->
 
 
 class ConfigurationError(MusicGPTError, ValueError):
-    """The session cannot work as it was set up."""
+    """The configuration of the session is wrong or incomplete."""
 
 
 class EndpointNotFoundError(ConfigurationError):
-    """The base URL is not MusicGPT's: the server there has no such route, for any job."""
+    """The base URL is not MusicGPT's: the server does not have the routes of the API."""
 
     advice = (
-        "Check MUSICGPT_BASE_URL (or base_url=): it ends in /api/public/v1, in /api/public/v2 or "
-        "in /api/public."
+        "Check MUSICGPT_BASE_URL (or base_url=): it must end in /api/public/v1, /api/public/v2 or "
+        "/api/public."
     )
 
 
 class InvalidOptionError(MusicGPTError, ValueError):
-    """A stem, preprocessing option or format has a name that does not exist."""
+    """An option of a submit or a download is not valid."""
 
 
 class SourceError(MusicGPTError, OSError):
@@ -126,7 +126,7 @@ class SourceError(MusicGPTError, OSError):
 
 
 class SourceChangedError(SourceError):
-    """The track changed while it was being sent; the submission was broken off in time."""
+    """The track changed while it was being sent; the upload was stopped before its end."""
 
 
 class SessionClosedError(MusicGPTError, RuntimeError):
@@ -134,11 +134,11 @@ class SessionClosedError(MusicGPTError, RuntimeError):
 
 
 class NotFinishedError(MusicGPTError, InvalidStateError):
-    """A job's result was asked for before it had one."""
+    """The result of a job was requested before the job has ended."""
 
 
 class TransportError(MusicGPTError, ConnectionError):
-    """The network failed before an answer came."""
+    """The network failed before a response arrived."""
 
 
 class TransportTimeoutError(TransportError, TimeoutError):
@@ -146,11 +146,11 @@ class TransportTimeoutError(TransportError, TimeoutError):
 
 
 class ProtocolError(MusicGPTError, ValueError):
-    """An answer does not fit the API; the message shows a piece of it."""
+    """A response is not one of the API; the message contains an excerpt."""
 
 
 class APIError(MusicGPTError):
-    """MusicGPT answered no."""
+    """MusicGPT responded with an error."""
 
     advice = "MusicGPT refused the call."
 
@@ -171,82 +171,83 @@ class AuthenticationError(APIError, PermissionError):
 
 
 class InsufficientCreditsError(APIError):
-    """402: the account has not enough credit."""
+    """402: the account does not have enough credit."""
 
     advice = (
-        "The account has not enough credit; add credit in the MusicGPT dashboard and try again."
+        "The account does not have enough credit; add credit in the MusicGPT dashboard and try "
+        "again."
     )
 
 
 class ForbiddenError(APIError, PermissionError):
-    """403: the key is wrong, or it may not do this (MusicGPT docs, errors)."""
+    """403: the key is wrong, or not allowed to do this (MusicGPT docs, errors)."""
 
     advice = (
-        "The API key may be wrong, or its plan does not allow this; check MUSICGPT_API_KEY and the "
+        "The API key may be wrong, or the plan may not allow this; check MUSICGPT_API_KEY and the "
         "plan in the MusicGPT dashboard."
     )
 
 
 class NotFoundError(APIError, LookupError):
-    """404: there is no such thing at MusicGPT."""
+    """404: MusicGPT does not know the task."""
 
-    advice = "MusicGPT knows no such thing; check the task_id, and that the key is that account's."
+    advice = "Check the task_id, and that the API key belongs to the account that submitted it."
 
 
 class ConflictError(APIError):
-    """409: MusicGPT calls it a duplicate."""
+    """409: MusicGPT reports a duplicate."""
 
-    advice = "MusicGPT calls this a duplicate; look for the first one before submitting again."
+    advice = "MusicGPT reports a duplicate; look for the first task before you submit again."
 
 
 class ValidationError(APIError, ValueError):
-    """422: MusicGPT refused a field of the request."""
+    """422: MusicGPT rejected a field of the request."""
 
-    advice = "MusicGPT refused a field of the request; its words name the field."
+    advice = "MusicGPT rejected a field of the request; its message names the field."
 
 
 class RateLimitError(APIError):
-    """429: too many calls a minute, or too many unfinished conversions."""
+    """429: too many calls per minute, or too many unfinished conversions."""
 
     advice = "Too many calls or unfinished conversions for the plan; wait, or lower the limits."
 
 
 class ServerError(APIError):
-    """500 and above: MusicGPT's own failure."""
+    """500 and above: MusicGPT's service failed."""
 
     advice = "MusicGPT's service failed; try again later."
 
 
 class SubmissionUnknownError(MusicGPTError, ConnectionError):
-    """The whole track was handed over and no usable answer came: it may have been accepted.
+    """The track was delivered, but the response was lost: it may have been accepted.
 
-    It is never sent again by itself, since a second submission is paid for a second time.
+    The library never sends it again, since a second submit would be charged again.
     """
 
 
 class CreditLimitError(MusicGPTError):
-    """Nothing more is submitted: ``max_credits`` is reached, or the account's credit is used up."""
+    """The track was not submitted, because ``max_credits`` or the account's credit is used up."""
 
 
 class ExtractionFailedError(MusicGPTError):
-    """MusicGPT gave the job up; ``vendor_message`` is its ``status_msg``."""
+    """MusicGPT could not process the track; ``vendor_message`` is its ``status_msg``."""
 
 
 class DeadlineError(MusicGPTError, TimeoutError):
-    """The time is over and the job is still running at MusicGPT; ``job`` is its handle."""
+    """The deadline passed while the job was still running at MusicGPT; ``job`` is its handle."""
 
 
 class JobDetachedError(MusicGPTError):
-    """This handle no longer follows the job; if it was accepted, it goes on at MusicGPT."""
+    """This handle no longer follows the job. An accepted job continues at MusicGPT."""
 
 
 class JobNotFoundError(MusicGPTError, LookupError):
-    """Neither the session nor its journal has a job with this id; MusicGPT was not asked."""
+    """Neither the session nor its journal has a job with this id. MusicGPT was not called."""
 
 
 class DownloadError(MusicGPTError, OSError):
-    """A stem did not arrive whole; no half file lies under a final name."""
+    """A stem could not be downloaded. Files under their final names are always complete."""
 
 
 class JournalError(MusicGPTError, OSError):
-    """The journal cannot be read or written; the file was left as it was."""
+    """The journal cannot be read or written. It was not changed."""

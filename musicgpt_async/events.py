@@ -1,4 +1,4 @@
-"""What happens to jobs, as one typed stream for progress bars, logs and metrics."""
+"""Events of jobs as a typed stream, for progress bars, logs and metrics."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ import attrs
 from musicgpt_async.errors import MusicGPTError
 from musicgpt_async.models import Extraction
 
-# Events that a reader may fall behind by; the oldest go first.
+# Events that a stream buffers for a slow reader; the oldest ones are dropped first.
 BACKLOG = 4096
 
 
 @attrs.frozen(kw_only=True)
 class Event:
-    """Something happened to a job.
+    """Base class of the events of a job.
 
     Attributes:
-        job_id: The library's own name for the job.
+        job_id: The library's own id of the job.
         title: The track's title.
-        task_id: MusicGPT's name for the job, if it is known.
-        at: When it happened, in seconds since the epoch; two events that differ in nothing else
-            are equal.
+        task_id: MusicGPT's id of the task, if it is known.
+        at: Time of the event in seconds since the epoch; ignored by comparisons.
     """
 
     job_id: str
@@ -38,16 +37,16 @@ class Event:
 
 @attrs.frozen(kw_only=True)
 class Queued(Event):
-    """The job is queued for a slot."""
+    """The job was queued for a slot."""
 
 
 @attrs.frozen(kw_only=True)
 class Uploading(Event):
-    """Bytes of the track went out.
+    """Bytes of the track were sent.
 
     Attributes:
-        sent: Bytes so far; an upload that is sent again begins at 0.
-        total: Bytes of the track, ``None`` if MusicGPT fetches a URL itself.
+        sent: Bytes sent so far; a repeated upload starts at 0.
+        total: Bytes of the track, or ``None`` if MusicGPT downloads a URL.
     """
 
     sent: int
@@ -56,11 +55,11 @@ class Uploading(Event):
 
 @attrs.frozen(kw_only=True)
 class Accepted(Event):
-    """MusicGPT took the job (MusicGPT docs, Extraction).
+    """MusicGPT accepted the job (MusicGPT docs, Extraction).
 
     Attributes:
-        eta: Seconds that it expects to need, ``None`` if it does not know.
-        credit_estimate: Credits that it expects to charge, ``None`` if it did not say.
+        eta: Estimated seconds until the end, or ``None`` if MusicGPT does not know.
+        credit_estimate: Estimated cost in credits, or ``None`` if MusicGPT did not report it.
     """
 
     eta: float | None
@@ -69,10 +68,10 @@ class Accepted(Event):
 
 @attrs.frozen(kw_only=True)
 class Polled(Event):
-    """MusicGPT was asked how the job stands (MusicGPT docs, status check).
+    """The session polled the job's status (MusicGPT docs, status check).
 
     Attributes:
-        status: Its own word, such as ``"PROCESSING"``; empty where the look itself failed.
+        status: MusicGPT's status word, such as ``"PROCESSING"``; empty if the poll failed.
     """
 
     status: str
@@ -85,11 +84,11 @@ class WebhookReceived(Event):
 
 @attrs.frozen(kw_only=True)
 class Throttled(Event):
-    """MusicGPT said 429, or 503 to a submit, and the session goes slower.
+    """MusicGPT responded with 429, or with 503 to a submit, and the session slows down.
 
     Attributes:
-        call: What was refused: ``"poll"`` or ``"submit"``.
-        retry_after: Seconds that MusicGPT asked to wait, ``None`` if it did not say.
+        call: The refused call: ``"poll"`` or ``"submit"``.
+        retry_after: Seconds from the ``Retry-After`` header, or ``None``.
     """
 
     call: str
@@ -101,7 +100,7 @@ class Completed(Event):
     """MusicGPT finished the job.
 
     Attributes:
-        extraction: What came of it: links, cost in credits, duration in seconds.
+        extraction: The result: links, cost in credits, duration in seconds.
     """
 
     extraction: Extraction
@@ -109,10 +108,10 @@ class Completed(Event):
 
 @attrs.frozen(kw_only=True)
 class Failed(Event):
-    """The job, or its download, ended in an error.
+    """The job or its download ended with an error.
 
     Attributes:
-        error: A copy of what awaiting the job raises.
+        error: A copy of the error that awaiting the job raises.
     """
 
     error: MusicGPTError
@@ -120,13 +119,13 @@ class Failed(Event):
 
 @attrs.frozen(kw_only=True)
 class Downloading(Event):
-    """Bytes of one file came.
+    """Bytes of one file were received.
 
     Attributes:
         stem: The stem's name.
         format: ``"wav"`` or ``"mp3"``.
-        received: Bytes of the file so far; fewer than before when a host makes it start over.
-        total: Bytes of the whole file, ``None`` if the host did not say.
+        received: Bytes received so far; decreases if the download starts over.
+        total: Bytes of the file, or ``None`` if the host did not declare them.
     """
 
     stem: str
@@ -137,10 +136,10 @@ class Downloading(Event):
 
 @attrs.frozen(kw_only=True)
 class Downloaded(Event):
-    """All files that were asked for lie whole under their names.
+    """All requested files are complete on disk.
 
     Attributes:
-        files: Stem → format → path: ``{"drums": {"wav": Path("…/song - drums.wav")}}``.
+        files: Paths by stem and format: ``{"drums": {"wav": Path("…/song - drums.wav")}}``.
     """
 
     files: Mapping[str, Mapping[str, Path]]
@@ -150,25 +149,25 @@ _PROGRESS = (Uploading, Downloading)
 
 
 class EventBus:
-    """Hands events to any number of readers, none of which can hold anything up."""
+    """Publisher of events to any number of streams; a slow reader delays nothing."""
 
     def __init__(self) -> None:
-        # Weak, so that a stream that somebody stopped reading goes with its last reference.
+        # Weak references, so that a stream is removed when its reader drops it.
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()  # of all jobs
         self._readers_of: dict[str, weakref.WeakSet[EventStream]] = {}  # of one job each
         self._closed = False
 
     def __bool__(self) -> bool:
-        """Whether anybody reads: where nobody does, no event need be made."""
+        """Return whether there are streams; if not, no event has to be created."""
         return bool(self._streams or self._readers_of)
 
     def publish(self, event: Event) -> None:
-        """Give an event to every reader."""
+        """Put an event on every stream that it belongs to."""
         for stream in (*self._streams, *self._readers_of.get(event.job_id, ())):
             stream.put(event)
 
     def stream(self, job_id: str | None = None) -> EventStream:
-        """Return a new reader, of everything or of one job."""
+        """Return a new stream of all events or of one job's."""
         stream = EventStream(self, job_id)
         if job_id is None:
             self._streams.add(stream)
@@ -179,7 +178,7 @@ class EventBus:
         return stream
 
     def unsubscribe(self, stream: EventStream) -> None:
-        """Stop giving events to a reader."""
+        """Remove a stream."""
         self._streams.discard(stream)
         streams = self._readers_of.get(stream.job_id or "")
         if streams is not None:
@@ -188,7 +187,7 @@ class EventBus:
                 del self._readers_of[stream.job_id or ""]
 
     def close(self) -> None:
-        """End every reader's stream once it has read what it was given."""
+        """End every stream after the events that it has buffered."""
         self._closed = True
         of_one_job = (stream for streams in self._readers_of.values() for stream in streams)
         for stream in (*self._streams, *of_one_job):
@@ -196,7 +195,7 @@ class EventBus:
 
 
 class EventStream(AsyncIterator[Event]):
-    """One reader's stream of events."""
+    """The stream of events of one reader."""
 
     def __init__(self, event_bus: EventBus, job_id: str | None) -> None:
         self._event_bus = event_bus
@@ -206,14 +205,14 @@ class EventStream(AsyncIterator[Event]):
         self._ended = False
 
     def put(self, event: Event) -> None:
-        """Take an event; progress replaces the progress that was not read yet."""
+        """Buffer an event; progress replaces unread progress of the same kind."""
         if self._backlog and _supersedes(event, self._backlog[-1]):
             self._backlog.pop()
         self._backlog.append(event)
         self._arrived.set()
 
     def end(self) -> None:
-        """Stop after what was given so far."""
+        """End the stream after the buffered events."""
         self._ended = True
         self._arrived.set()
 
@@ -222,13 +221,13 @@ class EventStream(AsyncIterator[Event]):
             if self._ended:
                 self._event_bus.unsubscribe(self)
                 raise StopAsyncIteration
-            if self._arrived.is_set():  # never one that another reader waits on
+            if self._arrived.is_set():  # an unset event may have another waiter
                 self._arrived = anyio.Event()
             await self._arrived.wait()
         return self._backlog.popleft()
 
     async def aclose(self) -> None:
-        """Stop reading."""
+        """Close the stream."""
         self._event_bus.unsubscribe(self)
 
 

@@ -1,4 +1,4 @@
-"""Frozen values that users see."""
+"""Public, immutable values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import attrs
 
 
 class Stem(StrEnum):
-    """The 23 parts that MusicGPT separates a track into (MusicGPT docs, Extraction).
+    """The 23 stems that MusicGPT can extract (MusicGPT docs, Extraction).
 
-    Each is a ``str`` and equal to its value, which serves as well wherever a stem is asked for.
+    Each member is a ``str`` that equals its value; plain strings are accepted everywhere too.
     """
 
     VOCALS = "vocals"
@@ -41,9 +41,9 @@ class Stem(StrEnum):
 
 
 class Preprocessing(StrEnum):
-    """What MusicGPT can do to a track before it is split (MusicGPT docs, Extraction).
+    """Options that process a track before the extraction (MusicGPT docs, Extraction).
 
-    Each is a ``str`` and equal to its value: against noise, echo, and the sound of the room.
+    They reduce noise, echo and reverb. Each member is a ``str`` that equals its value.
     """
 
     DENOISE = "Denoise"
@@ -52,26 +52,26 @@ class Preprocessing(StrEnum):
 
 
 AudioFormat = Literal["best", "wav", "mp3", "both"]
-"""Which files of a stem to download.
+"""The files of a stem to download.
 
-``"best"`` is the WAV if MusicGPT has it, else the MP3; ``"both"`` is whatever there is; ``"wav"``
-and ``"mp3"`` are that format or an error.
+``"best"`` is the WAV if it is available, else the MP3; ``"both"`` is every available file;
+``"wav"`` and ``"mp3"`` are that format or an error.
 """
 
 
 class JobState(StrEnum):
-    """The state of a job; the README draws which state follows which.
+    """The state of a job; the README has a diagram of the transitions.
 
     Attributes:
-        QUEUED: It waits for a slot; nothing was sent.
-        UPLOADING: The track is on its way; MusicGPT cannot have it whole.
-        UNACKNOWLEDGED: The whole track was handed over and no answer has come yet.
-        PROCESSING: Accepted: MusicGPT gave it a task_id and is working.
+        QUEUED: Waiting for a slot; nothing was sent.
+        UPLOADING: The track is being sent; MusicGPT cannot have all of it.
+        UNACKNOWLEDGED: The track was delivered; the response has not arrived yet.
+        PROCESSING: MusicGPT accepted the track, returned a task_id and is processing it.
         COMPLETED: Finished; the links are known.
-        FAILED: It ended in an error; nothing of it runs at MusicGPT.
-        UNKNOWN: No answer came for a whole track: it may have been accepted.
-        TIMED_OUT: Its deadline passed; MusicGPT goes on.
-        DETACHED: Its handle was cancelled; if it was accepted, MusicGPT goes on.
+        FAILED: Ended with an error; nothing is running at MusicGPT.
+        UNKNOWN: The track was delivered and the response lost: it may have been accepted.
+        TIMED_OUT: The deadline passed; MusicGPT continues to process it.
+        DETACHED: The handle was cancelled; if it was accepted, MusicGPT continues to process it.
     """
 
     QUEUED = "queued"
@@ -87,14 +87,14 @@ class JobState(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What the account may do (MusicGPT docs, rate limits of August 2026).
+    """The limits of an account (MusicGPT docs, rate limits of August 2026).
 
     Attributes:
-        parallel: Unfinished conversions at MusicGPT, at most; ``None`` to learn it.
-        polls_per_minute: byId calls a minute, at most; ``None`` to learn it.
-        FREE: The free plan's, and pay as you go: 1 conversion, 20 calls a minute.
-        PLUS: The plus plan's: 3 conversions, 200 calls a minute.
-        PRO: The pro plan's: 10 conversions, 500 calls a minute.
+        parallel: Maximum number of unfinished conversions, or ``None`` to learn it.
+        polls_per_minute: Maximum number of byId calls per minute, or ``None`` to learn it.
+        FREE: The free plan, and pay as you go: 1 conversion, 20 calls per minute.
+        PLUS: The plus plan: 3 conversions, 200 calls per minute.
+        PRO: The pro plan: 10 conversions, 500 calls per minute.
     """
 
     parallel: int | None = attrs.field(
@@ -119,8 +119,8 @@ class StemLinks:
     """The links of one stem's files (MusicGPT docs, webhooks).
 
     Attributes:
-        mp3: URL of the MP3, ``None`` if MusicGPT gave none.
-        wav: URL of the WAV, ``None`` if MusicGPT gave none.
+        mp3: URL of the MP3, or ``None`` if there is none.
+        wav: URL of the WAV, or ``None`` if there is none.
     """
 
     mp3: str | None = None
@@ -129,13 +129,13 @@ class StemLinks:
 
 @attrs.frozen(kw_only=True)
 class Acceptance:
-    """MusicGPT's answer to a submit (MusicGPT docs, Extraction).
+    """MusicGPT's response to an accepted submit (MusicGPT docs, Extraction).
 
     Attributes:
-        task_id: MusicGPT's name for the job.
-        conversion_id: MusicGPT's name for the conversion within it.
-        eta: Seconds until it is expected to finish, ``None`` if MusicGPT does not know (-1).
-        credit_estimate: Credits that it will probably cost.
+        task_id: MusicGPT's id of the task.
+        conversion_id: MusicGPT's id of the conversion within the task.
+        eta: Estimated seconds until the end, or ``None`` if MusicGPT does not know (-1).
+        credit_estimate: Estimated cost in credits.
     """
 
     task_id: str
@@ -149,12 +149,12 @@ class Extraction:
     """A finished job (MusicGPT docs, status check).
 
     Attributes:
-        task_id: MusicGPT's name for the job.
-        conversion_id: MusicGPT's name for the conversion within it.
-        stems: Stem name → its links, in MusicGPT's order.
-        cost: Credits charged, ``None`` if MusicGPT did not say.
-        duration: Seconds of audio, ``None`` if MusicGPT did not say.
-        raw: MusicGPT's own JSON, for what this class does not name.
+        task_id: MusicGPT's id of the task.
+        conversion_id: MusicGPT's id of the conversion within the task.
+        stems: Links by stem name, in MusicGPT's order.
+        cost: Credits charged, or ``None`` if MusicGPT did not report it.
+        duration: Seconds of audio, or ``None`` if MusicGPT did not report it.
+        raw: The JSON object, for fields that this class does not have.
     """
 
     task_id: str
@@ -167,7 +167,7 @@ class Extraction:
 
 @attrs.frozen(kw_only=True)
 class StemFile:
-    """One downloaded file, as the journal remembers it.
+    """A downloaded file, as the journal stores it.
 
     Attributes:
         stem: The stem's name.
@@ -186,38 +186,38 @@ class StemFile:
 
 @attrs.frozen(kw_only=True)
 class JobRecord:
-    """All that has to be remembered of a job, so that another process can take it up.
+    """The persisted state of a job, from which another process can resume it.
 
     Attributes:
-        id: The library's own name for the job.
+        id: The library's own id of the job.
         fingerprint: Equal for the same track with the same options.
         source: Absolute path or URL; empty for bytes and streams, which cannot be read again.
         label: The caller's name for the track.
-        title: The track's name in files, where neither label nor source tells it after a restart.
-        stems: Names asked for.
-        preprocessing: Options asked for.
-        eco_mode: Whether the faster separation was asked for.
-        token: The webhook token of this job.
-        state: Its state.
+        title: The track's name in files, if it cannot be derived from the label or the source.
+        stems: Stems of the submit.
+        preprocessing: Preprocessing options of the submit.
+        eco_mode: Whether the submit requests the faster separation.
+        token: The secret in the job's webhook URL.
+        state: The job's state.
         size: Bytes of the track.
-        sha256: Digest of the track, taken while it was sent.
-        task_id: MusicGPT's name for it.
-        conversion_id: MusicGPT's name for the conversion.
-        candidate_task_id: A task that a webhook named for it before MusicGPT was asked about it.
-        eta: Seconds that MusicGPT expected.
-        credit_estimate: Credits that MusicGPT expected to charge.
-        sent_at: When the whole track was handed over, in seconds since the epoch.
-        accepted_at: When the answer came, in seconds since the epoch.
-        links: Stem name → links.
+        sha256: Digest of the track, computed while it was sent.
+        task_id: MusicGPT's id of the task.
+        conversion_id: MusicGPT's id of the conversion within the task.
+        candidate_task_id: A task that a webhook named for the job and byId has not confirmed yet.
+        eta: MusicGPT's estimate in seconds from acceptance.
+        credit_estimate: MusicGPT's estimate of the cost in credits.
+        sent_at: Time of the delivery, in seconds since the epoch.
+        accepted_at: Time of the response, in seconds since the epoch.
+        links: Links by stem name.
         cost: Credits charged.
         duration: Seconds of audio.
-        directory: Where the stems go; ``None`` if no download was asked for.
-        format: Which files of each stem were asked for.
-        requested_stems: Which stems were asked for; empty for all that MusicGPT made.
-        layout: Names of the files in the directory; ``None`` for the session's own.
-        files: What has been downloaded.
-        error: The sentence of the error it ended in.
-        created_at: Seconds since the epoch.
+        directory: Output directory, or ``None`` if no download was requested.
+        format: Requested files of each stem.
+        requested_stems: Stems to download; empty for all that MusicGPT produced.
+        layout: Layout of file names in the directory, or ``None`` for the session's.
+        files: The downloaded files.
+        error: The message of the error with which the job ended.
+        created_at: Time of the submit, in seconds since the epoch.
     """
 
     id: str

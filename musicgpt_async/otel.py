@@ -5,15 +5,15 @@
     async with MusicGPTSession() as session:
         instrument(session)
 
-It reads the session's events and nothing else, so that a session knows nothing of it.
+It only reads the session's events, so the session does not depend on it.
 
 ======================= ================ ==========================================================
 span                    parent           from, to
 ======================= ================ ==========================================================
-``musicgpt.job``        the current one  submitted, to the end that the vendor or the session gave
-``musicgpt.upload``     the job          first byte, to the answer; one for each time in a slot
+``musicgpt.job``        the current one  submit, to the end of the job or of the session
+``musicgpt.upload``     the job          first byte, to the response; one for each slot acquired
 ``musicgpt.wait``       the job          accepted, to finished
-``musicgpt.download``   the job          first byte, to the last file; it may outlive the job's span
+``musicgpt.download``   the job          first byte, to the last file; may end after the job's span
 ======================= ================ ==========================================================
 
 ======================== ==== =====================================================================
@@ -22,7 +22,7 @@ metric                   unit attributes
 ``musicgpt.jobs``        1    ``musicgpt.outcome``: completed, failed, unknown, timed_out, detached
 ``musicgpt.slots.used``  1
 ``musicgpt.slots.limit`` 1
-``musicgpt.polls``       1    ``musicgpt.answered``: whether the look itself worked
+``musicgpt.polls``       1    ``musicgpt.answered``: whether the poll succeeded
 ``musicgpt.throttled``   1    ``musicgpt.call``: submit, poll; counts 429s, and 503s to submits
 ``musicgpt.bytes``       By   ``musicgpt.direction``: sent, received
 ``musicgpt.credits``     1    ``musicgpt.kind``: estimated, charged
@@ -66,22 +66,22 @@ except ImportError as _error:  # pragma: no cover - the tests' environment has i
     ) from _error
 
 SCOPE = "musicgpt_async"
-# Ended jobs whose downloads are still put below their span.
+# Ended jobs that are remembered as parents of the spans of their downloads.
 MAX_ENDED_JOBS = 1024
 
-# A task that nobody holds may be collected while it waits.
+# Strong references: a task without one may be garbage-collected while it waits.
 _exporters: set[asyncio.Task[None]] = set()
 
 
 class InstrumentedSession(Protocol):
-    """What telemetry needs of a session."""
+    """The part of a session that telemetry reads."""
 
     @property
     def slots(self) -> tuple[int, int]:
-        """Slots taken, and how many there are."""
+        """Number of slots in use, and their limit."""
 
     def events(self) -> AsyncIterator[Event]:
-        """Return what happens to all jobs from now on."""
+        """Return the events of all jobs from now on."""
 
 
 def instrument(
@@ -92,16 +92,17 @@ def instrument(
 ) -> asyncio.Task[None]:
     """Export the events of a session to OpenTelemetry from now on.
 
-    Jobs' spans are children of the span that is current here, or roots if there is none.
+    The spans of jobs are children of the span that is current at this call, or roots if there is
+    none.
 
     Args:
         session: An open session.
-        tracer_provider: By default the global one.
-        meter_provider: By default the global one.
+        tracer_provider: The tracer provider; by default the global one.
+        meter_provider: The meter provider; by default the global one.
 
     Returns:
-        The exporter task. It ends once the session is closed and every event is exported: await it
-        before a provider is shut down. Cancelling it stops the exporting and hurts no job.
+        The exporter task. It ends after the session is closed and every event is exported; await it
+        before you shut a provider down. Cancelling it only stops the export.
     """
     telemetry = _Telemetry(
         trace.get_tracer(SCOPE, tracer_provider=tracer_provider),
@@ -126,7 +127,7 @@ async def _export(
 
 @attrs.define
 class _JobSpan:
-    """A job whose span is open."""
+    """The open span of a job."""
 
     span: trace.Span
     phase: trace.Span | None = None
@@ -136,14 +137,14 @@ class _JobSpan:
 
 @attrs.define
 class _DownloadSpan:
-    """A download that is under way."""
+    """The open span of a download."""
 
     span: trace.Span
     received: dict[tuple[str, str], int] = attrs.field(factory=dict)
 
 
 class _Telemetry:
-    """Turns events into spans and numbers."""
+    """Converter of events to spans and metrics."""
 
     def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
         self._tracer = tracer
@@ -153,18 +154,18 @@ class _Telemetry:
         self._used = self._limit = 0
         self._outcomes = meter.create_counter("musicgpt.jobs", "1", "Jobs that have ended")
         self._slots_used = meter.create_up_down_counter(
-            "musicgpt.slots.used", "1", "Jobs that are unfinished at the vendor"
+            "musicgpt.slots.used", "1", "Unfinished jobs at MusicGPT"
         )
         self._slots_limit = meter.create_up_down_counter(
-            "musicgpt.slots.limit", "1", "Jobs that may be, as far as is known"
+            "musicgpt.slots.limit", "1", "Maximum number of unfinished jobs, as far as is known"
         )
-        self._polls = meter.create_counter("musicgpt.polls", "1", "Times the vendor was asked")
-        self._throttled = meter.create_counter("musicgpt.throttled", "1", "Calls that were put off")
-        self._bytes = meter.create_counter("musicgpt.bytes", "By", "Audio up and down")
-        self._credits = meter.create_counter("musicgpt.credits", "1", "What the vendor charges")
+        self._polls = meter.create_counter("musicgpt.polls", "1", "Polls of job status")
+        self._throttled = meter.create_counter("musicgpt.throttled", "1", "Throttled calls")
+        self._bytes = meter.create_counter("musicgpt.bytes", "By", "Audio sent and received")
+        self._credits = meter.create_counter("musicgpt.credits", "1", "Credits charged by MusicGPT")
 
     def count_slots(self, used: int, limit: int) -> None:
-        """Take in how many slots are taken, and how many there are."""
+        """Record the number of slots in use, and their limit."""
         if used != self._used:
             self._slots_used.add(used - self._used)
         if limit != self._limit:
@@ -172,7 +173,7 @@ class _Telemetry:
         self._used, self._limit = used, limit
 
     def handle(self, event: Event) -> None:
-        """Take in what happened."""
+        """Record an event."""
         match event:
             case Queued():
                 self._on_queued(event)
@@ -194,7 +195,7 @@ class _Telemetry:
                 self._end_download(event)
 
     def close(self) -> None:
-        """End whatever is open: its end will not be told."""
+        """End all open spans, since no event will end them."""
         self.count_slots(0, 0)
         for download in self._downloads.values():
             download.span.end()
@@ -212,7 +213,7 @@ class _Telemetry:
         job = self._job(event)
         if job.phase is None:
             job.phase = self._start("musicgpt.upload", event, below=job.span)
-        # It goes back where an attempt starts over.
+        # `sent` decreases when an attempt starts over.
         new_bytes = event.sent - job.sent if event.sent >= job.sent else event.sent
         job.sent = event.sent
         self._bytes.add(new_bytes, {"musicgpt.direction": "sent"})
@@ -229,11 +230,11 @@ class _Telemetry:
         if isinstance(event, Polled):
             self._polls.add(1, {"musicgpt.answered": bool(event.status)})
         if event.job_id in self._ended:
-            return  # it was under way when the job ended
+            return  # the poll was in flight when the job ended
         job = self._job(event)
         if isinstance(event, WebhookReceived):
             job.span.add_event("webhook", timestamp=_nanoseconds(event))
-        elif not job.is_waiting:  # it was attached, or taken up from a journal
+        elif not job.is_waiting:  # it was attached, or resumed from a journal
             self._begin_wait(job, event)
 
     def _on_completed(self, event: Completed) -> None:
@@ -260,7 +261,7 @@ class _Telemetry:
             self._bytes.add(event.received - before, {"musicgpt.direction": "received"})
 
     def _job(self, event: Event) -> _JobSpan:
-        """Return the job, whose span begins with whatever is told of it first."""
+        """Return the span of a job; its first event starts it."""
         if event.job_id not in self._jobs:
             self._jobs[event.job_id] = _JobSpan(self._start("musicgpt.job", event))
         return self._jobs[event.job_id]

@@ -1,1 +1,1 @@
-"""One kind of IO each, none knowing another."""
+"""Modules for one kind of IO each: network, files, databases, processes."""

@@ -1,8 +1,8 @@
-"""The content of a track: open, sized, and read again for each attempt.
+"""Read the content of a track: its size is known, and each attempt reads it from the start.
 
-Files are opened and read by aiofiles, in large blocks, on the session's executor: by default
-aiofiles would use the loop's own, which also looks up host names. Each attempt opens a handle of
-its own. A file object that can seek is read in place; a stream is spooled to a temporary file.
+Files are opened and read with aiofiles, in large blocks, on the session's executor. The default
+executor of the loop would delay DNS lookups, which run there too. Each attempt opens its own
+handle. A seekable file object is read in place; a stream is spooled to a temporary file first.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from musicgpt_async.errors import MusicGPTError, SourceChangedError, SourceError
 
 _T = TypeVar("_T")
 
-# 64 KiB cost two to three times the CPU; 4 MiB hold the loop for milliseconds.
+# Bytes per write: 64 KiB cost two to three times the CPU; 4 MiB block the loop for milliseconds.
 BLOCK_SIZE = 1 << 20
-# A round trip to the executor costs as much as reading half a block.
+# Bytes per read: a round trip to the executor costs as much as reading half a block.
 READ_SIZE = 2 * BLOCK_SIZE
-# Bytes that are hashed sooner than the executor is reached.
+# Bytes whose digest takes less time than a round trip to the executor.
 SMALL_BLOCK = 1 << 15
 
 
 class ReadableTrack(Protocol):
-    """A source that is open and sized; its blocks can be read again for each attempt."""
+    """A source of known size whose blocks can be read again for each attempt."""
 
     @property
     def name(self) -> str:
@@ -48,14 +48,14 @@ class ReadableTrack(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
 
     @property
     def version(self) -> str:
-        """A text that changes with the content; empty if there is none."""
+        """A string that changes with the content; empty if there is none."""
 
     def read_blocks(self, get_buffer: Callable[[], memoryview]) -> AsyncGenerator[memoryview, None]:
-        """Yield the content from its start; the caller closes the generator.
+        """Yield the content from its start. The caller closes the generator.
 
         Args:
             get_buffer: Returns the buffer for the next read, which invalidates earlier blocks.
@@ -85,7 +85,7 @@ class InMemory:
     ) -> AsyncGenerator[memoryview, None]:
         for block in _split(memoryview(self._data)):
             yield block
-            # `drain` returns without yielding while the peer keeps up.
+            # Yield to the loop: `drain` does not if the peer reads as fast as we write.
             await anyio.lowlevel.checkpoint()
 
 
@@ -125,7 +125,7 @@ class InFile:
                     if not count:
                         break
                     sent += count
-                    if sent == self.size:  # before the last block is handed over
+                    if sent == self.size:  # check before the last block is sent
                         self._check_unchanged(await _status(file, self._executor))
                     for block in _split(space[:count]):
                         yield block
@@ -136,15 +136,15 @@ class InFile:
         if _state_of(status) != self._state:
             raise SourceChangedError(
                 f"{self.name} changed while it was being sent; nothing was paid for. "
-                "Submit it again when it is no longer written to."
+                "Submit it again after the file is complete."
             )
 
 
 @attrs.frozen
 class InReader:
-    """A file object that can seek, read from the position at which it was opened.
+    """A seekable file object, read from the position that it had when it was submitted.
 
-    Jobs that share one object take turns, an attempt each, and leave its position as it was.
+    Jobs that share one object read it one attempt at a time, and restore its position.
     """
 
     name: str
@@ -155,7 +155,7 @@ class InReader:
 
     @classmethod
     async def open(cls, name: str, source: Any, executor: Executor) -> InReader | None:
-        """Return the content, or ``None`` if its size cannot be found by seeking."""
+        """Return the content, or ``None`` if the object cannot seek to find its size."""
         inner = getattr(source, "file", None)  # an UploadFile has no tell(), but its file has
         file = _CallerFile(inner if hasattr(inner, "tell") else source, executor)
         async with file.lock:
@@ -190,14 +190,14 @@ class InReader:
 
 
 class _CallerFile:
-    """The caller's own file object: its methods are awaited, or called on the executor.
+    """The caller's file object: async methods are awaited, sync ones run on the executor.
 
     Args:
-        file: Has ``read``, and perhaps ``seek`` and ``tell``, each sync or async.
-        executor: Where sync methods are called.
+        file: Has ``read``, and optionally ``seek`` and ``tell``, each sync or async.
+        executor: Runs sync methods.
 
     Attributes:
-        lock: Equal for equal objects, since they share their position.
+        lock: Shared by all jobs that read the same object, since they share its position.
     """
 
     # By id, because the object may not be hashable.
@@ -212,7 +212,7 @@ class _CallerFile:
         """Call a method and return its result.
 
         Raises:
-            AttributeError: There is no such method.
+            AttributeError: The object does not have the method.
         """
         function = getattr(self._file, method)
         if inspect.iscoroutinefunction(function):
@@ -225,7 +225,7 @@ class _CallerFile:
         """Return up to ``size`` bytes, ``b""`` at the end.
 
         Raises:
-            SourceError: It returned something else than bytes.
+            SourceError: ``read`` returned something other than bytes.
         """
         data = await self.call("read", size)
         if not isinstance(data, (bytes, bytearray, memoryview)):
@@ -240,7 +240,7 @@ class _CallerFile:
 
 
 class Digest:
-    """A digest of a track, computed on the executor while it is sent."""
+    """The digest of a track, computed on the executor while the track is sent."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -248,7 +248,7 @@ class Digest:
 
     @property
     def hexdigest(self) -> str:
-        """The digest of the blocks so far."""
+        """Return the digest of the blocks added so far."""
         return self._sha256.hexdigest()
 
     async def update(self, block: bytes | memoryview) -> None:
@@ -261,7 +261,7 @@ class Digest:
 
 
 def _split(view: memoryview) -> Iterator[memoryview]:
-    """Yield a read in blocks to be sent at once, without a copy."""
+    """Yield a read as blocks of at most ``BLOCK_SIZE``, without copying."""
     for start in range(0, len(view), BLOCK_SIZE):
         yield view[start : start + BLOCK_SIZE]
 
@@ -271,8 +271,8 @@ def _refuse_empty(name: str, size: int) -> None:
         raise SourceError(f"{name} is empty; nothing was sent.")
 
 
-class _map_os_errors:  # noqa: N801 - reads as a word: "with _reading(name)"
-    """Turn errors of the source into the library's, so that none passes for the network's."""
+class _map_os_errors:  # noqa: N801 - used as a function: "with _map_os_errors(name)"
+    """Convert errors of the source to `SourceError`, so that none looks like a network error."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -291,7 +291,8 @@ class _map_os_errors:  # noqa: N801 - reads as a word: "with _reading(name)"
 
 def _is_sources_own(error: BaseException | None) -> bool:
     if isinstance(error, asyncio.CancelledError):
-        # A caller's reader may await a cancelled task of its own: no cancellation of this one.
+        # The caller's reader may have awaited a task that was cancelled: an error of the source,
+        # unless this task is being cancelled too.
         task = asyncio.current_task()
         return task is not None and not task.cancelling()
     return isinstance(error, Exception)
@@ -299,7 +300,7 @@ def _is_sources_own(error: BaseException | None) -> bool:
 
 @asynccontextmanager
 async def _open_file(path: Path, executor: Executor) -> AsyncIterator[tuple[Any, os.stat_result]]:
-    """Open a file with aiofiles, unbuffered; yield it with its status."""
+    """Open a file with aiofiles, unbuffered; yield it with its ``os.stat_result``."""
     opener = _Opener()
     opening = asyncio.ensure_future(
         aiofiles.open(path, "rb", buffering=0, opener=opener, executor=executor)
@@ -311,16 +312,16 @@ async def _open_file(path: Path, executor: Executor) -> AsyncIterator[tuple[Any,
 
 
 class _Opener:
-    """Opens a file, and takes its status in the same trip to the executor.
+    """Opener for aiofiles that also calls ``fstat``, to save a round trip to the executor.
 
     Attributes:
-        status: The file's, as it was opened.
+        status: The status of the file when it was opened.
     """
 
     status: os.stat_result
 
     def __call__(self, path: str, flags: int) -> int:
-        # Opening a pipe would wait for a writer.
+        # Without O_NONBLOCK, opening a named pipe would wait for a writer.
         descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
         try:
             self.status = os.fstat(descriptor)
@@ -339,7 +340,7 @@ def _state_of(status: os.stat_result) -> tuple[int, ...]:
 
 
 async def spool(name: str, content: Any, executor: Executor, stack: AsyncExitStack) -> Path:
-    """Write a stream of unknown length to a temporary file that is removed with the stack."""
+    """Write a stream of unknown length to a temporary file, which the stack removes."""
     blocks = _CallerFile(content, executor) if hasattr(content, "read") else content
     with _map_os_errors(name):
         opening = asyncio.ensure_future(
@@ -354,23 +355,23 @@ async def spool(name: str, content: Any, executor: Executor, stack: AsyncExitSta
 
 
 async def _close(opening: asyncio.Future[Any]) -> None:
-    """Close what was opened; not by aiofiles' own exit, which takes the loop's executor."""
+    """Close an opened file on the executor; aiofiles' ``__aexit__`` would use the loop's own."""
     if not opening.exception():
         await _completed(opening.result().close())
 
 
 async def _completed(awaitable: Awaitable[_T]) -> _T:
-    """Await a call on a file to its end; a cancellation is raised after it.
+    """Await a file operation to its end, and raise a cancellation only after that.
 
-    A handle must neither be closed while a thread reads it, nor be lost while a thread opens it.
+    A file must not be closed while a thread reads it, nor leak while a thread opens it.
     """
     call = asyncio.ensure_future(awaitable)
     try:
         return await asyncio.shield(call)
     except asyncio.CancelledError:
-        # In a scope of its own, because anyio cancels again and again until its scope is left.
+        # Shielded by a scope, because anyio repeats a cancellation until its own scope is left.
         with anyio.CancelScope(shield=True):
             while not call.done():
-                with suppress(asyncio.CancelledError):  # aiohttp's, which the scope does not stop
+                with suppress(asyncio.CancelledError):  # by aiohttp, which a scope cannot shield
                     await asyncio.wait([call])
         raise

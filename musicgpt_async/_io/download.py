@@ -1,7 +1,7 @@
-"""Download a URL to a file: to a temporary name first, resumed, checked, then renamed.
+"""Download a URL to a temporary file, resume it if needed, check it, then rename it.
 
-Resuming follows RFC 9110, sections 13.1.5 (If-Range) and 14.4 (Content-Range): the total comes from
-Content-Range, never from the length of a part.
+Resuming follows RFC 9110, sections 13.1.5 (If-Range) and 14.4 (Content-Range): the total size is
+that of Content-Range, never the length of a part.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Progress = Callable[[int, int | None], None]
 
 _log = logging.getLogger(__name__)
 
-# Tries in a row without progress before a file is given up.
+# Consecutive tries without progress after which a download fails.
 MAX_FRUITLESS_TRIES = 6
-# A captive portal or a proxy may answer with a page of its own for a while.
+# A captive portal or a proxy may respond with an HTML page for a while.
 PAGE_PAUSES = (1.0, 5.0, 15.0)  # seconds
 MAX_REDIRECTS = 5
-# Seconds between attempts to lock a temporary file that another process has.
+# Seconds between attempts to lock a temporary file that another process holds.
 LOCK_POLL_INTERVAL = 0.1
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
@@ -59,19 +59,19 @@ class DownloadedFile:
 
 
 class _RetryableError(DownloadError):
-    """The transfer broke off or the file was wrong; another try may succeed."""
+    """The transfer was interrupted or the file was wrong; another try may succeed."""
 
 
 class _PageError(DownloadError):
-    """The host sent a page or a message in place of audio."""
+    """The host sent a page or a message instead of audio."""
 
 
 @attrs.frozen(kw_only=True)
 class Downloader:
-    """Downloads files atomically: each is complete or absent.
+    """Downloader of files, each of which is complete or absent.
 
     Attributes:
-        stream: Opens a URL: the transport's pool for files.
+        stream: Opens a URL with the transport's pool for files.
         executor: Runs the writes.
         allow_loopback: Whether links may lead to this machine.
         digests: Whether to compute a digest of each file.
@@ -89,17 +89,18 @@ class Downloader:
     ) -> DownloadedFile:
         """Download ``url`` to ``target``, atomically replacing an existing file.
 
-        If another process is downloading the same content there, wait for its file and use it.
+        If another process is downloading the same content to the same target, wait for its file
+        and use it.
 
         Args:
             url: The link.
-            target: The final name.
+            target: The final path.
             progress: Called with the bytes received, which can decrease, and the total, if known.
-            content_key: Key that is equal for the same content, however its links change; the link
-                without its query by default.
+            content_key: A key that is equal for the same content even if its link changes; by
+                default the link without its query.
 
         Raises:
-            DownloadError: The file did not arrive complete; ``status`` is set if the host refused.
+            DownloadError: The file is not complete; ``status`` is set if the host refused it.
             TransportError: The host could not be reached.
         """
         content_key = hosts.without_query(url) if content_key is None else content_key
@@ -122,13 +123,13 @@ class Downloader:
                 await self._run(part.commit)
         finally:
             if part.is_open:
-                # Shielded: a cancelled download must not leave its partial file behind.
-                # Not on the session's own executor: it may have been closed meanwhile.
+                # Shielded, so that a cancelled download does not leave its partial file behind.
+                # Not on the session's executor, which may be closed by now.
                 await asyncio.shield(asyncio.to_thread(part.discard))
         return DownloadedFile(target, part.size, part.sha256)
 
     async def matches(self, path: Path, *, size: int, sha256: str) -> bool:
-        """Return whether a file with this content exists."""
+        """Return whether a file with this size and digest exists."""
         return await self._run(partial_file.matches, path, size, sha256)
 
     def _run(self, call: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:
@@ -136,7 +137,7 @@ class Downloader:
 
 
 class _Transfer:
-    """The download of one file, over as many connections as it takes."""
+    """The download of one file, over as many connections as needed."""
 
     def __init__(
         self, downloader: Downloader, part: PartialFile, url: str, progress: Progress
@@ -151,7 +152,7 @@ class _Transfer:
         self._furthest = 0
         self._fruitless = 0
         self._pages = 0
-        self._wrong = ""  # digest of the last complete file that was not what it should be
+        self._wrong = ""  # digest of the last file that was complete but wrong
 
     async def complete(self) -> None:
         """Fill the partial file until it is complete."""
@@ -165,10 +166,10 @@ class _Transfer:
             raise DownloadError(error.message, status=error.status) from error
 
     def _should_retry(self, error: Exception) -> bool | float:
-        """Return whether to try again, or after how many seconds.
+        """Return whether to try again, or the seconds to wait before that.
 
-        ``MAX_FRUITLESS_TRIES`` tries in a row may get no further than one before them. One that
-        ends in a timeout counts as such a try: a host that trickles gets further each time.
+        A try is fruitless if it gets no further than an earlier one, or ends in a timeout, since a
+        slow host gets further each time. ``MAX_FRUITLESS_TRIES`` may follow each other.
         """
         if isinstance(error, _PageError):
             self._pages += 1
@@ -189,7 +190,7 @@ class _Transfer:
                 await self._read(response)
                 return
         if not redirects:
-            raise self._make_error("its redirects do not end")
+            raise self._make_error("there are too many redirects")
         await self._attempt(urljoin(url, location), redirects - 1)
 
     def _range(self) -> dict[str, str]:
@@ -205,21 +206,21 @@ class _Transfer:
         await self._check_whole(response)
 
     async def _accept_response(self, response: aiohttp.ClientResponse) -> None:
-        """Prepare the partial file for this response: keep it, or start over."""
+        """Keep the content of the partial file if the response continues it; else restart it."""
         status = response.status
         if status == 206 and self._continues(response):
             return
-        if status in retrying.TRANSIENT_STATUSES:  # what came stays
-            raise self._make_retryable("the host could not give it", status)
+        if status in retrying.TRANSIENT_STATUSES:  # keep what was received
+            raise self._make_retryable("the host could not serve it", status)
         if self._part.size:
             await self._run(self._part.restart)
-        if status in (206, 416):  # not the range that was asked for: from the start, next time
-            raise self._make_retryable("the host changed it midway", status)
+        if status in (206, 416):  # not the requested range: the next try starts over
+            raise self._make_retryable("the file changed at the host during the download", status)
         if status != 200:
             raise self._make_error("the host refused it", status)
         encoding = response.headers.get("Content-Encoding", "").lower() or "identity"
-        if encoding != "identity":  # a small one may unpack to gigabytes
-            raise self._make_error(f"it came with the encoding {encoding[:50]!r}")
+        if encoding != "identity":  # a small body may decompress to gigabytes
+            raise self._make_error(f"it has the content encoding {encoding[:50]!r}")
         self._total = response.content_length
         self._validator = _validator(response)
 
@@ -241,15 +242,15 @@ class _Transfer:
         if size == 0:
             raise self._make_error("it is empty")
         if self._total is not None and size != self._total:
-            raise self._make_retryable(f"only {size} of {self._total} bytes came")
+            raise self._make_retryable(f"only {size} of {self._total} bytes were received")
         if own is not None and size < own:
-            await self._start_over(f"{size} bytes came and its own header says {own}")
+            await self._start_over(f"{size} bytes were received, but its header declares {own}")
         chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
         if self._total is None and own is None and not chunked:
-            raise self._make_error("the host does not say how long it is, so it may be cut short")
+            raise self._make_error("the host does not declare its length, so it may be incomplete")
 
     async def _start_over(self, reason: str) -> None:
-        """Try a complete but wrong file again, unless the try before brought the same bytes."""
+        """Retry a complete but wrong file, unless the last try received the same bytes."""
         digest = await self._run(self._part.content_digest)
         if digest == self._wrong:
             raise self._make_error(reason)
@@ -269,7 +270,7 @@ class _Transfer:
 
 
 def _discard_when_created(creating: asyncio.Future[PartialFile]) -> None:
-    """Remove a part whose download was cancelled while it was being made."""
+    """Remove a partial file whose download was cancelled while it was being created."""
     if not creating.cancelled() and creating.exception() is None:
         asyncio.get_running_loop().run_in_executor(None, creating.result().discard)
 
@@ -280,6 +281,6 @@ def _content_range(response: aiohttp.ClientResponse) -> tuple[int, int] | None:
 
 
 def _validator(response: aiohttp.ClientResponse) -> str:
-    """Return what pins the content: a strong ETag (If-Range takes no other), or nothing."""
+    """Return the strong ETag for If-Range, which accepts no weak one, or an empty string."""
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else ""

@@ -1,8 +1,8 @@
-"""The HTTP transport: requests out, (status, headers, body) in.
+"""The HTTP transport: sends requests, returns (status, headers, body).
 
-Three lanes, so that no kind of work starves another: looks share a small pool of kept connections;
-each submit has a fresh connection, since a POST on one that the server had already dropped looks
-like an answer that was lost; files have a pool of their own, which never sees the key.
+There are three connection pools, so that no kind of call delays another. Polls share a few
+keep-alive connections. Each submit opens a new connection: if the server had closed a kept one, the
+failed POST would look like a lost response. Downloads have a pool that never sends the API key.
 """
 
 from __future__ import annotations
@@ -37,17 +37,16 @@ from musicgpt_async.errors import (
 _log = logging.getLogger(__name__)
 
 MAX_RESPONSE_BYTES = 1 << 20
-# Bytes of a file that may wait while the last ones are written: 64 KiB stop the socket each time.
+# Read buffer in bytes for downloads: with aiohttp's 64 KiB, the socket is paused during each write.
 READ_BUFFER = 1 << 18
-# Characters allowed in a URL (RFC 3986), "%" included: an encoded link stays as it was signed.
+# Characters allowed in a URL (RFC 3986), "%" included: links must stay encoded as they were signed.
 _URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
-# The network's exceptions, whichever layer they come from; a host that no lookup takes is a
-# UnicodeError.
+# Network errors of every layer; a host name that cannot be encoded for DNS is a UnicodeError.
 NETWORK_ERRORS = (aiohttp.ClientError, OSError, UnicodeError)
 
 
 class SecretKey(str):
-    """The key: sent as it is, shown as stars in a repr."""
+    """The API key: a string whose repr is masked."""
 
     __slots__ = ()
 
@@ -56,15 +55,15 @@ class SecretKey(str):
 
 
 class Transport:
-    """The three lanes to the vendor.
+    """The connection pools for polls, submits and downloads.
 
     Args:
-        api_key: Sent with each call of the API, and with nothing else.
-        http: The caller's own session, used for every lane and never closed. Submits go through a
-            copy of it that keeps no connections; its limit of connections does not count them.
-        request_timeout: Seconds without a byte before a call is given up.
-        downloads: Connections to file hosts, at most.
-        is_allowed: Decides whether a name that a link bears may lead to an address.
+        api_key: Sent with API calls only.
+        http: The caller's session, used for all pools and never closed. Submits use a copy of it
+            that does not keep connections and is not counted by its connection limit.
+        request_timeout: Seconds without a byte after which a call fails.
+        downloads: Maximum number of connections to file hosts.
+        is_allowed: Returns whether the host of a link may resolve to an address.
     """
 
     def __init__(
@@ -79,11 +78,11 @@ class Transport:
         self.request_timeout: float = request_timeout
         self._key = SecretKey(api_key)
         self._owns_sessions = http is None
-        # `total` would cut long uploads: deadlines of our own bound the wait as a whole.
+        # No `total` timeout: it would abort long uploads; the session's own deadlines apply.
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=request_timeout, sock_read=request_timeout
         )
-        # aiohttp's own timeout for reads makes a timer for each of them.
+        # No `sock_read` timeout: aiohttp creates a timer for each read. See `response_body`.
         self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=request_timeout)
         self._proxies = _proxies() if self._owns_sessions else {}
         # Own semaphore: waiting for a free connection must not count as a read timeout.
@@ -92,7 +91,7 @@ class Transport:
         self._pools = [] if http is None else [http]
 
     def open(self) -> None:
-        """Make the lanes, in the loop that runs now."""
+        """Create the pools in the running event loop."""
         if not self._owns_sessions:
             http = self._pools[0]
             if http.closed or http.connector is None:
@@ -104,45 +103,46 @@ class Transport:
         self._pools = [
             self._make_pool(aiohttp.TCPConnector(limit=64, ttl_dns_cache=300)),
             self._make_pool(aiohttp.TCPConnector(limit=0, force_close=True)),
-            # Never kept: aiohttp hands a second, unasked response to the next request.
+            # force_close: on a kept connection aiohttp would take a surplus response of the last
+            # request for the response to the next one.
             self._make_pool(aiohttp.TCPConnector(limit=0, force_close=True, resolver=resolver)),
         ]
 
     async def close(self) -> None:
-        """Close the lanes that are our own."""
+        """Close the pools, except for the caller's session."""
         for pool in self._pools if self._owns_sessions else self._pools[1:2]:
             await pool.close()
 
     async def get(self, url: str, query: Mapping[str, str]) -> Response:
-        """GET a call of the API.
+        """Send a GET request to the API.
 
         Raises:
-            TransportError: No complete response came, or not in time.
+            TransportError: No complete response arrived in time.
         """
         with map_exceptions(url, self._key):
             async with asyncio.timeout(retrying.response_timeout(self.request_timeout)):
                 return await self._request(self._pools[0], "GET", url, params=query)
 
     async def post(self, url: str, body: aiohttp.Payload) -> Response:
-        """POST a body to the API on a connection of its own, following no redirect.
+        """Send a POST request to the API on a new connection, without following redirects.
 
         Raises:
-            TransportError: No whole answer came; the body knows how much of it went out.
+            TransportError: No complete response arrived; `body.delivered` says how far it got.
         """
-        _check_open(self._pools[0])  # a copy of the caller's session does not notice its end
+        _check_open(self._pools[0])  # the copy for submits stays open if the caller's is closed
         return await self._request(self._pools[1], "POST", url, data=body)
 
     @asynccontextmanager
     async def stream(
         self, url: str, headers: Mapping[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """GET a file without the key, its content as it is on the wire.
+        """Request a file without the API key, and without decompressing it.
 
-        The request timeout ends with the response's head; the reader of the body watches the rest.
+        The request timeout covers the response's head only; the reader of the body has its own.
 
         Raises:
             TransportError: The connection failed.
-            DownloadError: The host turned out to be in a private network; nothing was read.
+            DownloadError: The host is in a private network; nothing was read.
         """
         with map_exceptions(url):
             async with self._files:
@@ -162,20 +162,20 @@ class Transport:
                     yield response
 
     def _check_peer(self, response: aiohttp.ClientResponse) -> None:
-        """Judge the address of a file's host, and do not keep the connection to it.
+        """Check the address of a file host, and do not keep the connection to it.
 
-        The resolver of our own pool has judged it already; a caller's ``http=`` has its own.
+        This is for a caller's ``http=``; the resolver of our own pool has filtered addresses.
         """
         connection, url = response.connection, response.url
         if connection is not None and connection.protocol is not None:
             connection.protocol.force_close()
         if self._is_proxied(url):
-            return  # the address is the proxy's
+            return  # the peer is the proxy
         transport = connection.transport if connection is not None else None
         peer = transport.get_extra_info("peername") if transport is not None else None
         if peer is not None:
             is_allowed = self._is_allowed(peer[0].partition("%")[0])
-        else:  # a short body came with the head, and aiohttp has returned the connection
+        else:  # a short body arrived with the head, so aiohttp has released the connection
             is_allowed = (
                 self._owns_sessions or hosts.is_address(url.host or "") or response.status >= 300
             )
@@ -186,7 +186,7 @@ class Transport:
         if self._owns_sessions:
             return bool(self._proxy(str(url)))
         http = self._pools[0]
-        if getattr(http, "_default_proxy", None) is not None:  # ClientSession(proxy=…) hides it
+        if getattr(http, "_default_proxy", None) is not None:  # ClientSession(proxy=…): no getter
             return True
         return http.trust_env and bool(_proxy_for(url, _proxies()))
 
@@ -209,7 +209,7 @@ class Transport:
                 return Response(response.status, headers, body, url=url, secret=self._key)
 
     def _proxy(self, url: str) -> dict[str, Any]:
-        # aiohttp's trust_env also reads ~/.netrc, which clashes with an Authorization header.
+        # Not trust_env=True: it also reads ~/.netrc, which conflicts with an Authorization header.
         return _proxy_for(URL(url), self._proxies) if self._proxies else {}
 
     @staticmethod
@@ -223,7 +223,7 @@ class Transport:
 
 
 def _proxies() -> dict[str, dict[str, Any]]:
-    """Return the proxies of the environment: scheme → argument of a request."""
+    """Return the proxies of the environment, as request arguments by scheme."""
     given = urllib.request.getproxies()
     resolved = {}
     for scheme in ("http", "https"):
@@ -234,7 +234,7 @@ def _proxies() -> dict[str, dict[str, Any]]:
             proxy = URL(url if "://" in url else f"http://{url}")
         except ValueError as error:
             raise ConfigurationError(
-                f"The proxy for {scheme} is no URL; check {scheme}_proxy."
+                f"The proxy for {scheme} is not a URL; check {scheme}_proxy."
             ) from error
         if proxy.scheme in ("http", "https"):
             resolved[scheme] = {"proxy": proxy}
@@ -245,26 +245,26 @@ def _proxies() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def _warn_of_unknown_proxy(scheme: str, kind: str) -> None:
-    """Log that a proxy is not used; cached, so that each is logged once in a process."""
+    """Log that a proxy is not used; cached, so that each is logged once per process."""
     _log.warning(
-        "The %s proxy of the environment is of the kind %s, which aiohttp does not support; it is "
-        "not used. Set an http:// proxy, or pass a session with a connector for it as http=.",
+        "The %s proxy of the environment has the scheme %s, which aiohttp does not support; it is "
+        "not used. Set an http:// proxy, or pass a session with a suitable connector as http=.",
         scheme,
         kind,
     )
 
 
 def _proxy_for(url: URL, proxies: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the argument of a request that sends it through its proxy, if it has one."""
+    """Return the request arguments that select a URL's proxy, if it has one."""
     proxy = proxies.get(url.scheme)
-    if proxy is None or hosts.is_loopback(str(url)):  # the key would leave the machine in clear
+    if proxy is None or hosts.is_loopback(str(url)):  # the key would leave the machine unencrypted
         return {}
-    # With the port, because no_proxy may name one.
+    # Include the port, because entries of no_proxy may have one.
     return {} if urllib.request.proxy_bypass(f"{url.host}:{url.port}") else proxy
 
 
-class map_exceptions:  # noqa: N801 - reads as a word: "with translated(url)"
-    """Turn the network's exceptions into the library's."""
+class map_exceptions:  # noqa: N801 - used as a function: "with map_exceptions(url)"
+    """Convert network errors to `TransportError`."""
 
     __slots__ = ("_key", "_url")
 
@@ -281,21 +281,22 @@ class map_exceptions:  # noqa: N801 - reads as a word: "with translated(url)"
         host = URL(self._url).host
         if isinstance(error, TimeoutError):
             raise TransportTimeoutError(
-                f"{host} did not answer in time; try again later."
+                f"{host} did not respond in time; try again later."
             ) from error
-        shows_key = bool(self._key) and self._key in str(error)  # a garbled answer repeats it
-        reason = "the answer is garbled" if shows_key else _reason(error)
+        # aiohttp quotes a malformed response, which may echo the key.
+        shows_key = bool(self._key) and self._key in str(error)
+        reason = "the response is malformed" if shows_key else _reason(error)
         raise TransportError(
             f"The connection to {host} failed ({reason}); check the network."
         ) from (None if shows_key else error)
 
 
 class _FreshConnector(aiohttp.BaseConnector):
-    """Connects as another connector does, and neither takes nor keeps an idle connection.
+    """A connector that opens each connection with another connector, and never reuses one.
 
-    The caller's connector knows the proxy, the certificates and the resolver to use, but aiohttp
-    has no way to ask it for a connection that was not used before: a header ``Connection: close``
-    ends a connection after the request, and a request may still start on a kept one.
+    The caller's connector has the right proxy, certificates and resolver, but aiohttp offers no way
+    to request a new connection from it: with the header ``Connection: close`` a request may still
+    start on a kept connection, and only ends it afterwards.
     """
 
     def __init__(self, connector: aiohttp.BaseConnector) -> None:
@@ -310,9 +311,9 @@ class _FreshConnector(aiohttp.BaseConnector):
 def _copy_with(
     http: aiohttp.ClientSession, connector: aiohttp.BaseConnector
 ) -> aiohttp.ClientSession:
-    """Return a session with another one's headers, cookies and proxy, and a connector of its own.
+    """Return a session with the headers, cookies and proxy of another one and a new connector.
 
-    Closing the copy closes that connector and leaves the other session open.
+    Closing the copy closes the new connector and leaves the other session open.
     """
     copied = copy.copy(http)
     copied._connector, copied._connector_owner = connector, True  # noqa: SLF001 - as above
@@ -320,7 +321,7 @@ def _copy_with(
 
 
 class _FilteringResolver(AbstractResolver):
-    """Resolves names and drops the addresses that a link may not lead to."""
+    """A resolver that drops the addresses to which a link must not lead."""
 
     def __init__(
         self, is_allowed: Callable[[str], bool], *, trusted: Collection[str | None]
@@ -333,7 +334,7 @@ class _FilteringResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         resolved = await self._resolver.resolve(host, port, family)
-        trusted = host in self._trusted  # the proxies that the user set
+        trusted = host in self._trusted  # proxies that the user configured
         allowed = [each for each in resolved if trusted or self._is_allowed(each["host"])]
         if not allowed:
             raise OSError(None, f"{host} leads into a private network; it was not followed")
@@ -355,11 +356,15 @@ def _parse_url(url: str) -> URL:
     try:
         return URL(quote(url, safe=_URL_CHARACTERS), encoded=True)
     except ValueError as error:
-        raise TransportError(f"A link cannot be read as a URL ({error}): {url[:200]!r}.") from error
+        raise TransportError(f"A link is not a valid URL ({error}): {url[:200]!r}.") from error
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body, cut at ``MAX_RESPONSE_BYTES``: no answer of the API comes near it."""
+    """Return the body, truncated to ``MAX_RESPONSE_BYTES``, which no response of the API reaches.
+
+    `readany` returns what has arrived, so a server that never ends its response costs at most this
+    much memory; `read` would collect everything first.
+    """
     body = b""
     try:
         while len(body) < MAX_RESPONSE_BYTES and (chunk := await response.content.readany()):
@@ -367,7 +372,7 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
             if response.content.at_eof():
                 break
     except BaseException:
-        body = chunk = b""  # it may repeat the key, and some keep a failed frame's values
+        body = chunk = b""  # it may echo the key, and crash reporters keep a frame's variables
         raise
     return body[:MAX_RESPONSE_BYTES]
 

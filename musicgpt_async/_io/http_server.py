@@ -1,8 +1,8 @@
-"""A small HTTP server around an aiohttp application, with bounds that aiohttp's own has not.
+"""Serve an aiohttp application with limits that aiohttp's own server does not have.
 
-Silent clients must not use up the descriptors that submits and downloads need. So no more than
-``MAX_CONNECTIONS`` are accepted at a time (others wait in the kernel's queue), a request's head has
-to arrive within ``HEAD_TIMEOUT``, and running out of descriptors is waited out.
+Silent clients must not use up the file descriptors that submits and downloads need. At most
+``MAX_CONNECTIONS`` are accepted at a time (others wait in the kernel's queue), the head of a
+request must arrive within ``HEAD_TIMEOUT``, and accepting pauses when descriptors run out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from musicgpt_async.errors import ConfigurationError
 MAX_CONNECTIONS = 256
 HEAD_TIMEOUT = 10.0  # seconds, from the connection or the last response
 ACCEPT_RETRY_INTERVAL = 1.0  # seconds
-SHUTDOWN_TIMEOUT = 1.0  # seconds that requests have left when the server is stopped
+SHUTDOWN_TIMEOUT = 1.0  # seconds that running requests have to finish
 
 _log = logging.getLogger("musicgpt_async.webhooks")
 
@@ -34,7 +34,7 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[str
     """Run a server for the duration of the block; yield its root, ``"http://127.0.0.1:8080"``.
 
     Raises:
-        ConfigurationError: It cannot listen there.
+        ConfigurationError: The server cannot listen on the host and port.
     """
     app.middlewares.append(_note_head)
     runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_TIMEOUT)
@@ -60,7 +60,7 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[str
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection, with a bound for its first request's head."""
+    """A connection of aiohttp's server, with a timeout for the head of its first request."""
 
     __slots__ = ("_head_timer", "_on_close")
 
@@ -72,19 +72,19 @@ class _Connection(web.RequestHandler):
             keepalive_timeout=HEAD_TIMEOUT,  # for the heads of further requests
             access_log=None,  # type: ignore[arg-type]  # it would show the URLs of jobs
             logger=_RedactingLogger(_log),  # type: ignore[arg-type]
-            auto_decompress=False,  # compressed bodies are refused, not unpacked
+            auto_decompress=False,  # compressed bodies are refused, not decompressed
             lingering_time=SHUTDOWN_TIMEOUT,
         )
         self._on_close = on_close
-        # aiohttp before 3.14 waits for it for ever.
+        # aiohttp before 3.14 has no timeout for it.
         self._head_timer = loop.call_later(HEAD_TIMEOUT, self.force_close)
 
     def head_received(self) -> None:
-        """Stop the clock: a request has begun."""
+        """Cancel the timeout, because a request has started."""
         self._head_timer.cancel()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Let another connection be accepted."""
+        """Release the permit, so that another connection is accepted."""
         self._head_timer.cancel()
         super().connection_lost(exc)
         self._on_close()
@@ -100,7 +100,7 @@ async def _note_head(
 
 
 class _RedactingLogger(logging.LoggerAdapter[logging.Logger]):
-    """Log without tracebacks, which quote malformed requests and thus the URLs of jobs."""
+    """Logger without tracebacks, which quote malformed requests and thus the URLs of jobs."""
 
     def process(
         self, msg: Any, kwargs: MutableMapping[str, Any]
@@ -110,7 +110,7 @@ class _RedactingLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 async def _listen(host: str, port: int) -> list[socket.socket]:
-    """Bind every address of a host, all to one port."""
+    """Bind all addresses of a host to one port."""
     loop = asyncio.get_running_loop()
     listeners: list[socket.socket] = []
     try:
@@ -133,14 +133,14 @@ async def _listen(host: str, port: int) -> list[socket.socket]:
 async def _accept(
     listener: socket.socket, permits: asyncio.Semaphore, make: Callable[[], _Connection]
 ) -> None:
-    """Accept connections while permits are left; each is returned when its connection closes."""
+    """Accept connections while permits are left; a closed connection returns its permit."""
     loop = asyncio.get_running_loop()
     is_failing = False
     while True:
         await permits.acquire()
         try:
             client, _ = await loop.sock_accept(listener)
-        except OSError as error:  # out of descriptors or memory, most likely
+        except OSError as error:  # most likely out of descriptors or memory
             permits.release()
             if not is_failing:
                 _log.warning("Cannot accept webhook connections for now: %s", error)

@@ -1,7 +1,7 @@
-"""The temporary file of a download: locked, hashed, and renamed once it is complete.
+"""The temporary file of a download: locked, hashed, and renamed when it is complete.
 
-Only one process holds it at a time. The kernel releases the lock of a process that dies; a process
-that waited for it then finds the complete file, or starts over.
+Only one process holds the lock at a time. If that process dies, the kernel releases it; a waiting
+process then finds the complete file, or downloads it again.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ Chunk = bytes | memoryview
 
 _HEAD = 512
 _SUFFIX = ".part"
-# Bytes that common file systems allow in a name.
+# Longest name in bytes on common file systems.
 _MAX_NAME_BYTES = 255
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 
 
 @attrs.define
 class PartialFile:
-    """The temporary file; its methods block and run on the executor.
+    """A temporary file. Its methods block, so they run on the executor.
 
-    The last write of a cancelled transfer may still run there: the lock keeps the file open for it.
+    After a cancellation the last write may still run there; an internal mutex keeps the file open
+    for it.
 
     Attributes:
-        target: The final name.
-        path: The temporary name, the same in every process that downloads the same content there.
+        target: The final path.
+        path: The temporary path, equal in every process that downloads the same content there.
         is_locked: Whether this process holds the lock.
-        is_committed: Whether another process completed it while this one waited.
+        is_committed: Whether another process completed the file while this one waited.
     """
 
     target: Path
@@ -64,7 +65,7 @@ class PartialFile:
             path = _sibling(
                 target, hashlib.sha256(content_key.encode(errors="replace")).hexdigest()[:8]
             )
-            if sys.platform == "win32":  # no other process can remove or rename a file in use
+            if sys.platform == "win32":  # other processes cannot remove or rename an open file
                 path = _sibling(target, secrets.token_hex(4))
             part = cls(target, path, _open_partial(path), hashlib.sha256() if digest else None)
         try:
@@ -75,7 +76,7 @@ class PartialFile:
         return part
 
     def try_lock(self) -> None:
-        """Take the lock, unless another process holds it."""
+        """Acquire the lock, unless another process holds it."""
         with self._lock, _map_disk_errors(self.target):
             while not self.is_locked and self.is_open and self._is_free():
                 if _is_same_file(self._fd, self.path):
@@ -84,14 +85,14 @@ class PartialFile:
                     self.is_locked = True
                 elif _is_same_file(self._fd, self.target):
                     self._adopt_committed()
-                else:  # its holder has given up
+                else:  # its holder has removed it
                     self._close()
                     self._fd = _open_partial(self.path)
 
     def _is_free(self) -> bool:
         try:
             return _lock(self._fd)
-        except OSError:  # a file system without locks: a name that no other process has
+        except OSError:  # a file system without locks: use a name that no other process has
             if not os.fstat(self._fd).st_size:
                 self.path.unlink(missing_ok=True)
             self._close()
@@ -116,13 +117,13 @@ class PartialFile:
         return self._digest.hexdigest() if self._digest else ""
 
     def content_digest(self) -> str:
-        """Return the digest of what was written so far."""
+        """Return the digest of the bytes written so far."""
         with self._lock, _map_disk_errors(self.target), os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(0)
             try:
                 return hashlib.file_digest(file, "sha256").hexdigest()
             finally:
-                file.seek(0, os.SEEK_END)  # the two descriptors share their position
+                file.seek(0, os.SEEK_END)  # both descriptors share one position
 
     def append(self, chunks: list[Chunk]) -> None:
         with self._lock, _map_disk_errors(self.target):
@@ -141,22 +142,26 @@ class PartialFile:
             self._digest = self._digest and hashlib.sha256()
 
     def commit(self) -> None:
-        """Rename the complete file atomically, so that a crash leaves it complete or absent."""
+        """Flush the complete file to disk and rename it to its target, atomically.
+
+        The order makes the file complete or absent after a crash: content, then name, then
+        directory.
+        """
         with self._lock, _map_disk_errors(self.target):
             os.fsync(self._fd)
             if not _is_same_file(self._fd, self.path):
-                raise FileNotFoundError(errno.ENOENT, "its temporary file was taken away")
-            if sys.platform == "win32":  # it renames no open file
+                raise FileNotFoundError(errno.ENOENT, "its temporary file was removed")
+            if sys.platform == "win32":  # which cannot rename an open file
                 self._close()
             self.path.replace(self.target)
             _sync_directory(self.target.parent)
-            self._close()  # not earlier: others would take it for an abandoned one
+            self._close()  # not earlier: without the lock another process would take it over
 
     def discard(self) -> None:
         with self._lock:
             own = self.is_open and (self.is_locked or _lock(self._fd))
             unfinished = own and _is_same_file(self._fd, self.path)
-            if sys.platform == "win32":  # it removes no open file
+            if sys.platform == "win32":  # which cannot remove an open file
                 self._close()
             if unfinished:
                 self.path.unlink(missing_ok=True)
@@ -174,13 +179,13 @@ def _sibling(target: Path, mark: str) -> Path:
 
 
 def _prefix(target: Path) -> str:
-    # "." and ".01234567.part" are added; a name is cut at a character.
+    # "." and ".01234567.part" are added; the name is cut between characters.
     room = _MAX_NAME_BYTES - len(f"..{'0' * 8}{_SUFFIX}")
     return f".{os.fsencode(target.name)[:room].decode(errors='ignore')}."
 
 
 def _open_partial(path: Path) -> int:
-    """Open a temporary file; its name can be predicted, so it may be a link or a pipe by now."""
+    """Open a temporary file. Its name is predictable, so symbolic links and pipes are refused."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -189,7 +194,7 @@ def _open_partial(path: Path) -> int:
 
 
 def _lock(fd: int) -> bool:
-    """Lock a file while it is open; return False if another process holds the lock."""
+    """Lock an open file; return False if another process holds the lock."""
     if sys.platform != "win32":
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,7 +204,7 @@ def _lock(fd: int) -> bool:
 
 
 def _unlock(fd: int) -> None:
-    if sys.platform != "win32":  # a process that was forked meanwhile has the file open as well
+    if sys.platform != "win32":  # a child that was forked meanwhile has the file open too
         with suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_UN)
 
@@ -223,18 +228,18 @@ def _write_all(fd: int, chunks: list[Chunk]) -> None:
             view = view[os.write(fd, view) :]
 
 
-# The kernel takes no more pieces in one writev (IOV_MAX on Linux and macOS).
+# Most buffers in one writev (IOV_MAX on Linux and macOS).
 _MAX_BUFFERS = 1024
 
 
 def _remove_leftovers(target: Path, own: Path) -> None:
-    """Remove the temporary files that killed processes left for this target."""
+    """Remove temporary files of this target that killed processes have left."""
     prefix = _prefix(target)
-    with os.scandir(target.parent) as entries:  # names alone: there may be very many
+    with os.scandir(target.parent) as entries:  # reads names only: there may be very many
         names = [entry.name for entry in entries if entry.name.startswith(prefix)]
     for name in names:
         if name.endswith(_SUFFIX) and name != own.name:
-            with suppress(OSError):  # it is gone already, or another process has it (Windows)
+            with suppress(OSError):  # it was removed already, or is open elsewhere (Windows)
                 _remove_if_left(target.with_name(name))
 
 
@@ -251,7 +256,7 @@ def _remove_if_left(path: Path) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    if os.name != "posix":  # a directory cannot be opened on Windows
+    if os.name != "posix":  # Windows cannot open a directory
         return
     fd = os.open(directory, os.O_RDONLY)
     try:
@@ -276,5 +281,5 @@ def _map_disk_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full; make room" if full else error.strerror or str(error)
+        reason = "the disk is full; free some space" if full else error.strerror or str(error)
         raise DownloadError(f"{target} cannot be written: {reason}.") from error

@@ -1,7 +1,7 @@
-"""The body of a file's response, in lists of chunks large enough to be written at once.
+"""Read the body of a file's response in lists of chunks that are large enough to write.
 
-aiohttp delivers a body in chunks of up to its read buffer; writing each by itself costs more than
-it took to receive. A host that is silent, or sends next to nothing, is given up.
+aiohttp delivers chunks of up to its read buffer; writing each separately would cost more CPU time
+than receiving it. The download fails if the host is silent or sends next to nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import aiohttp
 
 from musicgpt_async.errors import TransportTimeoutError
 
-# Bytes gathered for a write: smaller ones cost more CPU than the copying they save.
+# Bytes per write. The chunks are held in memory until they are written, while aiohttp's buffer
+# fills again: a larger size costs memory for each download, a smaller one more round trips to the
+# executor.
 CHUNK_SIZE = 1 << 20
-# A host that sends less than this over a whole window is as good as silent.
-MIN_SPEED = 1024  # bytes a second
+MIN_SPEED = 1024  # bytes per second; a host that is slower over a window counts as silent
 SPEED_WINDOW = 60.0  # seconds spent waiting for the host
 _CONNECTION_ERRORS = (aiohttp.ClientError, ConnectionError, TimeoutError)
 
@@ -27,16 +28,19 @@ Chunk = bytes | memoryview
 async def iter_chunks(
     response: aiohttp.ClientResponse, *, read_timeout: float
 ) -> AsyncGenerator[list[Chunk], None]:
-    """Yield the body, about ``CHUNK_SIZE`` bytes at a time, up to where it breaks off.
+    """Yield the body in lists of about ``CHUNK_SIZE`` bytes.
+
+    If the connection fails, everything that was received is yielded before the error is raised, so
+    that a download can be resumed from there.
 
     Args:
-        response: Its body not yet read, and not to be decompressed by aiohttp.
-        read_timeout: Seconds without a byte after which the host is given up.
+        response: The response; its body is not read yet, and aiohttp must not decompress it.
+        read_timeout: Seconds without a byte after which the host counts as silent.
 
     Raises:
-        TransportTimeoutError: The host sent nothing for that long, or hardly anything for a minute.
-        ConnectionError: The connection broke.
-        aiohttp.ClientError: The connection broke, or the body is malformed.
+        TransportTimeoutError: The host was silent, or slower than ``MIN_SPEED`` for a minute.
+        ConnectionError: The connection failed.
+        aiohttp.ClientError: The connection failed, or the body is malformed.
     """
     with _ReadWatchdog(response, read_timeout) as watchdog:
         while True:
@@ -54,12 +58,15 @@ async def iter_chunks(
 
 
 async def _gather(content: aiohttp.StreamReader, watchdog: _ReadWatchdog) -> list[Chunk]:
-    """Return the next chunks, none at the end; a break is raised once no chunk is left."""
+    """Return the next chunks, or an empty list at the end.
+
+    An error is raised only if there are no chunks; aiohttp raises it again at the next read.
+    """
     chunks: list[Chunk] = []
     size = 0
     try:
         while size < CHUNK_SIZE:
-            # Not readany(), which joins the chunks: they are written from where they are.
+            # Not readany(): it copies the chunks into one, but writev() takes them as they are.
             chunk, _ = await content.readchunk()
             if not chunk and content.at_eof():
                 break
@@ -73,9 +80,10 @@ async def _gather(content: aiohttp.StreamReader, watchdog: _ReadWatchdog) -> lis
 
 
 class _ReadWatchdog:
-    """Hangs up on a silent or trickling host, which is cheaper than a timeout for each read.
+    """Timer that closes the connection to a silent or slow host.
 
-    Only the time in which the host is waited for counts, not that in which a chunk is written.
+    One timer per download is cheaper than a timeout for each read. Only the time spent waiting for
+    the host counts, not the time in which chunks are written.
     """
 
     def __init__(self, response: aiohttp.ClientResponse, read_timeout: float) -> None:
@@ -97,7 +105,7 @@ class _ReadWatchdog:
         self._timer.cancel()
 
     def arm(self) -> None:
-        """Start to count: it is the host's turn."""
+        """Start counting: the download waits for the host."""
         self._is_armed = True
         self._since = self._loop.time()
 
@@ -107,7 +115,7 @@ class _ReadWatchdog:
         self._is_armed = False
 
     def on_data(self, size: int) -> None:
-        """Take note of bytes that came."""
+        """Record received bytes."""
         self._count()
         self._silent = 0.0
         self._received += size
@@ -125,7 +133,7 @@ class _ReadWatchdog:
         if self._silent >= self._timeout:
             self._hang_up(f"{host} sent nothing for {self._timeout:g} s; try again later.")
         elif self._waited >= SPEED_WINDOW and self._received < MIN_SPEED * self._waited:
-            self._hang_up(f"{host} sends less than {MIN_SPEED} bytes a second; try again later.")
+            self._hang_up(f"{host} sends less than {MIN_SPEED} bytes per second; try again later.")
         else:
             if self._waited >= SPEED_WINDOW:
                 self._waited, self._received = 0.0, 0
@@ -141,4 +149,4 @@ class _ReadWatchdog:
         transport = connection.transport if connection else None
         self._response.close()
         if transport is not None:
-            transport.abort()  # TLS would wait half a minute for the host's close_notify
+            transport.abort()  # close() would wait half a minute for the host's TLS close_notify

@@ -1,4 +1,4 @@
-"""What can be submitted: paths, URLs, bytes, file objects and streams."""
+"""Parse and open sources: paths, URLs, bytes, file objects and streams."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ AudioSource = (
 )
 """A path, an http(s) URL, bytes, anything with ``read()`` or an async iterable of bytes.
 
-The last three may be given with a name: ``("song.mp3", data)``.
+All but paths and URLs can have a name: ``("song.mp3", data)``.
 """
 
 DEFAULT_NAME = "audio"  # file name of a source that has none
@@ -45,12 +45,12 @@ DEFAULT_NAME = "audio"  # file name of a source that has none
 
 @attrs.frozen
 class Track:
-    """A source as it was given, not yet opened.
+    """A parsed source that is not opened yet.
 
     Attributes:
         name: File name to send.
-        location: Absolute path or URL; empty if it cannot be read a second time.
-        content: The data to send; ``None`` for a URL, which MusicGPT fetches itself.
+        location: Absolute path or URL; empty if another process cannot read it again.
+        content: The data to send; ``None`` for a URL, which MusicGPT downloads.
     """
 
     name: str
@@ -64,10 +64,14 @@ class Track:
 
 
 def parse_source(source: AudioSource, *, label: str | None = None) -> Track:
-    """Return a source in its one form; nothing is read yet.
+    """Return a source as a track, without reading it.
+
+    Args:
+        source: The source, with or without a name.
+        label: The caller's name for it.
 
     Raises:
-        InvalidOptionError: The source cannot be sent.
+        InvalidOptionError: The source has a type or a URL that cannot be submitted.
     """
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         if not _is_printable(source):
@@ -98,8 +102,8 @@ def parse_source(source: AudioSource, *, label: str | None = None) -> Track:
 
 def _cannot_submit(source: object) -> InvalidOptionError:
     return InvalidOptionError(
-        f"A {type(source).__name__} cannot be submitted. Give a path, an http(s) URL, bytes, a "
-        "binary file object or an async iterable of bytes; all but the first two may come with a "
+        f"A {type(source).__name__} cannot be submitted. Use a path, an http(s) URL, bytes, a "
+        "binary file object or an async iterable of bytes; all but the first two can have a "
         'name: ("song.mp3", data).'
     )
 
@@ -109,13 +113,13 @@ def _is_reader(content: object) -> bool:
 
 
 def _own_name(content: object) -> str | None:
-    """Return the name that a file object or an upload has of its own."""
+    """Return the file name of a file object or an upload, or ``None``."""
     names = (getattr(content, attribute, None) for attribute in ("filename", "name"))
     return next((name for name in names if isinstance(name, str) and name), None)
 
 
 def _is_printable(url: str) -> bool:
-    """Return whether a URL has none of the characters that cut a form field or a log line."""
+    """Return whether a URL has no control characters, which could split a field or a log line."""
     return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in url)
 
 
@@ -128,10 +132,10 @@ def _name_from_url(url: str) -> str:
 
 @asynccontextmanager
 async def open_track(track: Track, executor: Executor) -> AsyncIterator[ReadableTrack | None]:
-    """Provide the content of a track for the duration of its submission.
+    """Open the content of a track for the duration of its submission; ``None`` for a URL.
 
     Raises:
-        SourceError: It cannot be read, or is empty.
+        SourceError: The source cannot be read, or is empty.
     """
     content = track.content
     async with AsyncExitStack() as stack:
@@ -145,5 +149,5 @@ async def open_track(track: Track, executor: Executor) -> AsyncIterator[Readable
             yield reader
         else:
             path = await spool(track.name, content, executor, stack)
-            # The temporary file's own times say nothing about the stream.
+            # The times of the temporary file say nothing about the stream.
             yield attrs.evolve(await InFile.open(track.name, path, executor), version="")

@@ -1,10 +1,11 @@
 """The multipart body of a submit.
 
-Every attempt builds a body anew: aiohttp sends a used-up one as an empty file, and is paid for it.
+Every attempt builds a new body: aiohttp would send an exhausted one as an empty file, which
+MusicGPT would charge for.
 
-A body may run ahead of its slot: all but its end goes out, and the end is held until the slot is
-there. Meanwhile a little of it goes out now and then, because servers and proxies close what is
-idle; a connection that is closed all the same has delivered nothing.
+A body may run ahead of its slot: it is sent except for its end, which is held until the slot is
+free. Meanwhile small pieces of the end are sent from time to time, because servers and proxies
+close idle connections. If a connection is closed anyway, nothing was delivered.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ from musicgpt_async._io.content import READ_SIZE, Digest, ReadableTrack
 from musicgpt_async._rules.upload_ahead import HELD_BACK
 from musicgpt_async.errors import MusicGPTError, SourceChangedError, TransportTimeoutError
 
-DRIP_INTERVAL = 5.0  # seconds between two pieces of a held end; idle bodies are closed after 30 s
+DRIP_INTERVAL = 5.0  # seconds between two pieces of a held end; idle timeouts start at 30 s
 
 
 @attrs.frozen
 class Hold:
-    """What holds back the end of a body until its slot is there.
+    """Callbacks and settings for a body whose end is held back until its slot is free.
 
     Attributes:
-        wait: Awaited with seconds; returns whether the slot is there. An error stops the body.
-        drip: Bytes a second of the end that go out meanwhile.
-        began: Called when all but the end is out.
+        wait: Waits for the slot for so many seconds; returns whether it is free. An error from it
+            stops the body.
+        drip: Bytes per second of the end that are sent meanwhile.
+        began: Called when everything except the end was sent.
     """
 
     wait: Callable[[float], Awaitable[bool]]
@@ -43,24 +45,26 @@ class Hold:
 
 
 class MultipartBody(aiohttp.Payload):
-    """One attempt's multipart body, with a true Content-Length.
+    """The multipart body of one attempt, with a Content-Length.
 
-    The closing boundary is sent last and alone: until then no server has a complete request.
+    The closing boundary is written last and separately: it is the commit point, before which no
+    server has a complete request.
 
     Args:
         fields: The text fields, in order.
         content: The upload, or ``None`` if ``audio_url`` is sent instead.
-        stall_timeout: Seconds without the other side taking a byte; aiohttp has no such limit.
+        stall_timeout: Seconds in which the server accepts no byte until the upload fails; aiohttp
+            has no such limit.
         before_commit: Awaited before the closing boundary is written; an error from it stops the
             body.
-        progress: Called with the bytes of the track that have gone out.
-        digest: Taken of the track's content.
-        hold: Holds back the end of the track; ``None`` if the slot is there already.
+        progress: Called with the number of bytes of the track that were sent.
+        digest: Updated with the track's content.
+        hold: Holds back the end of the track, or ``None`` if its slot is acquired.
 
     Attributes:
-        delivered: Whether the closing boundary was handed to the transport.
-        failure: Why the body broke off, unless the network failed.
-        is_held: Whether all but its end has been sent, and it waits for its slot.
+        delivered: Whether the closing boundary was written to the transport.
+        failure: The error that stopped the body, unless it was a network error.
+        is_held: Whether everything except the end was sent, and the body waits for its slot.
     """
 
     def __init__(
@@ -91,16 +95,16 @@ class MultipartBody(aiohttp.Payload):
         self.failure: BaseException | None = None
 
     def decode(self, encoding: str = "", errors: str = "") -> str:  # noqa: ARG002 - aiohttp's
-        """Refuse: the body exists on the wire alone."""
+        """Raise: the body is never in memory as text."""
         raise TypeError("an upload is not text")
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write the complete body, or break off before its closing boundary."""
+        """Write the complete body, or stop before its closing boundary."""
         try:
             await self._write_watched(writer)
         except Exception as error:
             if isinstance(error, ConnectionError) and not isinstance(error, MusicGPTError):
-                return  # the vendor may have answered before it hung up: let the answer be read
+                return  # the server may have responded before it closed: let aiohttp read that
             self.failure = error
             raise
 
@@ -109,7 +113,7 @@ class MultipartBody(aiohttp.Payload):
         writer: AbstractStreamWriter,
         content_length: int | None,  # noqa: ARG002 - aiohttp's; ``size`` announced it
     ) -> None:
-        """Write the body, as aiohttp 3.12 and later ask for it."""
+        """Write the body; called instead of ``write`` by aiohttp 3.12 and later."""
         await self.write(writer)
 
     def bytes_flushed(self, transport: asyncio.WriteTransport | None) -> int:
@@ -121,7 +125,7 @@ class MultipartBody(aiohttp.Payload):
             await self._write(writer)
         if scope.cancelled_caught:
             raise TransportTimeoutError(
-                f"The vendor took no byte of the upload for {self._stall_timeout:g} s."
+                f"MusicGPT accepted no byte of the upload for {self._stall_timeout:g} s."
             )
 
     async def _write(self, writer: AbstractStreamWriter) -> None:
@@ -131,7 +135,7 @@ class MultipartBody(aiohttp.Payload):
         await self._before_commit()
         transport = _transport(writer)
         if transport is None or transport.is_closing():
-            raise ConnectionResetError("the connection closed before the body was whole")
+            raise ConnectionResetError("the connection was closed before the body was complete")
         self.delivered = True
         await self._write_block(writer, self._tail)
         await writer.drain()
@@ -144,7 +148,12 @@ class MultipartBody(aiohttp.Payload):
         space = memoryview(b"")
 
         def buffer() -> memoryview:
-            """Return the same buffer each time, unless the transport still sends from it."""
+            """Return the same buffer each time, unless the transport still refers to it.
+
+            asyncio's transports may keep a view of what they could not send at once. Overwriting
+            that memory would send other bytes than were hashed, so a new buffer is allocated until
+            the transport is empty again. A closing transport never is: it may still hold a view.
+            """
             nonlocal space
             if not (space and _is_empty(transport)):
                 space = memoryview(bytearray(min(READ_SIZE, content.size)))
@@ -162,14 +171,14 @@ class MultipartBody(aiohttp.Payload):
                     self._progress(min(read, goes_ahead))
         if read != content.size:
             raise SourceChangedError(
-                f"{content.name} became shorter while it was being sent; nothing was paid for."
+                f"{content.name} was truncated while it was being sent; nothing was paid for."
             )
         if self._hold is not None:
             await self._write_end(writer, memoryview(end), self._hold)
             self._progress(read)
 
     async def _write_end(self, writer: AbstractStreamWriter, end: memoryview, hold: Hold) -> None:
-        """Write the end of the track once its slot is there, a little of it before that."""
+        """Write the end of the track when its slot is free, and small pieces of it before that."""
         interval = min(DRIP_INTERVAL, self._stall_timeout / 4)
         piece = math.ceil(hold.drip * interval)
         hold.began()
@@ -188,7 +197,7 @@ class MultipartBody(aiohttp.Payload):
 
 
 class _WriteWatchdog:
-    """Cancels a write while the peer accepts no bytes; aiohttp has no timeout for that."""
+    """Timer that cancels a write if the peer accepts no bytes; aiohttp has no such timeout."""
 
     def __init__(
         self,
@@ -246,7 +255,7 @@ def _transport(writer: AbstractStreamWriter) -> asyncio.WriteTransport | None:
 
 
 def _build_head(boundary: str, fields: Mapping[str, str], file_name: str | None) -> bytes:
-    """Return everything before the track's first byte (RFC 7578)."""
+    """Return the part of the body before the track's first byte (RFC 7578)."""
     lines: list[str] = []
     for name, value in fields.items():
         disposition = f'Content-Disposition: form-data; name="{name}"'

@@ -173,7 +173,7 @@ SUBMITS = (
         posts=5,
         size=LONG,
         error=TransportTimeoutError,
-        words="took no byte",
+        words="accepted no byte",
         journals=(False,),
     ),
     unknown(
@@ -294,7 +294,7 @@ FILES = (
         "500, then 502 with HTML", WHOLE, ("status", {"status": 500}), ("status", {"status": 502})
     ),
     file("429, then 503", WHOLE, ("status", {"status": 429}), ("status", {"status": 503})),
-    spoilt("500 for ever", "could not give it", "status", status=500, **FOREVER),
+    spoilt("500 for ever", "could not serve it", "status", status=500, **FOREVER),
     file("link expired (403)", "fresh link from byId; stems whole", ("expired", {})),
     file("link gone (404)", "fresh link from byId; stems whole", ("status", {"status": 404})),
     spoilt("403 for fresh links too", "refused it", "status", status=403, **FOREVER),
@@ -319,7 +319,7 @@ FILES = (
     spoilt("the same for ever", "its own header says", "no_length_truncated", **FOREVER),
     spoilt(
         "MP3 without a length",
-        "does not say how long",
+        "does not declare its length",
         "no_length",
         format="mp3",
         gets="not believed to be whole: no file; the other stem is whole",

@@ -119,11 +119,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_full_disk_says_so_and_keeps_no_half_file(serve: Any, small_disk: Path) -> None:
-    """The user is told to make room, at once, and the room that was taken is given back."""
+    """The error advises to free some space, and the partial file's own space is freed."""
     host = Host(mp3(3 * MIB))
     async with serve(host) as server:
         said = await _in_a_child(server.url, small_disk / "a.mp3", 0)
-    assert "the disk is full; make room" in said
+    assert "the disk is full; free some space" in said
     assert nothing_lies_in(small_disk)
     assert len(host.requests) == 1
 
@@ -404,6 +404,6 @@ async def test_a_temporary_file_that_is_taken_away_never_gets_the_final_name(
         part.unlink()
         part.write_bytes(b"half")
         let.set()
-        with pytest.raises(DownloadError, match="taken away"):
+        with pytest.raises(DownloadError, match="was removed"):
             await first
     assert not target.exists()
