@@ -1,4 +1,4 @@
-"""The MusicGPT vendor on a loopback port: for tests, demonstrations and benchmarks.
+"""An emulator of the MusicGPT API on a loopback port, for tests, demos and benchmarks.
 
 ```python
 async with Emulator(seconds=0.2) as vendor:

@@ -1,4 +1,4 @@
-"""An event loop on which waiting is short and work takes the time it takes."""
+"""An event loop that shortens waits but not work."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import time
 
 
 class AcceleratedEventLoop(asyncio.SelectorEventLoop):
-    """Waits for its share of the real time, wherever it waits.
+    """An event loop whose waits take a fraction of the real time.
 
-    Only waiting is accelerated. If all time were, a busy machine would seem to stand still for
-    minutes, and the timeouts under test would strike.
+    Only waits are accelerated. If computing time were too, a delay of a busy machine would look
+    like minutes, and the timeouts under test would expire.
 
     Args:
-        speed: Its seconds in a real one.
+        speed: Seconds of the loop's clock per real second of waiting.
     """
 
     def __init__(self, speed: float) -> None:
@@ -22,12 +22,12 @@ class AcceleratedEventLoop(asyncio.SelectorEventLoop):
         super().__init__(self._waits)
 
     def time(self) -> float:
-        """Return the seconds of its own clock."""
+        """Return the time of the loop's own clock in seconds."""
         return super().time() + self._waits.skipped
 
 
 class _AcceleratedSelector(selectors.DefaultSelector):
-    """Waits for its share of the real time, and counts the seconds that it did not wait."""
+    """A selector that shortens its timeouts, and counts the seconds that it skipped."""
 
     def __init__(self, speed: float) -> None:
         super().__init__()
@@ -35,12 +35,12 @@ class _AcceleratedSelector(selectors.DefaultSelector):
         self.skipped = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait for files, as long as the loop's clock says."""
+        """Wait for files, with a timeout in seconds of the loop's clock."""
         share = None if timeout is None else timeout / self._speed
         began = time.monotonic()
         found = super().select(share)
         waited = time.monotonic() - began
-        # Held up for longer than it asked for, it has waited no longer by its own clock.
+        # If the machine delayed the call, count no more than the requested timeout.
         counted = waited if share is None else min(waited, share)
         self.skipped += counted * (self._speed - 1)
         return found

@@ -1,4 +1,4 @@
-"""The API host: the routes of a generation, each a request read, worked on and answered."""
+"""The API host: reads the requests of a generation's routes and responds to them."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
@@ -21,7 +21,7 @@ ShapeOf = Callable[[Submission], responses.ResponseShape]
 
 @attrs.frozen
 class Call:
-    """An API call: how its request is read, and the work it asks for."""
+    """An API call: the functions that read its request and carry it out."""
 
     on: Target
     read: Callable[[FaultContext, web.Request], Awaitable[FaultContext]]
@@ -30,7 +30,7 @@ class Call:
 
 @attrs.frozen
 class Api:
-    """Answers API calls out of the vendor's state, or as a fault would have it."""
+    """Handler of API calls, which responds from the vendor's state or with a fault."""
 
     generation: Generation
     path: str
@@ -45,7 +45,7 @@ class Api:
     retry_after: bool
 
     def routes(self) -> Sequence[web.RouteDef]:
-        """The routes of the API host's application."""
+        """Return the routes of the API host's application."""
         submit = Call("submit", self._read_submit, self._submit)
         by_id = Call("byId", self._read_by_id, self._by_id)
         by_user = Call("byUser", self._read_by_user, self._by_user)
@@ -76,7 +76,7 @@ class Api:
         self.vendor.check_key(request.headers.get(hdrs.AUTHORIZATION))
         context = await call.read(context, request)
         if fault := self.fault_plan.take(context, Stage.INSTEAD):
-            if call.on == "submit":  # a poll's upload is still the conversion's
+            if call.on == "submit":  # the upload of a poll belongs to its conversion
                 await self.upload_parser.discard(context.upload)
             return await self._inject(fault, request)
         answer = await call.work(context, request)

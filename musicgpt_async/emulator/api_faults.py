@@ -1,4 +1,4 @@
-"""How a fault strikes an API call."""
+"""Faults of API calls."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from musicgpt_async.emulator.faults import Fault
 
 @attrs.frozen
 class FaultRequest:
-    """A call that a fault strikes: `answer` is there where the work has been done."""
+    """A call that a fault affects; `answer` is set if the call was carried out before."""
 
     fault: Fault
     request: web.Request
@@ -23,7 +23,7 @@ class FaultRequest:
 
     @property
     def body(self) -> bytes:
-        """The bytes of the answer that would have been."""
+        """The body of the response that the fault replaces."""
         body = self.answer.body if self.answer is not None else b""
         return body if isinstance(body, bytes) else b""
 
@@ -108,4 +108,4 @@ API_FAULTS: Mapping[str, Callable[[FaultRequest], Awaitable[web.StreamResponse]]
     "stall_answer": _stall_answer,
     "slow_answer": _slow_answer,
 }
-"""What each kind of fault does to an API call, by name."""
+"""The implementations of faults of API calls, by name."""

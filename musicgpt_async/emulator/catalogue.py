@@ -1,4 +1,4 @@
-"""What the vendor sells: stem names, how they make up a song, and preprocessing options."""
+"""The names of the API: stems, preprocessing options and conversion types."""
 
 from collections.abc import Mapping
 
@@ -8,13 +8,13 @@ STEMS = (
     "drums", "kick_drum", "snare_drum", "toms", "hi_hat", "ride", "crash",
     "piano", "keys", "strings", "winds", "bass", "instrumental",
 )  # fmt: skip
-"""The 23 stems that may be asked for (MusicGPT docs, Extraction)."""
+"""The 23 stems that a submit may request (MusicGPT docs, Extraction)."""
 
 DEFAULT_STEMS = ("drums", "bass", "piano", "guitar")
-"""What is extracted when no stem is named."""
+"""The stems of a submit that names none."""
 
 PREPROCESSING = ("Denoise", "Deecho", "Dereverb")
-"""The preprocessing options, spelt as the vendor spells them."""
+"""The preprocessing options, as MusicGPT spells them."""
 
 CONVERSION_TYPES = (
     "MUSIC_AI", "TEXT_TO_SPEECH", "VOICE_CONVERSION", "COVER", "EXTRACTION", "DENOISING",
@@ -23,10 +23,10 @@ CONVERSION_TYPES = (
     "AUDIO_TO_MIDI", "EXTEND", "INPAINT", "SING_OVER_INSTRUMENTAL", "LYRICS_GENERATOR",
     "STEMS_SEPARATION", "VOCAL_EXTRACTION",
 )  # fmt: skip
-"""The 23 conversion types that byId may be asked for (MusicGPT docs, status check)."""
+"""The 23 conversion types that byId accepts (MusicGPT docs, status check)."""
 
 SONG = "song"
-"""The name of the whole in `STEM_GROUPS`: no stem, but what was sent."""
+"""The name of the submitted audio in `STEM_GROUPS`; it is not a stem."""
 
 STEM_GROUPS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     SONG: (("vocals", "instrumental"),),
@@ -35,4 +35,4 @@ STEM_GROUPS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "guitar": (("acoustic_guitar", "electric_guitar", "rhythm_guitar", "solo_guitar"),),
     "vocals": (("lead_vocal", "back_vocal"), ("male_vocal", "female_vocal")),
 }
-"""Which stems add up to which: every tuple of a whole sums to it, sample by sample."""
+"""Groups of stems by the signal that they add up to, sample by sample."""

@@ -1,10 +1,10 @@
-"""The vendor's clock, which may run faster than the world's."""
+"""The emulator's clock, which may run faster than real time."""
 
 import asyncio
 
 
 class Clock:
-    """Tells and waits in vendor seconds, of which `speed` pass in one real second."""
+    """A clock in emulated seconds, of which `speed` pass in one real second."""
 
     def __init__(self, speed: float = 1.0) -> None:
         if speed <= 0:
@@ -12,7 +12,7 @@ class Clock:
         self.speed = speed
 
     def now(self) -> float:
-        """The vendor seconds since an arbitrary moment, by the running loop; never goes back."""
+        """Return the emulated seconds of a monotonic clock, from the running loop's time."""
         return asyncio.get_running_loop().time() * self.speed
 
     async def sleep_until(self, moment: float) -> None:
@@ -20,5 +20,5 @@ class Clock:
         await asyncio.sleep(max(0.0, moment - self.now()) / self.speed)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for a number of vendor seconds."""
+        """Wait for a number of emulated seconds."""
         await asyncio.sleep(max(0.0, seconds) / self.speed)

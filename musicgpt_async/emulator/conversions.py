@@ -1,4 +1,4 @@
-"""Conversions at work: from the moment one is accepted until its result has been told."""
+"""Run conversions, from their acceptance to the delivery of their webhooks."""
 
 import asyncio
 import hashlib
@@ -30,7 +30,7 @@ _BLOCK = 1 << 20
 
 @attrs.frozen
 class AudioSources:
-    """Gets the audio of a conversion: what was uploaded, or what an `audio_url` leads to."""
+    """Provider of a conversion's audio: the upload, or a download of its `audio_url`."""
 
     client: aiohttp.ClientSession
     executor: Executor
@@ -38,7 +38,7 @@ class AudioSources:
     tone: Callable[[Path, str], None] | None
 
     async def audio(self, submission: Submission) -> tuple[Path | None, int]:
-        """The file of the audio and its size in bytes."""
+        """Return the file of the audio and its size in bytes."""
         upload = submission.upload
         if upload.audio_url is None:
             return upload.audio, upload.size
@@ -53,7 +53,7 @@ class AudioSources:
         return path, size
 
     async def check(self, upload: Upload) -> None:
-        """Refuse a submit whose `audio_url` on loopback cannot be fetched (400)."""
+        """Refuse a submit with a loopback `audio_url` that cannot be downloaded (400)."""
         if upload.audio_url is None or not _is_loopback(upload.audio_url):
             return
         try:
@@ -78,7 +78,7 @@ class AudioSources:
             raise UnreadableAudioError("audio_url could not be fetched") from error
 
     async def digest(self, path: Path | None) -> str | None:
-        """The SHA-256 of a file, in hexadecimal."""
+        """Return the SHA-256 of a file, in hexadecimal."""
         return None if path is None else await self._run(_sha256, path)
 
     def _new_file(self) -> Path:
@@ -104,7 +104,7 @@ def _is_loopback(url: str) -> bool:
 
 @attrs.frozen
 class Conversions:
-    """Runs each accepted conversion in a task of its own."""
+    """Runner of accepted conversions, each in its own task."""
 
     vendor: Vendor
     clock: Clock
@@ -116,7 +116,7 @@ class Conversions:
     progress: Sequence[str]
 
     async def start(self, submission: Submission) -> None:
-        """Set a conversion going; returns at once, unless its end is to come before the answer."""
+        """Start a conversion. Return at once, unless it must end before the submit's response."""
         plan = self.webhook_sender.plan(submission)
         job = self.tasks.start(self._run(submission, plan))
         if any(delivery.moment == "before_answer" for delivery in plan):
@@ -143,7 +143,7 @@ class Conversions:
             self.vendor.complete(submission, duration=worked)
 
     async def _work(self, submission: Submission) -> float | Exception:
-        """The seconds of audio that were worked on, or why it could not be."""
+        """Return the seconds of audio that were processed, or the error."""
         try:
             audio, size = await self.audio_sources.audio(submission)
             digest = await self.audio_sources.digest(audio)
@@ -151,12 +151,12 @@ class Conversions:
             return await self.renderer.prepare(submission, audio, size)
         except UnreadableAudioError as error:
             return error
-        except Exception:  # a defect of the emulator's must not leave a conversion unfinished
-            _logger.exception("conversion %s broke the emulator", submission.conversion_id)
+        except Exception:  # a bug in the emulator must not leave a conversion unfinished
+            _logger.exception("conversion %s raised an error", submission.conversion_id)
             return RuntimeError("Internal error")
 
     async def _wait(self, submission: Submission, plan: Sequence[WebhookDelivery]) -> None:
-        """Go through the status words in the time that the conversion is to take."""
+        """Go through the status words during the configured time of the conversion."""
         share = submission.seconds / len(self.progress)
         for index, word in enumerate(self.progress):
             self.vendor.advance(submission, word)

@@ -1,4 +1,4 @@
-"""The emulator: puts the vendor's parts together and stands them on two loopback ports."""
+"""The emulator: builds its parts and serves them on two loopback ports."""
 
 import asyncio
 import functools
@@ -44,56 +44,57 @@ from musicgpt_async.emulator.webhooks import (
 )
 
 GRACE = 0.05
-"""Seconds that requests under way have to end by themselves when the emulator goes."""
+"""Seconds that running requests have to finish when the emulator is closed."""
 
 REQUESTS_KEPT = 100_000
-"""Requests that `Emulator.requests` remembers before it forgets the oldest."""
+"""Maximum length of `Emulator.requests`; the oldest ones are dropped."""
 
 ShapeChoice = str | ResponseShape | Callable[[Submission], str | ResponseShape]
-"""A name out of `SHAPES`, a `ResponseShape`, or either for each submission."""
+"""A name in `SHAPES`, a `ResponseShape`, or a function of the submission that returns one."""
 
 
 class Emulator:
-    """The MusicGPT vendor on a loopback port, to test against and to try things with.
+    """An emulator of the MusicGPT API on a loopback port.
 
-    It stands while its `async with` block is open: the API on one port, the result files on
-    another, as the vendor has them on different hosts. Everything a submit costs there is free
-    here; nothing leaves the machine but webhooks to the URLs they are asked for.
+    It runs while its `async with` block is open, with the API on one port and the result files on
+    another, since MusicGPT has different hosts for them. Nothing is charged, and only webhooks
+    leave the machine, if their URLs do.
 
     Args:
         generation: 1 for the API whose base URL ends in its version, with MP3 and WAV results; 2
             for that of August 2026, with versions in its paths, MP3 results and `eco_mode`.
-        wav: whether results have WAV files; None: as the generation's documents tell.
-        path: where the API lies below its host, such as behind a proxy's prefix.
-        api_key: the key that is accepted; any other gets 401, or 403 in the second generation.
-        forbidden_keys: keys that get 403.
-        host: where to listen; leave it on loopback.
-        port: the API's port; 0 for any free one.
-        file_port: the file host's port; 0 for any free one.
-        tls: serves both over TLS with this context.
-        parallel: conversions that may be unfinished at once; past it a submit gets 429.
-            None for no limit.
-        polls_per_minute: byId calls in any minute of the vendor's; past it 429. None: no limit.
-        retry_after: whether a 429 for byId calls tells how long to wait.
-        credits: the account's balance; a submit whose estimate exceeds what is left gets 402.
-        seconds: the vendor seconds a conversion takes, or a function of the submission. With
-            `separate` it takes at least as long as the separation.
-        eta: what a submit's answer says; None for `seconds`, rounded up and at least 1; an int
-            such as -1 for all, or a function of the submission.
-        speed: the vendor seconds that pass in a real one. It counts for everything timed here.
-        separate: whether the track that is sent is split (extra `emulator`: numpy and
-            soundfile). False serves quickly made pseudo-audio, valid and deterministic.
-        stem_bytes: the size of a file of pseudo-audio, at least 2048.
-        keep_audio: False counts uploads and throws them away, for benchmarks: no
-            `upload.audio` and no `sha256`. Needs `separate=False`.
-        shape: which of the documented shapes answers have; None: that of the generation.
-        webhooks: how deliveries behave: names out of `BEHAVIOURS`, a `WebhookDelivery`, several of
-            them, or a function of the submission that gives one of these.
-        payload: which of the documented payloads a webhook has: "extraction", "general", "status".
-        progress: the status words of an unfinished conversion, in order.
-        listing: whether the vendor has byUser; without it, 404. "strict" refuses what the vendor's
+        wav: Whether results have WAV files; None for the generation's default.
+        path: Path of the API at its host, for example with a proxy's prefix.
+        api_key: The accepted key; any other gets a 401, or a 403 in the second generation.
+        forbidden_keys: Keys that get a 403.
+        host: Address to listen on; keep it on loopback.
+        port: Port of the API; 0 for any free one.
+        file_port: Port of the file host; 0 for any free one.
+        tls: Serve both ports over TLS with this context.
+        parallel: Maximum number of unfinished conversions; beyond it a submit gets a 429. None for
+            no limit.
+        polls_per_minute: Maximum number of byId calls in any emulated minute; beyond it a call gets
+            a 429. None for no limit.
+        retry_after: Whether a 429 of a byId call has a `Retry-After` header.
+        credits: Balance of the account; a submit whose estimate exceeds it gets a 402.
+        seconds: Emulated seconds of a conversion, or a function of the submission. With `separate`
+            it takes at least as long as the separation.
+        eta: Estimate in the response to a submit: None for `seconds`, rounded up and at least 1; an
+            int such as -1 for all; or a function of the submission.
+        speed: Emulated seconds per real second, for everything that is timed here.
+        separate: Whether to separate the submitted track (extra `emulator`: numpy and soundfile).
+            False serves valid, deterministic pseudo-audio, which is fast.
+        stem_bytes: Size of a file of pseudo-audio in bytes, at least 2048.
+        keep_audio: False counts uploads and discards them, for benchmarks: no `upload.audio` and
+            no `sha256`. Requires `separate=False`.
+        shape: Shape of the responses; None for the generation's default.
+        webhooks: Behaviour of deliveries: names in `BEHAVIOURS`, a `WebhookDelivery`, several of
+            them, or a function of the submission that returns one of these.
+        payload: Payload of webhooks: "extraction", "general" or "status".
+        progress: Status words of an unfinished conversion, in order.
+        listing: Whether byUser exists; False gives a 404. "strict" refuses queries that MusicGPT's
             own n8n node would not send.
-        faults: what goes wrong; see `Fault`. More can be scripted later.
+        faults: Planned faults; see `Fault`. `script` adds more.
 
     Raises:
         ImportError: `separate` is set, and numpy or soundfile is not installed.
@@ -114,7 +115,7 @@ class Emulator:
         parallel: int | None = 10,
         polls_per_minute: int | None = 500,
         retry_after: bool = False,
-        credits: float = 10_000.0,  # noqa: A002  the vendor's word
+        credits: float = 10_000.0,  # noqa: A002  MusicGPT's word
         seconds: float | Callable[[Submission], float] = 0.2,
         eta: int | Callable[[Submission], int] | None = None,
         speed: float = 1.0,
@@ -131,17 +132,17 @@ class Emulator:
         if separate:
             require_separation()
             if not keep_audio:
-                raise ValueError("keep_audio=False leaves nothing to separate: separate=False")
+                raise ValueError("keep_audio=False requires separate=False")
         if not callable(webhooks):
-            deliveries(webhooks)  # refuses a name there is none of
+            deliveries(webhooks)  # raises for an unknown name
         self.api_key: str = api_key
-        """The key that is accepted."""
+        """The accepted key."""
         self.faults: FaultPlan = FaultPlan(faults)
-        """The faults to come; see `script`."""
+        """The planned faults; see `script`."""
         self.deliveries: list[DeliveryAttempt] = []
-        """Every attempt at a webhook delivery, in order, and what it got."""
+        """Every attempt of a webhook delivery with its result, in order."""
         self.requests: deque[LoggedRequest] = deque(maxlen=REQUESTS_KEPT)
-        """Every request to either port, in order of arrival."""
+        """The requests to both ports, in order of arrival."""
         self._host, self._port, self._file_port, self._tls = host, port, file_port, tls
         self._separate, self._stem_bytes, self._keep_audio = separate, stem_bytes, keep_audio
         self._generation, self._path = GENERATIONS[generation], path.rstrip("/")
@@ -170,51 +171,51 @@ class Emulator:
 
     @property
     def base_url(self) -> str:
-        """What a client takes for its base URL: it ends in /v1, or in no version."""
+        """The base URL for a client; it ends in /v1 or has no version."""
         return f"{self.url}{self._path}{self._generation.base}"
 
     @property
     def submissions(self) -> list[Submission]:
-        """Every submit that was accepted, in order."""
+        """The accepted submits, in order."""
         return self._vendor.submissions
 
     @property
     def unfinished(self) -> int:
-        """Conversions accepted and not finished."""
+        """Number of conversions that are accepted and not finished."""
         return self._vendor.unfinished
 
     @property
     def most_unfinished(self) -> int:
-        """The highest that `unfinished` has ever been."""
+        """The highest value of `unfinished` so far."""
         return self._vendor.most_unfinished
 
     @property
     def polls(self) -> int:
-        """All byId calls so far, refused ones too."""
+        """Number of byId calls so far, including refused ones."""
         return self._vendor.polls
 
     @property
     def throttled(self) -> Counter[str]:
-        """How many 429s the limits have given: "parallel" and "polls"; faults do not count."""
+        """Number of 429s by limit, "parallel" or "polls"; faults are not counted."""
         return self._vendor.throttled
 
     @property
     def credits(self) -> float:
-        """The account's balance; completed conversions have been charged to it."""
+        """The account's balance after the completed conversions."""
         return self._vendor.credits
 
     @property
     def leaked_keys(self) -> list[str]:
-        """The paths of requests to the file host that bore an Authorization header or the key."""
+        """The paths of requests to the file host with an Authorization header or the key."""
         return self._leaked
 
     @property
     def speed(self) -> float:
-        """The vendor seconds that pass in a real one."""
+        """Emulated seconds per real second."""
         return self._clock.speed
 
     def script(self, *faults: Fault) -> None:
-        """Have more things go wrong from now on, after those scripted before."""
+        """Append faults to the plan."""
         self.faults.add(*faults)
 
     async def __aenter__(self) -> Self:
@@ -232,7 +233,7 @@ class Emulator:
         await self._stack.aclose()
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        """Build the parts from the ground up; `stack` takes them down in reverse order."""
+        """Build the parts in order of dependency; `stack` closes them in reverse order."""
         directory = await _directory(stack)
         disk = _threads(stack, "disk")
         client = await stack.enter_async_context(aiohttp.ClientSession())
@@ -331,7 +332,7 @@ def _eta(eta: int | Callable[[Submission], int] | None) -> Callable[[Submission]
 
 
 def _threads(stack: AsyncExitStack, name: str) -> ThreadPoolExecutor:
-    """A pool that is waited for, off the event loop, when the emulator goes."""
+    """Create a thread pool; closing the emulator waits for it without blocking the loop."""
     executor = ThreadPoolExecutor(2, thread_name_prefix=f"musicgpt-emulator-{name}")
     end = functools.partial(executor.shutdown, cancel_futures=True)
     stack.push_async_callback(asyncio.to_thread, end)
@@ -339,7 +340,7 @@ def _threads(stack: AsyncExitStack, name: str) -> ThreadPoolExecutor:
 
 
 async def _directory(stack: AsyncExitStack) -> Path:
-    """A directory for everything that is written, gone when the emulator is."""
+    """Create a directory for all files; it is removed when the emulator is closed."""
     loop = asyncio.get_running_loop()
     make = functools.partial(tempfile.mkdtemp, prefix="musicgpt-emulator-")
     path = Path(await loop.run_in_executor(None, make))

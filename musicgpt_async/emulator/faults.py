@@ -1,6 +1,6 @@
-"""Faults that can be scripted: what goes wrong, where, when and how often.
+"""Scripted faults of the emulator.
 
-`KINDS` is the whole table. How a fault is carried out stands beside the part that it strikes:
+`KINDS` is the table of all faults. They are implemented beside the part that they affect:
 `api_faults.py`, `file_faults.py`, `conversions.py` and `webhooks.py`.
 """
 
@@ -15,20 +15,20 @@ from aiohttp import web
 from musicgpt_async.emulator.vendor import Submission, Upload
 
 Target = Literal["submit", "byId", "byUser", "file", "webhook", "job"]
-"""What a fault strikes: an API call, a file, a webhook delivery, or a conversion itself."""
+"""The target of a fault: an API call, a file, a webhook delivery, or a conversion."""
 
 
 class Stage(enum.Enum):
-    """The point of a request's life at which a fault strikes."""
+    """The point in the processing of a request at which a fault occurs."""
 
-    ARRIVAL = "before the key is checked and the body read"
-    INSTEAD = "in place of the work, once the request has been read and found valid"
-    ANSWER = "after the work is done, on the answer"
+    ARRIVAL = "before the key is checked and the body is read"
+    INSTEAD = "instead of the work, after the request was read and validated"
+    ANSWER = "after the work, on the response"
 
 
 @attrs.frozen
 class Kind:
-    """A row of `KINDS`: where a fault may strike, at which stage, and what it does."""
+    """A row of `KINDS`: the possible targets of a fault, its stage, and its effect."""
 
     targets: frozenset[str]
     stage: Stage
@@ -43,60 +43,62 @@ _JOB = frozenset({"job"})
 
 KINDS: dict[str, Kind] = {
     # API calls and files
-    "status": Kind(_API | _FILE, Stage.INSTEAD, "answers `status` with `body`, `retry_after`"),
+    "status": Kind(_API | _FILE, Stage.INSTEAD, "responds with `status`, `body`, `retry_after`"),
     "redirect": Kind(_API | _FILE, Stage.INSTEAD, "redirects to `location`, with `status`"),
     "drop_before_body": Kind(_API, Stage.ARRIVAL, "closes before the request body is read"),
-    "drop_before_answer": Kind(_API | _FILE, Stage.ANSWER, "does the work, closes unanswered"),
-    "drop_mid_answer": Kind(_API, Stage.ANSWER, "does the work, closes amid the answer (`at`)"),
-    "stall_answer": Kind(_API | _FILE, Stage.ANSWER, "does the work and never answers"),
-    "slow_answer": Kind(_API | _FILE, Stage.ANSWER, "does the work, answers `seconds` later"),
-    # API calls alone
-    "not_success": Kind(_API, Stage.INSTEAD, "answers 200 with success false"),
-    "wrong_json": Kind(_API, Stage.ANSWER, "does the work, answers JSON of another shape"),
-    "drop_mid_body": Kind(_BODY, Stage.ARRIVAL, "closes once `at` bytes of body are read"),
-    "stall_read": Kind(_BODY, Stage.ARRIVAL, "stops reading after `at` bytes of body"),
-    # files alone
-    "expired": Kind(_FILE, Stage.INSTEAD, "403, and old links stay dead: byId has fresh ones"),
+    "drop_before_answer": Kind(
+        _API | _FILE, Stage.ANSWER, "does the work, closes without a response"
+    ),
+    "drop_mid_answer": Kind(_API, Stage.ANSWER, "does the work, closes within the response (`at`)"),
+    "stall_answer": Kind(_API | _FILE, Stage.ANSWER, "does the work and never responds"),
+    "slow_answer": Kind(_API | _FILE, Stage.ANSWER, "does the work, responds `seconds` later"),
+    # API calls only
+    "not_success": Kind(_API, Stage.INSTEAD, "responds with 200 and success false"),
+    "wrong_json": Kind(_API, Stage.ANSWER, "does the work, sends JSON of another shape"),
+    "drop_mid_body": Kind(_BODY, Stage.ARRIVAL, "closes after reading `at` bytes of the body"),
+    "stall_read": Kind(_BODY, Stage.ARRIVAL, "stops reading after `at` bytes of the body"),
+    # files only
+    "expired": Kind(_FILE, Stage.INSTEAD, "403, old links stay expired; byId has fresh ones"),
     "truncated": Kind(_FILE, Stage.ANSWER, "closes before Content-Length is reached (`at`)"),
     "stall": Kind(_FILE, Stage.ANSWER, "sends a part (`at`) and then nothing"),
     "mis_sized": Kind(_FILE, Stage.ANSWER, "a part (`at`), with a Content-Length that fits it"),
     "no_length": Kind(_FILE, Stage.ANSWER, "no Content-Length, ended by closing"),
     "no_length_truncated": Kind(_FILE, Stage.ANSWER, "the same, closed too early (`at`)"),
-    "gzip": Kind(_FILE, Stage.ANSWER, "gzip-encoded though nobody asked"),
+    "gzip": Kind(_FILE, Stage.ANSWER, "gzip-encoded without being requested"),
     "changed": Kind(_FILE, Stage.ANSWER, "the file's content and ETag change, for good"),
     "changed_anyway": Kind(_FILE, Stage.ANSWER, "the same, and If-Range is ignored"),
     "no_ranges": Kind(_FILE, Stage.ANSWER, "ignores Range and sends the whole file"),
-    "wrong_range": Kind(_FILE, Stage.ANSWER, "a 206 that starts elsewhere than asked"),
+    "wrong_range": Kind(_FILE, Stage.ANSWER, "a 206 with another start than requested"),
     "html": Kind(_FILE, Stage.ANSWER, "200 with an HTML page"),
     "xml": Kind(_FILE, Stage.ANSWER, "200 with an XML error"),
-    "empty": Kind(_FILE, Stage.ANSWER, "200 with nothing in it"),
+    "empty": Kind(_FILE, Stage.ANSWER, "200 with an empty body"),
     # conversions
     "fails": Kind(_JOB, Stage.INSTEAD, "ends with status `word` and status_msg `message`"),
     "never_finishes": Kind(_JOB, Stage.INSTEAD, "stays in progress for ever"),
     # webhook deliveries: the rows of webhooks.BEHAVIOURS
     "normal": Kind(_HOOK, Stage.ANSWER, "delivered once, after the end"),
-    "before_answer": Kind(_HOOK, Stage.ANSWER, "finished and told before the submit's answer"),
-    "early": Kind(_HOOK, Stage.ANSWER, "told while byId still says not finished"),
+    "before_answer": Kind(_HOOK, Stage.ANSWER, "finished and sent before the submit's response"),
+    "early": Kind(_HOOK, Stage.ANSWER, "sent while byId still reports it unfinished"),
     "twice": Kind(_HOOK, Stage.ANSWER, "delivered two times"),
     "late": Kind(_HOOK, Stage.ANSWER, "delivered `seconds` after the end"),
     "lost": Kind(_HOOK, Stage.ANSWER, "never delivered"),
     "garbled": Kind(_HOOK, Stage.ANSWER, "no JSON"),
-    "forged": Kind(_HOOK, Stage.ANSWER, "sent with another last path segment in its URL"),
+    "forged": Kind(_HOOK, Stage.ANSWER, "sent to a URL with another last path segment"),
     "other_task": Kind(_HOOK, Stage.ANSWER, "the right URL, another task's id"),
 }
-"""Every fault there is, by its name."""
+"""All kinds of faults, by name."""
 
 
 @attrs.frozen
 class FaultContext:
-    """What a fault's predicate is shown.
+    """The argument of a fault's predicate `when`.
 
     Attributes:
-        on: what is about to be struck.
-        request: the HTTP request, for API calls and files.
-        upload: the track, from a submit's body on.
-        submission: the conversion, for what concerns one.
-        file: the file's name, such as `drums.wav`.
+        on: The target.
+        request: The HTTP request, for API calls and files.
+        upload: The track, after the body of a submit was read.
+        submission: The conversion, if there is one.
+        file: The file's name, such as `drums.wav`.
     """
 
     on: Target
@@ -108,26 +110,25 @@ class FaultContext:
 
 @attrs.frozen
 class Fault:
-    """One thing to go wrong: `Fault("byId", "status", status=503, retry_after=1)`.
+    """A scripted fault: `Fault("byId", "status", status=503, retry_after=1)`.
 
     Args:
-        on: what it strikes.
-        kind: what happens; a name out of `KINDS`.
-        times: how many times it strikes; None for ever.
-        after: how many occasions it lets pass first.
-        when: strikes only where this is true of the `FaultContext`.
-        status: the status of kinds that answer one; each has a fitting default.
-        body: the shape of an error's body, a name out of `responses.ERROR_BODIES`, or bytes to be
-            sent as they are.
-        retry_after: seconds, a timedelta (sent as an HTTP date that far ahead), or any text.
-        location: where a redirect points.
-        seconds: how long what is slow or late takes, in vendor seconds.
-        at: where what stops midway stops: bytes for an int, a part of the whole for a float.
-        accepted: for "status", "redirect" and "not_success" on API calls: the vendor does the
-            work all the same, so that a submit is a paid conversion.
-        early: for the same: answered before the body is read.
-        word: the status word of a conversion that fails.
-        message: the words of an error or of a failure.
+        on: The target.
+        kind: The effect, a name in `KINDS`.
+        times: How many times it occurs; None for always.
+        after: Number of matching requests that it skips first.
+        when: Predicate on the `FaultContext`; the fault occurs only if it returns true.
+        status: Status of kinds that respond with one; each has its default.
+        body: Shape of an error's body, a name in `responses.ERROR_BODIES`, or bytes to send.
+        retry_after: Seconds, a timedelta (sent as an HTTP date that far ahead), or any text.
+        location: Target of a redirect.
+        seconds: Delay of slow and late kinds, in emulated seconds.
+        at: Point at which an incomplete transfer stops: bytes as an int, or a share as a float.
+        accepted: For "status", "redirect" and "not_success" on API calls: carry out the call
+            nevertheless, so that a submit is a paid conversion.
+        early: For the same kinds: respond before the body is read.
+        word: Status word of a conversion that fails.
+        message: Message of an error or a failure.
     """
 
     on: Target
@@ -149,9 +150,9 @@ class Fault:
     def __attrs_post_init__(self) -> None:
         row = KINDS.get(self.kind)
         if row is None:
-            raise ValueError(f"no fault named {self.kind!r}; there are: {', '.join(KINDS)}")
+            raise ValueError(f"unknown fault {self.kind!r}; choose one of: {', '.join(KINDS)}")
         if self.on not in row.targets:
-            raise ValueError(f"{self.kind!r} strikes {sorted(row.targets)}, not {self.on!r}")
+            raise ValueError(f"{self.kind!r} is a fault of {sorted(row.targets)}, not {self.on!r}")
 
         if (self.accepted or self.early) and (
             self.on not in _API or self.kind not in {"status", "redirect", "not_success"}
@@ -160,13 +161,13 @@ class Fault:
 
     @property
     def stage(self) -> Stage:
-        """When in a request's life it strikes."""
+        """The stage of a request at which it occurs."""
         if self.accepted:
             return Stage.ANSWER
         return Stage.ARRIVAL if self.early else KINDS[self.kind].stage
 
     def cut(self, size: int) -> int:
-        """How much of `size` bytes gets through."""
+        """Return how many of `size` bytes are transferred."""
         return min(size, int(self.at if isinstance(self.at, int) else self.at * size))
 
 
@@ -194,30 +195,30 @@ class _PlannedFault:
 
 
 class FaultPlan:
-    """The faults to come, in order: of several that fit an occasion the first one strikes."""
+    """The planned faults in order; if several match a request, the first one occurs."""
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
         self._planned = [_PlannedFault(fault) for fault in faults]
 
     def add(self, *faults: Fault) -> None:
-        """Script more faults, behind those there are."""
+        """Append faults to the plan."""
         self._planned += [_PlannedFault(fault) for fault in faults]
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Remove all faults."""
         self._planned.clear()
 
     def take(self, context: FaultContext, stage: Stage) -> Fault | None:
-        """The fault that strikes now, if any; counts it."""
+        """Return the fault that occurs now, if any, and count it."""
         for planned in self._planned:
             if planned.fires(context, stage):
                 return planned.fault
         return None
 
     def fired(self, kind: str | None = None) -> int:
-        """How many times faults (of one kind) have struck."""
+        """Return how many times faults (of one kind) have occurred."""
         return sum(each.fired for each in self._planned if kind in (None, each.fault.kind))
 
     def __iter__(self) -> Iterator[Fault]:
-        """The faults that may still strike."""
+        """Iterate over the faults that may still occur."""
         return iter([each.fault for each in self._planned if not each.is_spent])

@@ -1,4 +1,4 @@
-"""How a fault strikes the serving of a file: each takes a right answer and spoils it."""
+"""Faults of file downloads: each modifies a correct response."""
 
 import asyncio
 import email.utils
@@ -16,16 +16,16 @@ from musicgpt_async.emulator.faults import Fault
 from musicgpt_async.emulator.raw_response import RawResponse
 
 _HEADER = 4096
-"""Bytes at the head of a file that `replace_content` keeps, so that it still opens."""
+"""Bytes at the start of a file that `replace_content` keeps, so that it is still audio."""
 
 
 def etag(stat: os.stat_result) -> str:
-    """The ETag of a file, as aiohttp makes it."""
+    """Return the ETag of a file, computed as aiohttp does."""
     return f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
 
 
 def replace_content(path: Path) -> None:
-    """Give a file other content of the same length, and with it another ETag."""
+    """Replace the content of a file by other content of the same length, with another ETag."""
     content = path.read_bytes()
     changed = path.with_name(f"{path.name}.changed")
     changed.write_bytes(content[:_HEADER] + content[_HEADER:][::-1])
@@ -34,7 +34,7 @@ def replace_content(path: Path) -> None:
 
 @attrs.frozen
 class ServedFile:
-    """A file about to be served, and the range of it that was asked for."""
+    """A file to be served, and the requested range."""
 
     content: bytes
     start: int
@@ -44,7 +44,7 @@ class ServedFile:
 
     @classmethod
     async def of(cls, request: web.Request, path: Path, *, content_type: str) -> Self:
-        """Read the file; If-Range is not heeded here."""
+        """Read the file for a request; If-Range is ignored."""
         loop = asyncio.get_running_loop()
         content, stat = await loop.run_in_executor(None, lambda: (path.read_bytes(), path.stat()))
         count_call = request.http_range
@@ -57,7 +57,7 @@ class ServedFile:
         return cls(content, start, stop, count_call.start is not None, headers)
 
     def part(self, start: int, stop: int) -> RawResponse:
-        """A right answer with this part of the file."""
+        """Return a correct response with this part of the file."""
         body = self.content[start:stop]
         headers = {**self.headers, hdrs.CONTENT_LENGTH: str(len(body)), hdrs.ACCEPT_RANGES: "bytes"}
         if not self.is_range:
@@ -67,7 +67,7 @@ class ServedFile:
 
     @property
     def answer(self) -> RawResponse:
-        """The right answer."""
+        """Return the correct response."""
         return self.part(self.start, self.stop)
 
 
@@ -147,4 +147,4 @@ FILE_FAULTS: Mapping[str, Callable[[ServedFile, Fault], RawResponse]] = {
     "xml": _other_body("xml"),
     "empty": _other_body("empty"),
 }
-"""What each kind of fault does to a file's answer, by name."""
+"""The implementations of faults of file downloads, by name."""

@@ -1,4 +1,4 @@
-"""The file host: result files on a port of their own, for whoever has the link."""
+"""The file host: serves result files by signed links, on a separate port."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ TYPES = {".wav": "audio/wav", ".mp3": "audio/mpeg"}
 
 @attrs.define(eq=False)
 class FileHost:
-    """Serves files by signed links; takes no key, and notes every one that is sent to it."""
+    """The file host. It needs no API key, and records every key that is sent to it."""
 
     vendor: Vendor
     fault_plan: FaultPlan
@@ -35,7 +35,7 @@ class FileHost:
     _secret: str = attrs.field(factory=lambda: secrets.token_hex(8))
 
     def links(self, submission: Submission, suffix: str) -> dict[str, str]:
-        """The links of a conversion's stems that are good at present; none of a format it lacks."""
+        """Return the valid links of a conversion's stems; empty if it lacks the format."""
         if suffix == ".wav" and not self.wav:
             return {}
         return {stem: self._link(submission, f"{stem}{suffix}") for stem in submission.stems}
@@ -49,7 +49,7 @@ class FileHost:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def routes(self) -> Sequence[web.RouteDef]:
-        """The routes of the file host's application."""
+        """Return the routes of the file host's application."""
         return [web.get("/files/{conversion}/{name}", self._get)]
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
@@ -73,7 +73,7 @@ class FileHost:
             self.leaked_keys.append(request.path)
 
     def _find(self, request: web.Request) -> tuple[Submission, str]:
-        """The conversion and the file that a link stands for, where the link is good."""
+        """Return the conversion and the file name of a link, or raise a 403 or 404."""
         name = request.match_info["name"]
         submission = self.vendor.find(request.match_info["conversion"])
         if request.query.get("signature") != self._signature(submission, name):
@@ -115,14 +115,14 @@ class FileHost:
 
 
 class _File(web.FileResponse):
-    """A file, by sendfile where the platform has it."""
+    """A file response, which uses sendfile if the platform has it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, headers={hdrs.CONTENT_TYPE: TYPES[path.suffix]})
         self._file = path
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Send the whole or the range asked for; aiohttp heeds no If-Range that holds an ETag."""
+        """Send the file or a range of it; aiohttp ignores an If-Range that has an ETag."""
         condition = request.headers.get(hdrs.IF_RANGE, "")
         if condition.startswith(('"', "W/")):
             stat = await asyncio.get_running_loop().run_in_executor(None, self._file.stat)

@@ -1,7 +1,7 @@
-"""The two generations of the vendor's API: their routes, and what they answer differently.
+"""The two generations of the API: their routes and the differences of their responses.
 
-The first has the version in its base URL and results as MP3 and WAV. The second (August 2026) has
-versions in its paths, MP3 results, `eco_mode`, and words of its own for refusals.
+The first one has the version in its base URL, and MP3 and WAV results. The second one (August 2026)
+has versions in its paths, MP3 results, `eco_mode`, and other error messages.
 """
 
 from collections.abc import Mapping
@@ -9,22 +9,22 @@ from collections.abc import Mapping
 import attrs
 
 PATH = "/api/public"
-"""Where the vendor's API lies below its host."""
+"""The path of the API at its host."""
 
 
 @attrs.frozen(kw_only=True)
 class Generation:
-    """One generation.
+    """One generation of the API.
 
     Attributes:
-        base: what follows the API's path in the base URL that its documents name.
-        submits: the versions that have an Extraction route.
-        wav: whether its results have WAV files, as far as its documents tell.
-        eco_mode: whether it knows the field; an unknown field is ignored.
-        wrong_key: status and words for a key that is missing or wrong.
-        invalid_options: status for `stems` or preprocessing options that cannot be read.
-        checks_urls: whether a submit whose `audio_url` cannot be fetched is refused with a 400.
-        shape: the name of its shape in `SHAPES`.
+        base: Suffix of the documented base URL after the API's path.
+        submits: Versions that have an Extraction route.
+        wav: Whether its results have WAV files, according to its documentation.
+        eco_mode: Whether it knows the field; an unknown field is ignored.
+        wrong_key: Status and message for a key that is missing or wrong.
+        invalid_options: Status for malformed `stems` or preprocessing options.
+        checks_urls: Whether a submit with an `audio_url` that cannot be downloaded gets a 400.
+        shape: Name of its response shape in `SHAPES`.
     """
 
     base: str

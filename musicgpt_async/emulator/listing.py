@@ -1,4 +1,4 @@
-"""The account's conversions by page, as byUser lists them."""
+"""The pages of byUser, which lists the account's conversions."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from musicgpt_async.emulator.vendor import Submission, invalid
 
 MAX_PAGE_SIZE, USUAL = 100, 50
-"""Conversions on the longest page, and where the query names no limit."""
+"""The maximum number of conversions per page, which is also the default."""
 
 _NODE_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -15,12 +15,12 @@ _NODE_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 def page(
     submissions: Sequence[Submission], query: Mapping[str, str], *, strict: bool = False
 ) -> tuple[list[Submission], bool]:
-    """The conversions that a query asks for, and whether more would follow.
+    """Return the conversions that a query selects, and whether there are more.
 
     Args:
-        submissions: all of the account.
-        query: of the request.
-        strict: refuse what the vendor's own n8n node would not send.
+        submissions: All submissions of the account.
+        query: Query of the request.
+        strict: Refuse queries that MusicGPT's own n8n node would not send.
     """
     if strict:
         _check_strictly(query)
@@ -48,7 +48,7 @@ def _check_strictly(query: Mapping[str, str]) -> None:
 
 
 def _position(found: Sequence[Submission], last: str | None) -> int:
-    """Where the page begins: behind the conversion that ended the one before."""
+    """Return the index of the page's first conversion, after the last one of the page before."""
     if not last:
         return 0
     ids = [each.task_id for each in found]

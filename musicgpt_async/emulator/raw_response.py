@@ -1,4 +1,4 @@
-"""Answers written to the socket by hand, for what a well-behaved server cannot be made to do."""
+"""Responses that are written to the socket directly, to break the rules of HTTP."""
 
 import asyncio
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from musicgpt_async.emulator.request_log import DroppedConnection, record_status
 
 @attrs.frozen(kw_only=True)
 class RawResponse:
-    """A status, headers and body sent exactly as they stand, and what comes after them."""
+    """A status, headers and body that are sent unchanged, and what follows them."""
 
     status: int = 200
     headers: Mapping[str, str]
@@ -21,7 +21,7 @@ class RawResponse:
     then: Literal["close", "stall"] = "close"
 
     async def send(self, request: web.Request) -> DroppedConnection:
-        """Write it, then close the connection or leave it hanging."""
+        """Write the response, then close the connection or stall."""
         phrase = HTTPStatus(self.status).phrase
         lines = [f"HTTP/1.1 {self.status} {phrase}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
@@ -35,18 +35,18 @@ class RawResponse:
 
 
 async def stall() -> None:
-    """Do nothing until the emulator goes and cancels what is under way."""
+    """Do nothing until the emulator is closed and cancels the request."""
     await asyncio.Event().wait()
 
 
 def drop(request: web.Request) -> DroppedConnection:
-    """Close the connection of a request; what was written before still goes out."""
+    """Close the connection of a request after everything written before was sent."""
     if request.transport is not None:
         request.transport.close()
     return DroppedConnection()
 
 
 async def read_body(request: web.Request, size: int) -> None:
-    """Take at least `size` bytes of a request's body off the wire, and throw them away."""
+    """Read and discard at least `size` bytes of a request's body."""
     while size > 0 and (chunk := await request.content.readany()):
         size -= len(chunk)

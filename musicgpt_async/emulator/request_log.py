@@ -1,4 +1,4 @@
-"""The log of requests: what reached the emulator, and the status it got."""
+"""The log of the requests that reached the emulator, and their response statuses."""
 
 import contextvars
 import logging
@@ -16,19 +16,19 @@ _log = logging.getLogger(__name__)
 
 
 class DroppedConnection(web.Response):
-    """Stands for an answer that never was: the connection has been closed."""
+    """Placeholder for a response that was not sent, because the connection was closed."""
 
 
 @attrs.define(eq=False)
 class LoggedRequest:
-    """One request that reached the emulator, and the status it got.
+    """One request that reached the emulator.
 
     Attributes:
-        method: in capitals.
-        path: without the query.
-        query: what follows the question mark.
-        at: the `time.monotonic()` of its arrival.
-        status: None while there is no answer, and where the connection was closed without one.
+        method: HTTP method, in upper case.
+        path: Path without the query.
+        query: Query without the question mark.
+        at: Time of its arrival, by `time.monotonic()`.
+        status: Status of the response, or None if there is none yet or the connection was closed.
     """
 
     method: str
@@ -42,18 +42,18 @@ _current: contextvars.ContextVar[LoggedRequest] = contextvars.ContextVar("exchan
 
 
 def record_status(status: int) -> None:
-    """Note the status that the request at hand is about to get."""
+    """Record the response status of the current request."""
     _current.get().status = status
 
 
 async def record_response(_: web.Request, response: web.StreamResponse) -> None:
-    """For `on_response_prepare`: the status is final only when the headers go out."""
+    """Record the status as an `on_response_prepare` signal: it is final when headers are sent."""
     if not isinstance(response, DroppedConnection):
         record_status(response.status)
 
 
 def log_requests(log: deque[LoggedRequest]) -> Any:
-    """A middleware that notes every request; a client that goes away is no error here."""
+    """Return a middleware that logs every request; a client that disconnects is not an error."""
 
     @web.middleware
     async def note(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -1,6 +1,6 @@
-"""The shapes of the vendor's answers: values in, JSON out.
+"""Build the JSON of the API's responses.
 
-The public documents disagree about some of them, so each can be had; see `ResponseShape`.
+The public documents disagree about some shapes; `ResponseShape` selects one of them.
 """
 
 import email.utils
@@ -21,21 +21,21 @@ Links = Mapping[str, str]
 
 @attrs.frozen(kw_only=True)
 class ResponseShape:
-    """How byId and the submit's answer are written, where the documents leave a choice.
+    """The shape of the responses to byId and to submits, if the documents disagree.
 
     Args:
-        links: "json" for a string that holds JSON with line breaks and indentation, "object" for
-            an object stem → URL, "plain" for one URL (that of the first stem), "numbered" for one
-            URL in a field of its own for each stem, "flat" for stems that are fields themselves.
-        fields: "audio_url" or "conversion_path", the names that bear the links.
-        numbers: "number", or "string" for "5.55" in place of 5.55.
-        words: "upper" or "lower" case for status words.
-        wav: whether byId tells the links of the WAV files, too.
-        place: "inside" the conversion, or "beside" it at the answer's top level.
+        links: "json" for a string of JSON with line breaks and indentation, "object" for an object
+            stem → URL, "plain" for one URL (that of the first stem), "numbered" for a field with
+            one URL for each stem, "flat" for fields with the names of the stems.
+        fields: Name of the fields with links: "audio_url" or "conversion_path".
+        numbers: "number", or "string" for "5.55" instead of 5.55.
+        words: Case of status words: "upper" or "lower".
+        wav: Whether byId has links to the WAV files.
+        place: Place of the links: "inside" the conversion, or "beside" it at the top level.
         dates: "Z" for 2026-08-17T09:12:44.557Z, "offset" for 2026-08-17T09:12:44.557077+00:00.
-        details: whether byId tells `feature`, `message` and `webhook_url`, too.
-        also: further names, unknown to the documents, told with the links of the first stem.
-        error: the shape of a refusal's body, out of `ERROR_BODIES`; a 422 has FastAPI's always.
+        details: Whether byId has the fields `feature`, `message` and `webhook_url`.
+        also: Undocumented names of further fields, with the links of the first stem.
+        error: Shape of an error's body, a name in `ERROR_BODIES`; a 422 always has FastAPI's.
     """
 
     links: Literal["json", "object", "plain", "numbered", "flat"] = "json"
@@ -68,7 +68,7 @@ SHAPES: Mapping[str, ResponseShape] = {
 
 
 def indented(links: Links) -> str:
-    """Links as the Extraction page shows them: JSON in a string, with line breaks inside."""
+    """Format links as on the Extraction page: JSON in a string, with line breaks inside."""
     return json.dumps(links, indent=4)
 
 
@@ -89,14 +89,14 @@ def _word(shape: ResponseShape, word: str) -> str:
 
 
 def date(moment: datetime, style: Literal["Z", "offset"] = "Z") -> str:
-    """A date as the vendor writes it."""
+    """Format a date as MusicGPT does."""
     if style == "offset":
         return moment.isoformat(timespec="microseconds")
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def accepted(shape: ResponseShape, submission: Submission) -> dict[str, Any]:
-    """The submit's answer."""
+    """Return the response to a submit."""
     return {
         "success": True,
         "message": "Message published to queue",
@@ -109,7 +109,7 @@ def accepted(shape: ResponseShape, submission: Submission) -> dict[str, Any]:
 
 
 def by_id(shape: ResponseShape, submission: Submission, mp3: Links, wav: Links) -> dict[str, Any]:
-    """The answer to a byId call."""
+    """Return the response to a byId call."""
     content = conversion(shape, submission, mp3, wav)
     if shape.place == "inside":
         return {"success": True, "conversion": content}
@@ -124,7 +124,7 @@ def by_id(shape: ResponseShape, submission: Submission, mp3: Links, wav: Links) 
 def conversion(
     shape: ResponseShape, submission: Submission, mp3: Links, wav: Links
 ) -> dict[str, Any]:
-    """A conversion as byId and byUser tell it; links only once it is completed."""
+    """Return a conversion for byId and byUser; it has links only after its completion."""
     content: dict[str, Any] = {
         "task_id": submission.task_id,
         "conversion_id": submission.conversion_id,
@@ -147,7 +147,7 @@ def conversion(
 
 
 def _link_fields(shape: ResponseShape, field: str, links: Links) -> dict[str, Any]:
-    """The fields that bear the links of one format; without links, one field that has none."""
+    """Return the fields with the links of one format; without links, a single empty field."""
     if not links:
         return {field: None}
     if shape.links == "numbered":
@@ -197,7 +197,7 @@ ERROR_BODIES: Mapping[str, Any] = {
     "xml": _xml,
     "empty": lambda _status, _message: b"",
 }
-"""The bodies an error may have, by name: functions of status and message, to JSON or bytes."""
+"""The bodies of errors, by name: functions of status and message that return JSON or bytes."""
 
 
 def error(
@@ -208,7 +208,7 @@ def error(
     retry_after: float | str | timedelta | None = None,
     location: str | None = None,
 ) -> web.Response:
-    """An error's answer, its body in one of the shapes of `ERROR_BODIES` or as given."""
+    """Return an error response with a body of a shape in `ERROR_BODIES`, or with given bytes."""
     content = body if isinstance(body, bytes) else ERROR_BODIES[body](status, message)
     headers = {"Retry-After": _retry_after(retry_after)} if retry_after is not None else {}
     if location is not None:
@@ -226,7 +226,7 @@ def _retry_after(value: float | str | timedelta) -> str:
 
 
 def refusal(shape: ResponseShape, refused: Refusal, *, retry_after: bool) -> web.Response:
-    """The answer to a request that the vendor refuses of its own accord."""
+    """Return the response to a refused request."""
     if refused.detail:
         return web.json_response({"detail": refused.detail}, status=refused.status)
     wait = refused.retry_after if retry_after else None

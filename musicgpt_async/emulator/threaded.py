@@ -1,4 +1,4 @@
-"""The emulator in a thread of its own, for programs that have no loop or one for each test."""
+"""Run the emulator in its own thread, for programs without an event loop or with one per test."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from musicgpt_async.emulator.emulator import Emulator
 
 @contextmanager
 def running(**settings: Any) -> Iterator[Emulator]:
-    """Run an emulator for as long as the block lasts.
+    """Run an emulator for the duration of the block.
 
     Args:
-        settings: As for `Emulator`.
+        settings: Arguments of `Emulator`.
     """
     vendor = Emulator(**settings)
     thread = _EmulatorThread(vendor)
@@ -31,7 +31,7 @@ def running(**settings: Any) -> Iterator[Emulator]:
 
 
 class _EmulatorThread(threading.Thread):
-    """The thread that an emulator stands in."""
+    """The thread that runs an emulator."""
 
     def __init__(self, vendor: Emulator) -> None:
         super().__init__(name="musicgpt-emulator", daemon=True)

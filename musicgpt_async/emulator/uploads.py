@@ -1,4 +1,4 @@
-"""Submits as they come off the wire: multipart parsed as a stream, audio to a file."""
+"""Parse the multipart bodies of submits as a stream, and write their audio to files."""
 
 import asyncio
 import contextlib
@@ -25,11 +25,11 @@ _TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 _FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
 
 BLOCK = 1 << 20
-"""Bytes gathered before they are written to disk, off the event loop."""
+"""Bytes per write to disk, on the executor."""
 
 
 class _UploadFile:
-    """Takes the bytes of one upload; a block is written while the next one is gathered."""
+    """The file of one upload; a block is written while the next one is received."""
 
     def __init__(self, executor: Executor, directory: Path | None) -> None:
         self._executor = executor
@@ -44,7 +44,7 @@ class _UploadFile:
 
     @property
     def fingerprint(self) -> str:
-        """Tells uploads apart well enough for pseudo-audio, at no cost."""
+        """A cheap checksum that distinguishes uploads well enough for pseudo-audio."""
         return f"{self.size}-{zlib.crc32(self._head):08x}"
 
     async def write(self, chunk: bytes) -> None:
@@ -65,7 +65,7 @@ class _UploadFile:
         self._writing = loop.run_in_executor(self._executor, self._store, blocks)
 
     async def _wait(self) -> None:
-        """Wait for the write under way; who is cancelled here leaves it to end by itself."""
+        """Wait for the current write, which a cancellation does not interrupt."""
         if self._writing is not None:
             await asyncio.wait([self._writing])
             if error := self._writing.exception():
@@ -95,17 +95,17 @@ class _UploadFile:
 
 @attrs.frozen
 class UploadParser:
-    """Reads submits; `directory` is None where audio is counted and thrown away."""
+    """Parser of submits; if `directory` is None, audio is counted and discarded."""
 
     executor: Executor
     directory: Path | None
     generation: Generation
 
     async def receive(self, request: web.Request) -> Upload:
-        """The upload that a submit's body holds, or the vendor's refusal of it."""
+        """Return the upload in a submit's body, or raise a `Refusal`."""
         fields: dict[str, str] = {}
         if request.content_type != "multipart/form-data":
-            form = await request.post()  # a form without files, for an audio_url
+            form = await request.post()  # an urlencoded form, which can only have an audio_url
             fields |= {name: value for name, value in form.items() if isinstance(value, str)}
             return self._validated(fields, None, _UploadFile(self.executor, None))
         async with self._sink() as sink:
@@ -118,7 +118,7 @@ class UploadParser:
             await asyncio.get_running_loop().run_in_executor(self.executor, upload.audio.unlink)
 
     def _validated(self, fields: dict[str, str], name: str | None, sink: _UploadFile) -> Upload:
-        if fields.get("audio_file"):  # an empty text is no file
+        if fields.get("audio_file"):  # an empty string is not a file
             raise invalid(["body", "audio_file"], "Expected UploadFile, received: <class 'str'>")
         url = fields.get("audio_url", "").strip() or None
         if name is None and url is None:
@@ -160,7 +160,7 @@ class UploadParser:
     async def _read(
         self, request: web.Request, sink: _UploadFile, fields: dict[str, str]
     ) -> str | None:
-        """Take in every part up to the closing boundary; the name of the file, if one came."""
+        """Read all parts up to the closing boundary; return the name of the file, if any."""
         name = None
         try:
             async for part in await request.multipart():
@@ -183,7 +183,7 @@ class UploadParser:
 
 
 def _is_file(part: BodyPartReader) -> bool:
-    """Whether a part has a file name; an empty one makes a file of it, too."""
+    """Return whether a part has a file name, which may be empty."""
     disposition = part.headers.get(hdrs.CONTENT_DISPOSITION)
     _, parameters = multipart.parse_content_disposition(disposition)
     return any(name in parameters for name in ("filename", "filename*"))
@@ -199,7 +199,7 @@ def _neither() -> Refusal:
 
 
 def _eco_mode(fields: dict[str, str]) -> bool:
-    """The field as FastAPI reads a boolean."""
+    """Return the value of the field, parsed as FastAPI parses a boolean."""
     word = fields.get("eco_mode", "").strip().lower() or "false"
     if word not in _TRUE | _FALSE:
         raise invalid(["body", "eco_mode"], "Input should be a valid boolean", "bool_parsing")
@@ -207,7 +207,7 @@ def _eco_mode(fields: dict[str, str]) -> bool:
 
 
 def _choice(fields: dict[str, str], field: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """A field that holds a JSON list of names out of `allowed`."""
+    """Return the value of a field with a JSON list of names in `allowed`."""
     text = fields.get(field, "").strip()
     try:
         names = json.loads(text) if text else []

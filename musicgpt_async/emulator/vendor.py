@@ -1,4 +1,4 @@
-"""The vendor's state: the account, its conversions and its limits, changed nowhere else."""
+"""The state of the emulated service: the account, its conversions and its limits."""
 
 import collections
 import math
@@ -17,30 +17,30 @@ PROGRESS = (QUEUED, "PENDING", "PROCESSING", "IN_PROGRESS")
 """The status words an unfinished conversion goes through, in order."""
 
 CREDITS_PER_MINUTE = 1.5
-"""What a minute of audio costs here, whatever its stems: one figure, so that sums are plain."""
+"""Credits per minute of audio, for all stems alike, so that sums are easy to check."""
 
 UNKNOWN_DURATION = 180.0
-"""The seconds that an estimate goes by while the audio has not been read, as for a URL."""
+"""Seconds of audio that an estimate assumes if the duration is unknown, as for a URL."""
 
 MINUTE = 60.0
 
 
 @attrs.frozen
 class Upload:
-    """A validated submit, before the vendor has accepted it.
+    """A validated submit that is not accepted yet.
 
     Attributes:
-        fields: the text fields as they arrived.
-        stems: the stems asked for, or the vendor's four where none was named.
-        preprocessing: the preprocessing options asked for.
-        webhook_url: where the result is to be posted, if anywhere.
-        audio_url: where the vendor is to fetch the track; None for an upload.
-        file_name: the upload's; None for an `audio_url`.
-        size: bytes of the upload.
-        audio: the file that it was written to; None with `keep_audio=False` or an `audio_url`.
-        fingerprint: equal for the same name and bytes.
-        duration: seconds of audio, where they are known before it is worked on.
-        eco_mode: whether the faster separation was asked for; always False in the first generation.
+        fields: Text fields as they were received.
+        stems: Requested stems; the default of four if none was named.
+        preprocessing: Requested preprocessing options.
+        webhook_url: URL for the webhook, if any.
+        audio_url: URL of the track; None for an upload.
+        file_name: Name of the uploaded file; None for an `audio_url`.
+        size: Bytes of the upload.
+        audio: File with the upload; None with `keep_audio=False` or an `audio_url`.
+        fingerprint: Equal for the same name and bytes.
+        duration: Seconds of audio, if known before the separation.
+        eco_mode: Whether the faster separation is requested; always False in the first generation.
     """
 
     fields: Mapping[str, str]
@@ -58,27 +58,27 @@ class Upload:
 
 @attrs.define(eq=False)
 class Submission:
-    """The record of one accepted submit: what was sent, and what has become of it.
+    """An accepted submit and the state of its conversion.
 
     Attributes:
-        number: 1 for the first.
-        task_id: the vendor's name for the job, a UUID.
-        conversion_id: the vendor's name for the conversion, a UUID.
-        upload: what was sent.
-        created: vendor seconds of the emulator's clock when it was accepted.
-        created_at: the date of that, as the API tells it.
-        updated_at: the date of the last change, as the API tells it.
-        seconds: vendor seconds that the conversion is to take.
-        eta: what the submit's answer said, in seconds.
-        credit_estimate: what the submit's answer said, in credits.
+        number: Sequence number, starting at 1.
+        task_id: Id of the task, a UUID.
+        conversion_id: Id of the conversion, a UUID.
+        upload: The submit.
+        created: Time of its acceptance, in seconds of the emulator's clock.
+        created_at: Date of its acceptance, as in the API.
+        updated_at: Date of the last change, as in the API.
+        seconds: Planned duration of the conversion, in emulated seconds.
+        eta: Estimate in the response to the submit, in seconds.
+        credit_estimate: Estimate in the response to the submit, in credits.
         status: IN_QUEUE, PENDING, PROCESSING, IN_PROGRESS, COMPLETED, or the word of a failure.
-        status_msg: the vendor's words about a failure.
-        finished: vendor seconds of the emulator's clock at its end; None before.
-        cost: credits charged; None before the end.
-        duration: seconds of audio; None before it was read.
-        sha256: of the audio; known by the end.
-        polls: byId calls about it.
-        link_version: how often its links were made anew, counted from 1.
+        status_msg: Message of a failure.
+        finished: Time of its end, in seconds of the emulator's clock; None before.
+        cost: Credits charged; None before the end.
+        duration: Seconds of audio; None before it was read.
+        sha256: Digest of the audio; set at the latest at the end.
+        polls: Number of byId calls for it.
+        link_version: Version of its links, starting at 1; a new one expires the older links.
     """
 
     number: int
@@ -102,22 +102,22 @@ class Submission:
 
     @property
     def fields(self) -> Mapping[str, str]:
-        """The text fields of the submit as they arrived."""
+        """The text fields of the submit as they were received."""
         return self.upload.fields
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """The stems asked for, or the vendor's four where none was named."""
+        """The requested stems; the default of four if none was named."""
         return self.upload.stems
 
     @property
     def preprocessing(self) -> tuple[str, ...]:
-        """The preprocessing options asked for."""
+        """The requested preprocessing options."""
         return self.upload.preprocessing
 
     @property
     def eco_mode(self) -> bool:
-        """Whether the faster separation was asked for."""
+        """Whether the faster separation is requested."""
         return self.upload.eco_mode
 
     @property
@@ -132,7 +132,7 @@ class Submission:
 
     @property
     def webhook_url(self) -> str | None:
-        """Where the result is to be posted, if anywhere."""
+        """The URL for the webhook, if any."""
         return self.upload.webhook_url
 
     @property
@@ -142,15 +142,15 @@ class Submission:
 
     @property
     def is_completed(self) -> bool:
-        """Whether the conversion has completed: its files are there."""
+        """Whether the conversion has completed, so that its files exist."""
         return self.status == COMPLETED
 
 
 @attrs.frozen
-class Refusal(Exception):  # noqa: N818  it is the vendor's answer, not a defect
-    """A request that the vendor refuses: the status and the words of its answer.
+class Refusal(Exception):  # noqa: N818  it is a response, not a defect
+    """A refused request: the status and the message of the response.
 
-    `detail` holds FastAPI's list of complaints for a 422.
+    `detail` is FastAPI's list of errors for a 422.
     """
 
     status: int
@@ -160,7 +160,7 @@ class Refusal(Exception):  # noqa: N818  it is the vendor's answer, not a defect
 
 
 def invalid(loc: Sequence[str], message: str, kind: str = "value_error") -> Refusal:
-    """The 422 of a FastAPI service for one field."""
+    """Return the 422 of a FastAPI service for one field."""
     return Refusal(422, message, [{"loc": list(loc), "msg": message, "type": kind}])
 
 
@@ -170,10 +170,7 @@ def _credits(seconds: float) -> float:
 
 @attrs.define(eq=False)
 class Vendor:
-    """One account and everything it ever submitted.
-
-    Each method is one event in the vendor's life; whatever changes, changes here.
-    """
+    """One account and its submissions; only its methods change this state."""
 
     clock: Clock
     api_key: str
@@ -194,14 +191,14 @@ class Vendor:
     _reserved: float = 0.0
 
     def check_key(self, key: str | None) -> None:
-        """Refuse a request without the account's key, or with one that may not (403)."""
+        """Refuse a request without the account's key, or with a forbidden one (403)."""
         if key in self.forbidden_keys:
             raise Refusal(403, "This API key is not allowed to use this feature")
         if key != self.api_key:
             raise Refusal(*self.wrong_key)
 
     def accept(self, upload: Upload) -> Submission:
-        """Take up a conversion, or refuse it for want of credit (402) or of a slot (429)."""
+        """Accept a conversion, or refuse it if credit (402) or a slot (429) is missing."""
         estimate = _credits(UNKNOWN_DURATION if upload.duration is None else upload.duration)
         if self.unfinished >= self.parallel:
             self.throttled["parallel"] += 1
@@ -233,11 +230,11 @@ class Vendor:
         return submission
 
     def count_call(self) -> None:
-        """Count a byId call, whatever comes of it."""
+        """Count a byId call, refused or not."""
         self.polls += 1
 
     def admit_poll(self) -> None:
-        """Let a byId call pass, or refuse it (429) past the account's calls a minute."""
+        """Admit a byId call, or refuse it (429) beyond the account's calls per minute."""
         now = self.clock.now()
         while self._window and self._window[0] <= now - MINUTE:
             self._window.popleft()
@@ -248,14 +245,14 @@ class Vendor:
         self._window.append(now)
 
     def find(self, identifier: str) -> Submission:
-        """The conversion of a task_id or conversion_id, or a 404."""
+        """Return the conversion with a task_id or conversion_id, or raise a 404."""
         submission = self._by_id.get(identifier)
         if submission is None:
             raise Refusal(404, "Conversion not found")
         return submission
 
     def count_poll(self, submission: Submission) -> None:
-        """Count a byId call that was about this conversion."""
+        """Count a byId call for this conversion."""
         submission.polls += 1
 
     def advance(self, submission: Submission, status: str) -> None:
@@ -265,11 +262,11 @@ class Vendor:
             submission.updated_at = datetime.now(UTC)
 
     def received(self, submission: Submission, *, sha256: str | None) -> None:
-        """Note the digest of the audio, once it has been reckoned."""
+        """Record the digest of the audio."""
         submission.sha256 = sha256
 
     def complete(self, submission: Submission, *, duration: float) -> None:
-        """Finish a conversion, charge for it and free its slot."""
+        """Finish a conversion, charge for it and release its slot."""
         submission.duration = round(duration, 3)
         submission.cost = _credits(duration)
         self.credits -= submission.cost
@@ -287,5 +284,5 @@ class Vendor:
         self._reserved -= submission.credit_estimate
 
     def expire_links(self, submission: Submission) -> None:
-        """Make every link handed out so far answer 403; the next byId brings fresh ones."""
+        """Expire all links so far (403); the next byId call returns fresh ones."""
         submission.link_version += 1

@@ -1,4 +1,4 @@
-"""Webhook deliveries: the vendor's payloads, and the ways in which deliveries go wrong."""
+"""Webhook deliveries: MusicGPT's payloads, and faulty deliveries."""
 
 import asyncio
 import json
@@ -21,23 +21,23 @@ Payload = Literal["extraction", "general", "status"]
 Moment = Literal["finished", "before_answer", "processing"]
 
 RETRIES = (1.0, 2.0, 4.0)
-"""Vendor seconds waited before each new attempt at a delivery that got no 2xx."""
+"""Emulated seconds before each new attempt of a delivery that was not acknowledged by a 2xx."""
 
 TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 
 @attrs.frozen(kw_only=True)
 class WebhookDelivery:
-    """One delivery, as it is to be made.
+    """A planned delivery.
 
     Args:
-        moment: "finished", after the end of the conversion; "before_answer", after its end and
-            before the submit is answered; "processing", while byId says not finished.
-        delay: vendor seconds waited after that moment.
-        payload: the shape of the body, a name out of `PAYLOADS`; None for the emulator's own.
-        forged: sent to a URL whose last path segment is altered, with links that lead nowhere.
-        other_task: about another task_id, with links that lead nowhere.
-        garbled: the body is no JSON.
+        moment: "finished": after the end of the conversion; "before_answer": after its end and
+            before the response to the submit; "processing": while byId reports it unfinished.
+        delay: Emulated seconds to wait after that moment.
+        payload: Shape of the body, a name in `PAYLOADS`; None for the emulator's setting.
+        forged: Whether to change the last path segment of the URL, and send broken links.
+        other_task: Whether to send the id of another task, and broken links.
+        garbled: Whether to send a body that is not JSON.
     """
 
     moment: Moment = "finished"
@@ -59,28 +59,28 @@ BEHAVIOURS: Mapping[str, tuple[WebhookDelivery, ...]] = {
     "forged": (WebhookDelivery(forged=True),),
     "other_task": (WebhookDelivery(other_task=True),),
 }
-"""Ways to deliver, by name; they mix: `webhooks=("forged", "early", "normal")`."""
+"""Behaviours by name; they can be combined: `webhooks=("forged", "early", "normal")`."""
 
 Behaviour = str | WebhookDelivery | Sequence["str | WebhookDelivery"]
-"""A name out of `BEHAVIOURS`, a `WebhookDelivery`, or several of either, all of which are made."""
+"""A name in `BEHAVIOURS`, a `WebhookDelivery`, or several of them, each of which is sent."""
 
 Webhooks = Behaviour | Callable[[Submission], Behaviour]
-"""How deliveries behave, for all submissions or for each one."""
+"""The behaviour of deliveries, for all submissions or as a function of each."""
 
 
 @attrs.define(eq=False)
 class DeliveryAttempt:
-    """One attempt at a delivery, and what it got: a status, or the error in its place.
+    """One attempt of a delivery, and its result: a status or an error.
 
     Attributes:
-        task_id: of the conversion it is about.
-        url: where it was sent.
-        delivery: what was to be done.
-        attempt: 1 for the first.
-        started: the `time.monotonic()` of its start.
-        ended: the same of its end; None while it is under way.
-        status: the receiver's answer; None without one.
-        error: what went wrong in place of an answer.
+        task_id: Id of the conversion's task.
+        url: URL to which it was sent.
+        delivery: The planned delivery.
+        attempt: Number of the attempt, starting at 1.
+        started: Start time, by `time.monotonic()`.
+        ended: End time, by `time.monotonic()`, or None while it is running.
+        status: Status of the receiver's response, or None without one.
+        error: The error, if there was no response.
     """
 
     task_id: str
@@ -94,17 +94,19 @@ class DeliveryAttempt:
 
     @property
     def is_taken(self) -> bool:
-        """Whether the receiver answered with a 2xx."""
+        """Whether the receiver responded with a 2xx."""
         return self.status is not None and 200 <= self.status < 300
 
 
 def deliveries(behaviour: Behaviour) -> tuple[WebhookDelivery, ...]:
-    """The deliveries that a behaviour, or a mixture of them, amounts to."""
+    """Return the deliveries of a behaviour or of several."""
     if isinstance(behaviour, WebhookDelivery):
         return (behaviour,)
     if isinstance(behaviour, str):
         if behaviour not in BEHAVIOURS:
-            raise ValueError(f"no behaviour {behaviour!r}; there are: {', '.join(BEHAVIOURS)}")
+            raise ValueError(
+                f"unknown behaviour {behaviour!r}; choose one of: {', '.join(BEHAVIOURS)}"
+            )
         return BEHAVIOURS[behaviour]
     return tuple(each for one in behaviour for each in deliveries(one))
 
@@ -112,7 +114,7 @@ def deliveries(behaviour: Behaviour) -> tuple[WebhookDelivery, ...]:
 def _extraction(
     submission: Submission, mp3: responses.Links, wav: responses.Links
 ) -> dict[str, Any]:
-    """The Extraction page's sample: links in strings of JSON, a string for the cost, no status."""
+    """Build the sample of the Extraction page: links as JSON strings, cost as a string."""
     content: dict[str, Any] = {
         "success": True,
         "conversion_type": "Extraction",
@@ -130,7 +132,7 @@ def _extraction(
 
 
 def _general(submission: Submission, mp3: responses.Links, wav: responses.Links) -> dict[str, Any]:
-    """The general page's sample: a status, one plain URL, a number for the cost."""
+    """Build the sample of the general page: a status, one plain URL, cost as a number."""
     failed = submission.is_finished and not submission.is_completed
     return {
         "success": not failed,
@@ -148,7 +150,7 @@ def _general(submission: Submission, mp3: responses.Links, wav: responses.Links)
 
 
 def _status(submission: Submission, mp3: responses.Links, wav: responses.Links) -> dict[str, Any]:
-    """The general sample without `success`: the status alone tells how it ended."""
+    """Build the general sample without `success`: only the status reports the result."""
     content = _general(submission, mp3, wav)
     del content["success"]
     return content
@@ -159,12 +161,12 @@ PAYLOADS: Mapping[str, Callable[[Submission, responses.Links, responses.Links], 
     "general": _general,
     "status": _status,
 }
-"""The payloads the documents show, by name."""
+"""The documented payloads, by name."""
 
 
 @attrs.define(eq=False)
 class WebhookSender:
-    """Makes deliveries: tries, tries again, and keeps a record of what they got."""
+    """Sender of deliveries, which retries them and records each attempt."""
 
     client: aiohttp.ClientSession
     clock: Clock
@@ -176,7 +178,7 @@ class WebhookSender:
     record: list[DeliveryAttempt]
 
     def plan(self, submission: Submission) -> tuple[WebhookDelivery, ...]:
-        """The deliveries that are to be made about a conversion."""
+        """Return the planned deliveries of a conversion."""
         if submission.webhook_url is None:
             return ()
         context = FaultContext(on="webhook", upload=submission.upload, submission=submission)
@@ -189,7 +191,7 @@ class WebhookSender:
     async def send(
         self, submission: Submission, plan: Sequence[WebhookDelivery], moment: Moment
     ) -> None:
-        """Start the deliveries due at this moment; returns when each has been tried once."""
+        """Start the deliveries of this moment; return after the first attempt of each."""
         due = [delivery for delivery in plan if delivery.moment == moment]
         tried = [asyncio.Event() for _ in due]
         for delivery, event in zip(due, tried, strict=True):
@@ -254,7 +256,7 @@ def _planned(fault: Fault) -> tuple[WebhookDelivery, ...]:
 
 
 def _tampered_url(url: str) -> str:
-    """The same URL with another last path segment of the same length."""
+    """Return the URL with another last path segment of the same length."""
     parts = urlsplit(url)
     head, slash, last = parts.path.rpartition("/")
     altered = "".join("b" if char == "a" else "a" for char in last) or "a"

@@ -234,7 +234,7 @@ async def test_behaviours_mix(open_account: Any) -> None:
 
 async def test_what_is_no_behaviour_is_refused(open_account: Any) -> None:
     """A name that stands for nothing is a ValueError when the emulator is made."""
-    with pytest.raises(ValueError, match="no behaviour 'sometimes'"):
+    with pytest.raises(ValueError, match="unknown behaviour 'sometimes'"):
         async with open_account(webhooks="sometimes"):
             pass
 

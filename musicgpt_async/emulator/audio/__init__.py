@@ -1,1 +1,1 @@
-"""What renders stems: separation, or noise for load tests."""
+"""Render stems: by separation, or as noise for load tests."""

@@ -1,7 +1,7 @@
-"""Who gets what of a spectrum: each stem's share of the whole that it belongs to.
+"""Spectral masks of the stems: the share of each stem in its parent signal.
 
-`SHARES` is the family tree. The shares within a family add up to one in every cell, so the parts
-add up to their whole whatever the music is.
+`SHARES` is the tree of stems. The shares of the children of one parent add up to one in every cell,
+so the stems add up to their parent for any music.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ Floats = NDArray[np.float32]
 Cells = NDArray[np.complex64]
 
 _TINY = np.float32(1e-9)
-_REACH = 8  # frames, or bins, on either side that a cell is compared with
+_REACH = 8  # neighbouring frames or bins on either side with which a cell is compared
 _VOICE = (150.0, 7_000.0)
 _TUNED = (180.0, 900.0, 4_000.0)
 _DRUMS = (110.0, 220.0, 1_500.0, 5_000.0, 9_000.0)
@@ -26,12 +26,12 @@ _REVERB_LAGS = range(2, 7)
 
 
 class Masks:
-    """The masks of one stretch of music: by frames and bins, from 0 to 1.
+    """The masks of one block of audio, by frames and bins, from 0 to 1.
 
     Args:
-        cells: its spectrum, by frames, channels and bins.
-        frequencies: of the bins, in Hz.
-        preprocessing: what is taken out before anything is shared out.
+        cells: Spectrum by frames, channels and bins.
+        frequencies: Frequencies of the bins in Hz.
+        preprocessing: Options that are applied before the stems are separated.
     """
 
     def __init__(self, cells: Cells, frequencies: Floats, preprocessing: Sequence[str]) -> None:
@@ -47,24 +47,24 @@ class Masks:
         self._masks: dict[str, Floats] = {SONG: cleaned}
 
     def of(self, stem: str) -> Floats:
-        """The mask of a stem, or of the song."""
+        """Return the mask of a stem, or of the song."""
         if stem not in self._masks:
             whole, share = SHARES[stem]
             self._masks[stem] = self.of(whole) * share(self)
         return self._masks[stem]
 
     def voice(self) -> Floats:
-        """What sings: tuned, in the middle, between the lowest and the highest of a voice."""
+        """Return the mask of voices: harmonic, central, within the range of a voice."""
         band = self.above(_VOICE[0]) - self.above(_VOICE[1])
         return np.float32(0.8) * (1 - self.percussive) * self.centred * band
 
     def above(self, frequency: float) -> Floats:
-        """What lies above a frequency, with a soft edge."""
+        """Return the mask of everything above a frequency, with a soft edge."""
         ratio = (self.frequencies / np.float32(frequency)) ** 6
         return (ratio / (1 + ratio)).astype(np.float32)
 
     def band(self, edges: Sequence[float], index: int) -> Floats:
-        """One of the bands that the edges part the spectrum into."""
+        """Return the mask of one of the bands between the edges."""
         lower = self.above(edges[index - 1]) if index else np.ones_like(self.frequencies)
         return lower - self.above(edges[index]) if index < len(edges) else lower
 
@@ -81,7 +81,7 @@ def _central(masks: Masks) -> Floats:
 
 
 def _tuned(index: int, *, central: bool) -> Share:
-    """The central or the lateral half of a band of what is tuned."""
+    """Return the central or the lateral half of a band of the harmonic part."""
 
     def share(masks: Masks) -> Floats:
         part = _central(masks)
@@ -116,18 +116,18 @@ SHARES: Mapping[str, tuple[str, Share]] = {
     "electric_guitar": ("guitar", _band(_GUITARS, 2)),
     "solo_guitar": ("guitar", _band(_GUITARS, 3)),
 }
-"""Stem → the whole that it is a part of, and its share of that."""
+"""Stem → its parent, and its share of it."""
 
 
 def _percussive(loudness: Floats) -> Floats:
-    """How percussive each cell is: spread over frequency rather than over time."""
+    """Return how percussive each cell is: spread over frequency rather than over time."""
     roots = np.sqrt(loudness)
     over_time, over_bins = _smooth(roots, 0) ** 4, _smooth(roots, 1) ** 4
     return (over_bins + _TINY) / (over_bins + over_time + 2 * _TINY)
 
 
 def _smooth(values: Floats, axis: int) -> Floats:
-    """The moving mean over `_REACH` neighbours on either side."""
+    """Return the moving mean over `_REACH` neighbours on either side."""
     pads = [(0, 0)] * values.ndim
     pads[axis] = (_REACH + 1, _REACH)
     sums = np.cumsum(np.pad(values, pads, mode="edge"), axis=axis, dtype=np.float64)
@@ -139,7 +139,7 @@ def _smooth(values: Floats, axis: int) -> Floats:
 
 
 def _denoise(loudness: Floats) -> Floats:
-    """Take out what is always there and all over the spectrum."""
+    """Return a gain that removes steady, broadband noise."""
     sounding = loudness[loudness.any(axis=1)]
     if not len(sounding):
         return np.ones_like(loudness)
@@ -150,7 +150,7 @@ def _denoise(loudness: Floats) -> Floats:
 
 
 def _without_tail(lags: range) -> Callable[[Floats], Floats]:
-    """Turn down what is softer than what sounded at the same pitch shortly before."""
+    """Return a gain that reduces what is softer than the same bin shortly before."""
 
     def gain(loudness: Floats) -> Floats:
         before = np.zeros_like(loudness)
@@ -166,4 +166,4 @@ PREPROCESSORS: Mapping[str, Callable[[Floats], Floats]] = {
     "Deecho": _without_tail(_ECHO_LAGS),
     "Dereverb": _without_tail(_REVERB_LAGS),
 }
-"""What each preprocessing option does to the spectrum before it is shared out."""
+"""The effect of each preprocessing option on the spectrum."""

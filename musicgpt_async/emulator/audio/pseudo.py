@@ -1,11 +1,11 @@
-"""Result files that only look like audio: made in no time, of any size, without numpy."""
+"""Generate valid audio files of any size without content, quickly and without numpy."""
 
 import hashlib
 import struct
 from pathlib import Path
 
 SMALLEST = 2048
-"""The least bytes of a file: room for the few frames without which no decoder opens an MP3."""
+"""The minimum size of a file in bytes: decoders need a few frames to open an MP3."""
 
 _BLOCK = 1 << 20
 _RATE = 44_100
@@ -13,10 +13,10 @@ _FRAME = bytes.fromhex("fffb9000") + bytes(413)  # MPEG-1 layer III, 128 kbit/s:
 
 
 def write(path: Path, *, seed: str, size: int) -> None:
-    """Write a WAV or MP3 file, as the suffix of `path` says, of exactly `size` bytes.
+    """Write a WAV or MP3 file of exactly `size` bytes; the suffix of `path` selects the format.
 
-    The same seed gives the same bytes, another seed others. The WAV holds noise, mono, 16 bit;
-    the MP3 silence, with the seed as its title.
+    The content depends on the seed alone. A WAV contains noise, mono, 16 bit; an MP3 contains
+    silence, with the seed as its title.
     """
     size = max(size, SMALLEST)
     with path.open("wb") as file:
@@ -42,7 +42,7 @@ def _wav_header(size: int) -> bytes:
 
 
 def _tag(title: str, size: int) -> bytes:
-    """An ID3v2.3 tag that fills `size` bytes."""
+    """Return an ID3v2.3 tag that is padded to `size` bytes."""
     text = b"\x00" + title.encode("latin-1", "replace")[:128]
     frame = struct.pack(">4sIH", b"TIT2", len(text), 0) + text
     length = size - 10

@@ -1,4 +1,4 @@
-"""Where the result files come from: a real separation, or a pretence for load tests."""
+"""Render result files, by a real separation or as noise for load tests."""
 
 import asyncio
 import hashlib
@@ -12,31 +12,31 @@ from musicgpt_async.emulator.audio import pseudo
 from musicgpt_async.emulator.vendor import Submission
 
 PSEUDO_BYTES_PER_SECOND = 16_000
-"""What a pretended duration goes by: the bytes of a second of MP3 at 128 kbit/s."""
+"""Bytes per second of MP3 at 128 kbit/s, from which a duration is estimated."""
 
 PSEUDO_STEM_BYTES = 64 * 1024
-"""The size of a pretended stem where none is set."""
+"""The default size of a stem of noise, in bytes."""
 
 
 class UnreadableAudioError(Exception):
-    """The audio cannot be decoded; the text becomes the conversion's status_msg."""
+    """The audio cannot be decoded; the message becomes the conversion's status_msg."""
 
 
 class StemRenderer(Protocol):
-    """Makes the files of a conversion."""
+    """Renderer of the files of a conversion."""
 
     async def duration(self, audio: Path | None, size: int) -> float | None:
-        """The seconds of audio received; None where they are not known before the work."""
+        """Return the seconds of audio received, or None if unknown before the separation."""
 
     async def prepare(self, submission: Submission, audio: Path | None, size: int) -> float:
-        """Do the work of a conversion and tell the seconds of audio it was."""
+        """Carry out a conversion and return its seconds of audio."""
 
     async def file(self, submission: Submission, stem: str, suffix: str) -> Path:
-        """The file of one stem; `suffix` is ".wav" or ".mp3"."""
+        """Return the file of one stem; `suffix` is ".wav" or ".mp3"."""
 
 
 class _RunOnce:
-    """Runs work for each key at most once, off the event loop, whoever asks and how often."""
+    """Runner of blocking work, at most once per key, on an executor."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -50,7 +50,7 @@ class _RunOnce:
 
 
 class NoiseRenderer:
-    """Stems that are noise of a set size, the same for the same audio and stem name."""
+    """Renderer of noise of a fixed size, which depends on the audio and the stem's name."""
 
     def __init__(self, directory: Path, executor: Executor, stem_bytes: int | None) -> None:
         self._directory = directory
@@ -58,17 +58,17 @@ class NoiseRenderer:
         self._size = PSEUDO_STEM_BYTES if stem_bytes is None else stem_bytes
 
     async def duration(self, audio: Path | None, size: int) -> float | None:  # noqa: ARG002
-        """What the size would last as an MP3."""
+        """Return the duration of an MP3 of this size."""
         return size / PSEUDO_BYTES_PER_SECOND if size else None
 
     async def prepare(self, submission: Submission, audio: Path | None, size: int) -> float:  # noqa: ARG002
-        """Nothing but refuse an empty file: the stems are made when they are fetched."""
+        """Refuse an empty file; the stems are written when they are downloaded."""
         if not size:
             raise UnreadableAudioError("The audio is empty")
         return size / PSEUDO_BYTES_PER_SECOND
 
     async def file(self, submission: Submission, stem: str, suffix: str) -> Path:
-        """A file that the conversions of the same audio share."""
+        """Return a file that all conversions of the same audio share."""
         seed = f"{submission.upload.fingerprint} {stem}"
         name = hashlib.sha256(seed.encode()).hexdigest()[:32] + suffix
         path = self._directory / name
@@ -81,7 +81,7 @@ def _write_pseudo(path: Path, seed: str, size: int) -> None:
 
 
 class SeparatingRenderer:
-    """Stems that add up to the song, as `separation.py` splits it."""
+    """Renderer of stems that add up to the song, by `separation.py`."""
 
     def __init__(self, directory: Path, executor: Executor) -> None:
         self._directory = directory
@@ -91,11 +91,11 @@ class SeparatingRenderer:
         self._is_stopped = False
 
     def stop(self) -> None:
-        """Call off the separations under way."""
+        """Stop the running separations."""
         self._is_stopped = True
 
     async def duration(self, audio: Path | None, size: int) -> float | None:
-        """The duration that the file's header tells."""
+        """Return the duration in the file's header."""
         if audio is None or not size:
             return None
         loop = asyncio.get_running_loop()
@@ -105,7 +105,7 @@ class SeparatingRenderer:
         return length
 
     async def prepare(self, submission: Submission, audio: Path | None, size: int) -> float:
-        """Split the audio into the WAV files of the stems asked for."""
+        """Separate the audio into WAV files of the requested stems."""
         if audio is None or not size:
             raise UnreadableAudioError("The audio is empty")
         folder = self._directory / submission.conversion_id
@@ -117,7 +117,7 @@ class SeparatingRenderer:
         except self._separation.UndecodableError as error:
             raise UnreadableAudioError(
                 f"The audio could not be decoded: {error} The emulator decodes "
-                f"{self._separation.DECODED}; the real MusicGPT may know more."
+                f"{self._separation.DECODED}; the real MusicGPT may support more."
             ) from error
         return length
 
@@ -133,7 +133,7 @@ class SeparatingRenderer:
         )
 
     async def file(self, submission: Submission, stem: str, suffix: str) -> Path:
-        """The stem's file; an MP3 is encoded when it is first asked for."""
+        """Return the stem's file; an MP3 is encoded at its first download."""
         wav = self._directory / submission.conversion_id / f"{stem}.wav"
         if suffix == ".wav":
             return wav
@@ -143,7 +143,7 @@ class SeparatingRenderer:
 
 
 def require_separation() -> ModuleType:
-    """The separation, or an ImportError that names the extra it takes."""
+    """Import the separation, or raise an ImportError that names the extra it needs."""
     try:
         from musicgpt_async.emulator.audio import separation  # noqa: PLC0415  numpy is an extra
     except ImportError as error:

@@ -1,9 +1,9 @@
-"""A stand-in for stem separation: a song's spectrum is shared out among its parts by masks.
+"""A simple stem separation: masks divide a song's spectrum among its stems.
 
-Percussive is told from harmonic by its shape in the spectrogram, centre from side by comparing
-channels, the rest by bands; `masks.py` has these choices. The shares of a whole add up to it, and
-turning a masked spectrum back into sound is linear, so the stems add up as well. The track is
-worked on block by block: memory does not grow with its length.
+Percussive and harmonic sounds are separated by their shape in the spectrogram, centre and sides by
+comparing channels, and the rest by frequency bands; see `masks.py`. The masks of the children of a
+stem add up to the stem's own, and the inverse transform is linear, so the stems add up as well. The
+track is processed in blocks, so memory does not grow with its length.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,31 +19,31 @@ from numpy.lib.stride_tricks import sliding_window_view
 from musicgpt_async.emulator.audio.masks import Cells, Floats, Masks
 
 BLOCK = 256
-"""Spectral frames worked on at a time."""
+"""Spectral frames per block."""
 
 CONTEXT = 24
-"""Frames before and after a block that its masks may look at."""
+"""Frames before and after a block that its masks take into account."""
 
 WINDOW_SECONDS = 0.046
-"""The length of a spectral frame, about; it is a power of two of samples."""
+"""Approximate length of a spectral frame, which is a power of two of samples."""
 
 DECODED = "WAV, AIFF, FLAC, Ogg (Vorbis and Opus) and MP3"
-"""What libsndfile reads of the formats that songs come in; not AAC, so not M4A."""
+"""Common audio formats that libsndfile reads; AAC, and thus M4A, is not one of them."""
 
 MP3_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
-"""The sample rates that MP3 knows."""
+"""The sample rates of MP3 in Hz."""
 
 
 class UndecodableError(Exception):
-    """The audio is of no format that libsndfile reads, or is damaged."""
+    """The audio has a format that libsndfile does not read, or is damaged."""
 
 
 class StoppedError(Exception):
-    """The separation was called off."""
+    """The separation was stopped."""
 
 
 def duration(path: Path) -> float | None:
-    """The seconds of audio in a file; None if it cannot be read."""
+    """Return the seconds of audio in a file, or None if it cannot be read."""
     try:
         info = soundfile.info(str(path))
     except soundfile.LibsndfileError:
@@ -58,14 +58,23 @@ def separate(
     preprocessing: Sequence[str] = (),
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> float:
-    """Split a track into WAV files, one for each stem, and tell its length in seconds.
+    """Separate a track into WAV files, one for each stem.
 
-    They are 16 bit; a stem that would exceed full scale there is written as 32 bit float
-    instead, so that what adds up in theory does so in the files.
+    The files are 16 bit; a stem that would exceed full scale is written as 32 bit float, so that
+    the files still add up.
+
+    Args:
+        source: The track.
+        stems: Target files by stem name.
+        preprocessing: Options that are applied before.
+        is_stopped: Called for each block; true stops the separation.
+
+    Returns:
+        The seconds of audio.
 
     Raises:
-        UndecodableError: the source cannot be read.
-        StoppedError: `is_stopped` turned true.
+        UndecodableError: The source cannot be decoded.
+        StoppedError: `is_stopped` returned true.
     """
     split = _Split(source, preprocessing, is_stopped)
     try:
@@ -75,15 +84,15 @@ def separate(
     except soundfile.LibsndfileError as error:
         raise UndecodableError(error.error_string) from error
     if not split.frames:
-        raise UndecodableError("there are no samples in it")
+        raise UndecodableError("it contains no samples")
     return split.frames / split.rate
 
 
 @attrs.frozen
 class Spectrum:
-    """The way to the spectrum and back, exact where nothing is changed in between.
+    """A transform to the spectrum and back, which is exact if nothing is changed in between.
 
-    Frames overlap by half; the window is applied on both ways, and its squares add up to one.
+    Frames overlap by half; the window is applied in both directions, and its squares add up to one.
     """
 
     hop: int
@@ -92,7 +101,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, rate: int) -> Self:
-        """The frames that suit a sample rate."""
+        """Return a transform with frames for a sample rate."""
         length = 1 << max(4, round(np.log2(rate * WINDOW_SECONDS)))
         phase = np.arange(length) / length
         return cls(
@@ -102,12 +111,12 @@ class Spectrum:
         )
 
     def forward(self, samples: Floats) -> Cells:
-        """From samples by channels to frames by channels and bins."""
+        """Transform samples by channels to frames by channels and bins."""
         frames = sliding_window_view(samples, 2 * self.hop, axis=0)[:: self.hop]
         return np.fft.rfft(frames * self.window, axis=-1).astype(np.complex64, copy=False)
 
     def backward(self, cells: Cells) -> Floats:
-        """The way back; half a frame at each end is partial."""
+        """Transform back to samples; half a frame at each end is partial."""
         frames = np.fft.irfft(cells, axis=-1).astype(np.float32, copy=False) * self.window
         frames = frames.transpose(0, 2, 1)
         count, length, channels = frames.shape
@@ -119,7 +128,7 @@ class Spectrum:
 
 @attrs.define(eq=False)
 class _Split:
-    """One track being split."""
+    """The separation of one track."""
 
     source: Path
     preprocessing: Sequence[str]
@@ -128,7 +137,7 @@ class _Split:
     rate: int = 1
 
     def write(self, stems: Mapping[str, Path], subtype: str) -> list[str]:
-        """Write the stems; the names of those that exceed the full scale of their files."""
+        """Write the stems; return the names of those that exceed the full scale of their files."""
         peaks = dict.fromkeys(stems, 0.0)
         with ExitStack() as stack:
             track = stack.enter_context(soundfile.SoundFile(str(self.source)))
@@ -146,7 +155,7 @@ class _Split:
     def _blocks(
         self, track: soundfile.SoundFile, stems: Sequence[str]
     ) -> Iterator[dict[str, Floats]]:
-        """The samples of each stem, block by block."""
+        """Yield the samples of each stem, block by block."""
         spectrum = Spectrum.of(track.samplerate)
         tails = {stem: np.zeros((spectrum.hop, track.channels), np.float32) for stem in stems}
         for samples, valid in self._windows(track, spectrum.hop):
@@ -162,9 +171,10 @@ class _Split:
             yield block
 
     def _windows(self, track: soundfile.SoundFile, hop: int) -> Iterator[tuple[Floats, slice]]:
-        """Each block of the track with its context, and which samples of its result count.
+        """Yield each block of the track with its context, and the valid part of its result.
 
-        A block's result lags half a frame behind: the first begins that much before the track.
+        The result of a block lags half a frame behind, so the first block starts that much before
+        the track.
         """
         step = BLOCK * hop
         buffer = np.zeros(((BLOCK + 2 * CONTEXT + 1) * hop, track.channels), np.float32)
@@ -185,7 +195,7 @@ class _Split:
 
 
 def encode_mp3(wav: Path, mp3: Path) -> None:
-    """Encode a stem as MP3, at the nearest rate that MP3 knows and in two channels at most."""
+    """Encode a stem as MP3, at the nearest rate that MP3 supports and with at most two channels."""
     with soundfile.SoundFile(str(wav)) as source:
         rate = next((r for r in MP3_RATES if r <= source.samplerate), MP3_RATES[-1])
         channels = min(2, source.channels)
@@ -197,7 +207,7 @@ def encode_mp3(wav: Path, mp3: Path) -> None:
 
 
 def _resampled(source: soundfile.SoundFile, rate: int) -> Iterator[Floats]:
-    """The samples of a file at another rate, each on the line between its two neighbours."""
+    """Yield the samples of a file at another rate, by linear interpolation."""
     if source.samplerate == rate:
         yield from source.blocks(1 << 16, dtype="float32", always_2d=True)
         return

@@ -1,4 +1,4 @@
-"""A short song to try things with: drums, bass, chords and a lead that nearly sings."""
+"""Synthesize a short demo song: drums, bass, chords and a voice-like lead."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ Wave = NDArray[np.float64]
 
 RATE = 44_100
 BEAT = 60 / 104
-"""Seconds of a beat."""
+"""Seconds per beat."""
 
 BARS = int(16 * BEAT * RATE)
 """Samples of the four bars that the song repeats."""
@@ -31,9 +31,10 @@ _FORMANTS = ((800.0, 1.0, 90.0), (1_200.0, 0.6, 110.0), (2_700.0, 0.25, 170.0))
 
 
 def compose(path: Path | str, *, seconds: float = 20.0) -> Path:
-    """Compose a song and write it as the suffix of `path` says: FLAC, WAV, OGG or MP3.
+    """Synthesize a song and write it as FLAC, WAV, OGG or MP3, by the suffix of `path`.
 
-    Stereo, 44.1 kHz, the same for the same length. It repeats four bars of about nine seconds.
+    The song is stereo at 44.1 kHz and repeats four bars of about nine seconds. Equal lengths give
+    equal songs.
     """
     path = Path(path)
     frames = int(seconds * RATE)
@@ -51,14 +52,14 @@ def compose(path: Path | str, *, seconds: float = 20.0) -> Path:
 
 
 def tone(path: Path, seed: str, *, seconds: float = 3.0) -> None:
-    """Write a WAV with a plain tone, its pitch chosen by the seed."""
+    """Write a WAV with a plain tone; the seed determines its pitch."""
     pitch = 45 + hashlib.sha256(seed.encode()).digest()[0] % 36
     wave = 0.5 * np.sin(2 * np.pi * _hertz(pitch) * _time(seconds))
     soundfile.write(str(path), wave.astype(np.float32), RATE, format="WAV")
 
 
 def _verse() -> Wave:
-    """The four bars, and what still sounds after them."""
+    """Return the four bars, and the tail of the sounds that outlast them."""
     song = np.zeros((BARS + 2 * RATE, 2))
     for bar, chord in enumerate(CHORDS):
         _add(song, bar * 4, _pad(chord), gain=0.10, pan=-0.5)
@@ -75,7 +76,7 @@ def _verse() -> Wave:
 
 
 def _add(song: Wave, beat: float, wave: Wave, *, gain: float, pan: float = 0.0) -> None:
-    """Mix a sound in at a beat; pan goes from -1, left, to 1, right."""
+    """Mix a sound in at a beat; `pan` is -1 for left to 1 for right."""
     begin = int(beat * BEAT * RATE)
     end = min(len(song), begin + len(wave))
     if end > begin:
@@ -96,7 +97,7 @@ def _noise(seconds: float, seed: int) -> Wave:
 
 
 def _swell(time: Wave, attack: float, release: float) -> Wave:
-    """Rise at the beginning, fall at the end."""
+    """Return an envelope that rises at the start and falls at the end."""
     rise: Wave = np.minimum(1, time / attack)
     fall: Wave = np.minimum(1, (time[-1] - time) / release)
     return rise * fall
@@ -153,7 +154,7 @@ def _crash() -> Wave:
 
 
 def _voice(note: int, seconds: float) -> Wave:
-    """A buzz with vibrato, its overtones weighed as the vowel "ah" weighs them."""
+    """Return a tone with vibrato whose overtones have the formants of the vowel "ah"."""
     time = _time(seconds)
     depth = 0.012 * np.minimum(1, time / 0.35)
     pitch = _hertz(note) * (1 + depth * np.sin(2 * np.pi * 5.4 * time))
