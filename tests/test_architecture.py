@@ -17,6 +17,7 @@ ROOT = Path(musicgpt_async.__file__).parent
 # Layers from the top: each may know those below it, and its own where it says so.
 LAYERS = (
     ("cli", "testing", "otel"),
+    ("task_queue",),
     ("__init__",),
     ("session",),
     ("batch",),
