@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from types import TracebackType
@@ -98,6 +99,8 @@ class Journal:
     Args:
         path: A file, which is created where there is none, or a SQLAlchemy URL such as
             ``postgresql+asyncpg://user@host/database``. The file has to lie on a local disk.
+        site: The name of the machine, or of all machines on which the paths of sources and outputs
+            lead to the same files; by default the host's name.
         lease: Seconds after which another process may take over a job whose owner is silent; one
             that is seen to have died on this machine is taken over from at once.
         clock: Seconds since the epoch.
@@ -111,10 +114,12 @@ class Journal:
         self,
         path: str | os.PathLike[str],
         *,
+        site: str | None = None,
         lease: float = 60.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = parse_database_url(os.fspath(path))
+        self._site = site
         self._lease = lease
         self._clock = clock
         self._owner_id = ""
@@ -158,8 +163,9 @@ class Journal:
                 sql = self._statements = await self._database.statements()
                 with self._database.map_errors():
                     engine = await self._database.connect(sql)
+                site = self._site or socket.gethostname()
                 self._owner_id = await anyio.to_thread.run_sync(processes.process_identity)
-                self._jobs = JobTable(sql, self._database.name, self._owner_id, self._clock)
+                self._jobs = JobTable(sql, self._database.name, self._owner_id, site, self._clock)
                 self._transactions = Transactions(
                     self._database,
                     engine,
@@ -194,6 +200,7 @@ class Journal:
         self,
         record: JobRecord,
         *,
+        account: str | None = None,
         force: bool = False,
         retry_failed: bool = True,
         followed: str | None = None,
@@ -211,7 +218,12 @@ class Journal:
 
         async def work(connection: AsyncConnection) -> tuple[JobRecord, bool, bool]:
             return await self._table.add_or_get(
-                connection, record, force=force, retry_failed=retry_failed, followed=followed
+                connection,
+                record,
+                account=account,
+                force=force,
+                retry_failed=retry_failed,
+                followed=followed,
             )
 
         found, new, owned = await self._write(work)
@@ -249,6 +261,7 @@ class Journal:
         self,
         record: JobRecord,
         *,
+        account: str | None = None,
         force: bool = False,
         retry_failed: bool = True,
         followed: str | None = None,
@@ -262,7 +275,7 @@ class Journal:
             JournalError: It could not be written.
         """
         found, new = await self._add_or_get(
-            record, force=force, retry_failed=retry_failed, followed=followed
+            record, account=account, force=force, retry_failed=retry_failed, followed=followed
         )
         has_failed = found.state is JobState.FAILED
         return found, None if has_failed else self._make_claim(found.id), new

@@ -19,6 +19,7 @@ from musicgpt_async._engine.runtime import Runtime, RuntimeSettings, start_runti
 from musicgpt_async._io.http import Transport
 from musicgpt_async._io.sources import AudioSource, parse_source
 from musicgpt_async._rules import filenames, fingerprint, hosts, plans, protocol
+from musicgpt_async._rules.accounts import compute_account
 from musicgpt_async._rules.credit import CreditBudget
 from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL
 from musicgpt_async._rules.formats import DEFAULT_FORMAT, check_format
@@ -100,11 +101,13 @@ class MusicGPTSession:
         self._slots = Slots(parallel=None if limits is None else limits.parallel)
         self._credit = CreditBudget(_validate_credits(max_credits))
         self._event_bus = EventBus()
+        key = _validate_api_key(api_key or os.environ.get(KEY_VARIABLE))
         self._settings = RuntimeSettings(
             base_url=url,
+            account=compute_account(key, url),
             on_loopback=on_loopback,
             http=Transport(
-                _validate_api_key(api_key or os.environ.get(KEY_VARIABLE)),
+                key,
                 http=http,
                 request_timeout=request_timeout,
                 downloads=_validate_downloads(downloads),

@@ -41,6 +41,7 @@ PAIRS = {
     ("_io.database", "_io.schema"),
     ("_io.database", "_io.statements"),
     ("_io.database", "_io.job_rows"),
+    ("_io.database", "_io.processes"),
     ("_io.statements", "_io.schema"),
     ("_io.journal_file", "_io.schema"),
     ("_io.transactions", "_io.database"),

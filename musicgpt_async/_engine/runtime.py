@@ -75,6 +75,7 @@ class RuntimeSettings:
 
     Attributes:
         base_url: The API's, without a trailing slash.
+        account: A digest of the key and the base URL.
         on_loopback: Whether that is on this machine.
         http: The transport.
         executor: Where files are read and written.
@@ -91,6 +92,7 @@ class RuntimeSettings:
     """
 
     base_url: str
+    account: str
     on_loopback: bool
     http: Transport
     executor: ThreadPoolExecutor
@@ -180,7 +182,7 @@ class Runtime:
         self._calls: set[anyio.CancelScope] = set()
         self._idle, self._leaving = anyio.Event(), anyio.Event()
         self._leave_scope = anyio.CancelScope()
-        self._store = JobStore(settings.journal)
+        self._store = JobStore(settings.journal, account=settings.account)
         self._jobs = Jobs(self._store, settings.event_bus, call_soon=self.call_soon)
         self._context = Context(
             endpoints=Endpoints.of(settings.base_url),
@@ -358,7 +360,7 @@ class Runtime:
             if known is None or known.task_id != task_id or known.state is JobState.FAILED:
                 await self._poller.poll_once(task_id, ())  # a mistyped id must not be saved
                 known, claim, _ = await journal._register(
-                    self._adopted_record(task_id), force=False
+                    self._adopted_record(task_id), account=self._settings.account
                 )
             else:
                 claim = await journal._claim_one(known.id)

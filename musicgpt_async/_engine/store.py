@@ -50,10 +50,12 @@ class JobStore:
 
     Args:
         journal: The durable record, if there is one.
+        account: The digest of the account that its jobs belong to.
     """
 
-    def __init__(self, journal: Journal | None) -> None:
+    def __init__(self, journal: Journal | None, *, account: str) -> None:
         self.journal = journal
+        self.account = account
         self._dirty: dict[str, Job] = {}
         self._failed: dict[str, Job] = {}
         self._by_key: dict[str, Job] = {}
@@ -90,7 +92,11 @@ class JobStore:
                 job, force=force, retry_failed=retry_failed, followed=followed
             )
         record, claim, is_new = await self.journal._register(
-            job.record, force=force, retry_failed=retry_failed, followed=followed
+            job.record,
+            account=self.account,
+            force=force,
+            retry_failed=retry_failed,
+            followed=followed,
         )
         if not is_new:
             return record, claim

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import random
 import re
+import secrets
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -20,13 +22,15 @@ import anyio
 import anyio.to_thread
 import attrs
 
+from musicgpt_async._io import processes
 from musicgpt_async._io.job_rows import UNREADABLE
 from musicgpt_async._io.journal_file import LOCK_TIMEOUT, inspect_file
 from musicgpt_async._io.schema import (
     APPLICATION_ID,
     SCHEMA_VERSION,
     UPGRADES,
-    add_columns,
+    add_missing,
+    check_unused,
     check_version,
 )
 from musicgpt_async._io.statements import Statements, load_statements
@@ -34,7 +38,7 @@ from musicgpt_async.errors import ConfigurationError, JournalError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 # Seconds that SQLite itself waits, off the loop: whoever waits longer can be told to stop.
 BUSY_TIMEOUT = 1.0
@@ -149,7 +153,7 @@ class Database:
         while True:
             try:
                 async with engine.begin() as connection:
-                    await connection.run_sync(self._prepare, sql)
+                    await self._prepare(connection, sql)
             except Exception as error:
                 if not is_busy(error) or anyio.current_time() >= give_up_at:
                     raise
@@ -157,19 +161,26 @@ class Database:
                 return
             await anyio.sleep(random.uniform(0.01, 0.05))
 
-    def _prepare(self, connection: sa.Connection, sql: Statements) -> None:
+    async def _prepare(self, connection: AsyncConnection, sql: Statements) -> None:
+        version = await connection.run_sync(self._create, sql)
+        if version == SCHEMA_VERSION:
+            return
+        live = set(await connection.scalars(sql.live_owners, {"now": time.time()}))
+        live -= set(await anyio.to_thread.run_sync(processes.dead_processes, live))
+        check_unused(self.name, version, live)
+        await connection.run_sync(_upgrade, sql, version)
+
+    def _create(self, connection: sa.Connection, sql: Statements) -> int:
+        """Create the tables if there are none; return the version of those that are there."""
         if self.file is None:  # SQLite's transaction keeps others out already
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({APPLICATION_ID})")
         if not connection.dialect.has_table(connection, "musicgpt_journal"):
             if self.file is not None:
                 connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-            sql.metadata.create_all(connection)
-            connection.execute(sql.set_version, {"version": SCHEMA_VERSION})
-        version = check_version(self.name, connection.execute(sql.version).scalar())
-        for older in range(version, SCHEMA_VERSION):
-            for statement in UPGRADES[older]:
-                connection.exec_driver_sql(statement)
-        add_columns(connection, sql.metadata.tables["musicgpt_jobs"])
+            sql.tables.metadata.create_all(connection)
+            values = {"version": SCHEMA_VERSION, "secret": secrets.token_hex(32)}
+            connection.execute(sql.set_version, values)
+        return check_version(self.name, connection.execute(sql.version).scalar())
 
     @contextmanager
     def map_errors(self) -> Iterator[None]:
@@ -212,6 +223,15 @@ def _engine(database: Database) -> AsyncEngine:
     event.listen(engine.sync_engine, "connect", _sync_fully)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine
+
+
+def _upgrade(connection: sa.Connection, sql: Statements, version: int) -> None:
+    """Turn a journal of an older version into one of today's; nothing in it is lost."""
+    for older in range(version, SCHEMA_VERSION):
+        for statement in UPGRADES[older]:
+            connection.exec_driver_sql(statement)
+    add_missing(connection, sql.tables)
+    connection.execute(sql.set_secret, {"secret": secrets.token_hex(32)})
 
 
 def _parse_json(text: str | bytes) -> Any:

@@ -34,12 +34,14 @@ class JobTable:
         sql: The journal's statements.
         name: What messages call the journal.
         owner_id: The name of the owner in it.
+        site: Where this process runs; the paths of its jobs are good there.
         clock: Seconds since the epoch.
     """
 
     _sql: Statements
     _name: str
     _owner_id: str
+    _site: str
     _clock: Callable[[], float]
 
     async def add_or_get(
@@ -47,6 +49,7 @@ class JobTable:
         connection: AsyncConnection,
         record: JobRecord,
         *,
+        account: str | None,
         force: bool,
         retry_failed: bool,
         followed: str | None,
@@ -69,8 +72,8 @@ class JobTable:
                     await self._acquire(connection, found.id)
                     is_own = True
                 return found, False, is_own
-        values = {**encode_record(record), "owner": self._owner_id}
-        await connection.execute(self._sql.insert, values)
+        facts = {"owner": self._owner_id, "account": account, "site": self._site}
+        await connection.execute(self._sql.insert, {**encode_record(record), **facts})
         return record, True, True
 
     async def save(self, connection: AsyncConnection, record: JobRecord, *, release: bool) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from musicgpt_async._io.schema import make_tables
+from musicgpt_async._io.schema import Tables, make_tables
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -20,9 +20,12 @@ PAGE_SIZE = 100
 class Statements:
     """Every statement that the journal makes; each is right on SQLite and on PostgreSQL."""
 
-    metadata: sa.MetaData
+    tables: Tables
     version: sa.Select[Any]
     set_version: sa.Insert
+    secret: sa.Select[Any]
+    set_secret: sa.Update
+    live_owners: sa.Select[Any]
     lock: sa.Select[Any]
     renew_owner: sa.Update
     add_owner: sa.Insert
@@ -49,8 +52,8 @@ def load_statements() -> Statements:
     """Load SQLAlchemy and make the statements."""
     import sqlalchemy as sa  # noqa: PLC0415 - see schema.make_tables
 
-    metadata = sa.MetaData()
-    journal, owners, jobs, places = make_tables(metadata)
+    tables = make_tables()
+    journal, owners, jobs, places = tables.journal, tables.owners, tables.jobs, tables.places
     key, owner_id = sa.bindparam("key", type_=sa.Text), sa.bindparam("owner_id", type_=sa.Text)
     now, until = sa.bindparam("now", type_=sa.Double), sa.bindparam("until", type_=sa.Double)
     live = sa.exists().where(owners.c.id == jobs.c.owner, owners.c.lease_until > now)
@@ -69,9 +72,12 @@ def load_statements() -> Statements:
         .limit(sa.bindparam("max_rows", type_=sa.BigInteger))
     )
     return Statements(
-        metadata=metadata,
+        tables=tables,
         version=sa.select(journal.c.version),
         set_version=journal.insert(),
+        secret=sa.select(journal.c.secret),
+        set_secret=journal.update().where(journal.c.secret.is_(None)),
+        live_owners=sa.select(owners.c.id).where(owners.c.lease_until > now),
         # One writer at a time: SQLite's BEGIN IMMEDIATE sees to it, PostgreSQL locks this row.
         lock=sa.select(journal.c.version).with_for_update(),
         renew_owner=owners.update().where(owners.c.id == owner_id).values(lease_until=until),
