@@ -83,7 +83,10 @@ class Common:
     listen: str = "127.0.0.1:8080"
     """Where the receiver of the webhooks listens, as HOST:PORT."""
     json: Annotated[bool, FLAG] = False
-    """One JSON object a track on stdout."""
+    """One JSON object a track on stdout: track, source, ok, state, id, task_id, conversion_id,
+    label, stems, preprocessing, eco_mode, format, directory, size, files (stem → format → path),
+    duration, credits_estimated, credits_charged, created, accepted, in_work, error (type, message,
+    status, vendor_message)."""
     quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False
     """Nothing but failures on stderr."""
     verbose: Annotated[bool, Parameter(name=("--verbose", "-v")), FLAG] = False
@@ -228,18 +231,25 @@ def jobs(
     /,
     *,
     out: Annotated[Path, Parameter(name=("--out", "-o"))] = DEFAULT_OUT,
+    failed: Annotated[bool, FLAG] = False,
     json: Annotated[bool, FLAG] = False,
 ) -> int:
     """List what the journal of an output directory holds.
 
+    The states are queued, uploading, processing, downloading, done, failed; unknown for a track
+    that was sent and whose response was lost; stopped for one that was interrupted before it was
+    sent.
+
     Args:
         directory: The output directory; the same as --out.
         out: The output directory.
-        json: One JSON object a job.
+        failed: Only tracks that failed, or whose response was lost, with the reason.
+        json: One JSON object a job, with the fields that `extract --json` has.
     """
     from musicgpt_async.cli.commands import jobs as command  # noqa: PLC0415 - other commands go without
 
-    return event_loop.run(command.show, Settings(out=choose_directory(directory, out), json=json))
+    settings = Settings(out=choose_directory(directory, out), json=json)
+    return event_loop.run(partial(command.show, settings, only_failed=failed))
 
 
 @app.command(sort_key=4)

@@ -1,4 +1,4 @@
-"""The choice between moving bars and plain lines."""
+"""The choice between live bars and plain lines."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import os
 import sys
 from collections.abc import Callable
 
+from musicgpt_async.cli.namesakes import Namesakes
 from musicgpt_async.cli.progress import ProgressModel
 from musicgpt_async.cli.screen import Screen, Totals
 
 
 def make_screen(
-    progress: ProgressModel, totals: Callable[[], Totals], *, quiet: bool, shares_terminal: bool
+    progress: ProgressModel,
+    totals: Callable[[], Totals],
+    namesakes: Namesakes,
+    *,
+    quiet: bool,
+    shares_terminal: bool,
 ) -> Screen:
     """Return moving bars if the terminal can show them, else plain lines.
 
     Args:
         progress: The active tracks.
         totals: Returns the batch's numbers.
+        namesakes: Tells tracks of one title apart.
         quiet: Whether to report failures only.
         shares_terminal: Whether results are written to the same terminal, between the bars.
     """
@@ -26,4 +33,4 @@ def make_screen(
         return Screen(quiet=quiet)
     from musicgpt_async.cli.live import LiveScreen  # noqa: PLC0415 - rich, if it is needed
 
-    return LiveScreen(progress, totals)
+    return LiveScreen(progress, totals, namesakes)

@@ -12,12 +12,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from musicgpt_async.cli.namesakes import Namesakes
 from musicgpt_async.cli.progress import ProgressModel, TrackProgress
 from musicgpt_async.cli.screen import Screen, Totals
 from musicgpt_async.cli.text import count, credit, span
 
 # Columns of a bar, of a state and of a speed or time; titles have the rest.
-BAR, STATE, DETAIL = 14, 11, 14
+BAR, STATE, DETAIL = 14, 11, 20
 # A terminal of fewer columns shows no bars.
 NARROW = 70
 # Lines of a terminal that no track is shown on: the batch's own, "more", and the cursor's.
@@ -40,14 +41,18 @@ class LiveScreen(Screen):
     Args:
         progress: The tracks on their way.
         totals: Returns the batch's numbers.
+        namesakes: Tells tracks of one title apart.
     """
 
     shows_progress = True
 
-    def __init__(self, progress: ProgressModel, totals: Callable[[], Totals]) -> None:
+    def __init__(
+        self, progress: ProgressModel, totals: Callable[[], Totals], namesakes: Namesakes
+    ) -> None:
         super().__init__()
         self._progress = progress
         self._totals = totals
+        self._namesakes = namesakes
         self._console = _Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._live = Live(
             console=self._console,
@@ -89,8 +94,25 @@ class LiveScreen(Screen):
         if trouble := self._progress.trouble:
             left = [Text(trouble, "yellow", no_wrap=True, overflow="ellipsis")]
         has_bars = self._console.width >= NARROW
-        picture = Group(_overall(self._totals()), _table(tracks[:room], has_bars=has_bars), *left)
+        table = self._table(tracks[:room], has_bars=has_bars)
+        picture = Group(_overall(self._totals()), table, *left)
         return Constrain(picture, self._console.width - ECHO)
+
+    def _table(self, tracks: Sequence[TrackProgress], *, has_bars: bool) -> Table:
+        table = Table.grid(padding=(0, 1, 0, 0), expand=True)
+        table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column(width=STATE, no_wrap=True, overflow="ellipsis")
+        if has_bars:
+            table.add_column(width=BAR)
+        table.add_column(width=DETAIL, no_wrap=True, justify="right")
+        now = time.monotonic()
+        for track in tracks:  # before any is named: one title may come twice
+            self._namesakes.add(track.title, track.source)
+        for track in tracks:
+            name = self._namesakes.name(track.title, track.source)
+            bar = [_bar(track.share(now))] if has_bars else []
+            table.add_row(Text(name), Text(track.state), *bar, Text(track.detail(now)))
+        return table
 
 
 def _overall(totals: Totals) -> RenderableType:
@@ -108,19 +130,6 @@ def _overall(totals: Totals) -> RenderableType:
     return line
 
 
-def _table(tracks: Sequence[TrackProgress], *, has_bars: bool) -> Table:
-    table = Table.grid(padding=(0, 1, 0, 0), expand=True)
-    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column(width=STATE, no_wrap=True, overflow="ellipsis")
-    if has_bars:
-        table.add_column(width=BAR)
-    table.add_column(width=DETAIL, no_wrap=True, justify="right")
-    now = time.monotonic()
-    for track in tracks:
-        bar = [_bar(track.share(now))] if has_bars else []
-        table.add_row(Text(track.title), Text(track.state), *bar, Text(track.detail(now)))
-    return table
-
-
 def _bar(share: float | None) -> RenderableType:
-    return Text() if share is None else ProgressBar(total=1.0, completed=share)
+    """Return a bar, which pulses if nobody knows how much is done."""
+    return ProgressBar(total=1.0, completed=share or 0.0, pulse=share is None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from musicgpt_async._rules import filenames
 from musicgpt_async._rules.formats import describe_formats
 from musicgpt_async.cli.progress import TrackProgress
 from musicgpt_async.cli.text import count, credit, plain, span
+from musicgpt_async.cli.track_json import describe_outcome
 from musicgpt_async.models import JobRecord
 
 # Groups of reasons that a summary keeps apart, and tracks that it names for each.
@@ -30,15 +30,20 @@ MAX_NAMES = 3
 # Advice of the command in place of the library's.
 ADVICE: Mapping[type[MusicGPTError], str] = {
     AuthenticationError: "The command reads the key from MUSICGPT_API_KEY.",
-    DeadlineError: "Run the same command again to go on waiting for it; --deadline S waits longer.",
-    SubmissionUnknownError: "If the dashboard shows it, `resume --found JOB_ID=TASK_ID` takes it "
-    "up (`jobs` tells the ids); if not, --force submits it again.",
+    DeadlineError: "Run the same command again to wait for it; --deadline S waits longer.",
+    SubmissionUnknownError: "If the dashboard shows it, `resume --found JOB_ID=TASK_ID` "
+    "downloads it (`jobs` shows the ids); if not, --force submits it again.",
 }
 
 
 def title(outcome: Outcome) -> str:
     """Return a track's name for people."""
     return plain(_title(outcome))
+
+
+def source_of(outcome: Outcome) -> str:
+    """Return the path or URL of a track; empty if it has none."""
+    return record_of(outcome.job).source if outcome.job else str(outcome.source)
 
 
 def files(outcome: Outcome) -> dict[str, dict[str, str]]:
@@ -50,35 +55,26 @@ def files(outcome: Outcome) -> dict[str, dict[str, str]]:
 
 
 def as_json(outcome: Outcome) -> str:
-    """Return one line of JSON, in ASCII, which is safe for any terminal and pipe."""
-    job, done = outcome.job, outcome.extraction
-    return json.dumps(
-        {
-            "track": _title(outcome),
-            "source": str(outcome.source),
-            "ok": outcome.ok,
-            "state": str(job.state) if job else None,
-            "task_id": job.task_id if job else None,
-            "conversion_id": job.conversion_id if job else None,
-            "files": files(outcome),
-            "duration": done.duration if done else None,
-            "credits_estimated": job.credit_estimate if job else None,
-            "credits_charged": done.cost if done else None,
-            "error": outcome.error and _error(outcome.error),
-        }
-    )
+    """Return one line of JSON."""
+    record = record_of(outcome.job) if outcome.job else None
+    return describe_outcome(outcome, record, files(outcome)).encode()
 
 
-def as_line(outcome: Outcome) -> str:
-    """Return one line for people."""
+def as_line(outcome: Outcome, name: str) -> str:
+    """Return one line for people.
+
+    Args:
+        outcome: What became of the track.
+        name: What the track is called.
+    """
     if outcome.error is not None:
-        track, words = title(outcome), plain(outcome.error.message)
-        return f"failed  {words}" if track in words else f"failed  {track}: {words}"
+        words = plain(outcome.error.message)
+        return f"failed  {words}" if name in words else f"failed  {name}: {words}"
     there = files(outcome)
     parts = [count(sum(map(len, there.values())), "file"), describe_formats(there)]
     if outcome.extraction and outcome.extraction.cost is not None:
         parts.append(credit(outcome.extraction.cost))
-    return f"done    {title(outcome)} ({', '.join(filter(None, parts))})"
+    return f"done    {name} ({', '.join(filter(None, parts))})"
 
 
 @attrs.define
@@ -208,14 +204,16 @@ def unfinished_lines(
     """
     found = []
     if jobs:
-        found.append(f"{count(len(jobs), 'track')} still running at the vendor:")
+        found.append(f"{count(len(jobs), 'track')} still processing at MusicGPT:")
         in_order = sorted(jobs, key=lambda job: record_of(job).created_at)
         found += [f"  {_task(job.task_id)}  {plain(job.title)}" for job in in_order]
     if finished:
-        found.append(f"{count(len(finished), 'track')} finished there, with stems not yet here:")
+        found.append(
+            f"{count(len(finished), 'track')} finished at MusicGPT and not fully downloaded:"
+        )
         found += [f"  {_task(track.task_id)}  {track.title}" for track in finished]
     if found and resume:
-        found.append(f"To take up just these: {resume}")
+        found.append(f"To resume just these: {resume}")
     elif found:
         found.append(f"There is no journal; to download them: {fetch} TASK_ID …")
     return found
@@ -227,7 +225,7 @@ def record_of(job: ExtractionJob) -> JobRecord:
 
 
 def _task(task_id: str | None) -> str:
-    return f"task {task_id}" if task_id else "(no answer seen: it may have been accepted)"
+    return f"task {task_id}" if task_id else "(no response: it may have been accepted)"
 
 
 def _format_group(group: _Group) -> list[str]:
@@ -245,12 +243,3 @@ def _title(outcome: Outcome) -> str:
 
 def _by_format(paths: Path | Mapping[str, Path]) -> Mapping[str, Path]:
     return {paths.suffix[1:]: paths} if isinstance(paths, Path) else paths
-
-
-def _error(error: MusicGPTError) -> dict[str, Any]:
-    return {
-        "type": type(error).__name__,
-        "message": error.message,
-        "status": error.status,
-        "vendor_message": error.vendor_message,
-    }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import attrs
 
 from musicgpt_async import ExtractionJob, JobDetachedError
+from musicgpt_async.cli.states import TrackState
 from musicgpt_async.cli.text import plain, size, span
 from musicgpt_async.events import (
     Accepted,
@@ -23,9 +24,12 @@ from musicgpt_async.events import (
 )
 
 # Shown if nothing moves because the account's slots are taken, or MusicGPT is overloaded.
-QUEUED_BY_LIMIT = "in line: the vendor takes no more tracks of this account for now"
+QUEUED_BY_LIMIT = "queued: MusicGPT accepts no more tracks of this account for now"
 # Shown once this many polls in a row have failed; one or two are normal.
-UNANSWERED, MAX_FAILED_POLLS = "the vendor does not tell how the tracks stand; it is asked again", 3
+UNANSWERED, MAX_FAILED_POLLS = "MusicGPT does not answer status requests; they are repeated", 3
+LATE = "longer than expected"
+# A track is late after its estimate and this: estimates are rough, and polls are seconds apart.
+LATE_FACTOR, LATE_MARGIN = 1.25, 5.0  # of the estimate; seconds
 SPEED_WINDOW = 0.5  # seconds over which a speed is measured, so that it can be read
 
 
@@ -62,8 +66,9 @@ class TrackProgress:
     """
 
     title: str
+    source: str = ""
     task_id: str | None = None
-    state: str = ""
+    state: TrackState = TrackState.UPLOADING
     done: float | None = None
     since: float | None = None
     eta: float | None = None
@@ -73,19 +78,27 @@ class TrackProgress:
     @property
     def is_finished(self) -> bool:
         """Whether MusicGPT has finished it, so that only the download is left."""
-        return self.state in ("finished", "fetching")
+        return self.state is TrackState.DOWNLOADING
+
+    def is_late(self, now: float) -> bool:
+        """Return whether it takes longer than MusicGPT estimated."""
+        if self.since is None or self.eta is None or self.is_finished:
+            return False
+        return now - self.since > LATE_FACTOR * self.eta + LATE_MARGIN
 
     def detail(self, now: float) -> str:
         """Return a speed or a time, for people."""
-        if self.state in ("uploading", "fetching"):
-            return f"{size(self.meter.speed)}/s" if self.meter.speed else ""
         if self.since is None or self.is_finished:
-            return ""
+            return f"{size(self.meter.speed)}/s" if self.meter.speed else ""
+        if self.is_late(now):
+            return LATE
         expected = f" of ~{span(self.eta)}" if self.eta else ""
         return f"{span(now - self.since)}{expected}"
 
     def share(self, now: float) -> float | None:
-        """Return the fraction of the current state's work that is done."""
+        """Return the fraction of the current state's work that is done, if it is known."""
+        if self.is_late(now):
+            return None
         if self.since is not None and not self.is_finished:
             return min((now - self.since) / self.eta, 0.99) if self.eta else None
         return self.done
@@ -96,16 +109,23 @@ class ProgressModel:
 
     Args:
         clock: Returns monotonic seconds.
+        find_source: Returns the path or URL of a job's track, empty if it has none.
 
     Attributes:
         active: Job id → track, from its upload to its last file, oldest first.
         detached: Handles that were detached.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        find_source: Callable[[str], str] = lambda _: "",
+    ) -> None:
         self.active: dict[str, TrackProgress] = {}
         self.detached: list[ExtractionJob] = []
         self._clock = clock
+        self._find_source = find_source
         self._refused = False
         self._failed_polls = 0
 
@@ -126,41 +146,43 @@ class ProgressModel:
             case Uploading():
                 self._uploading(event)
             case Accepted():
-                track = self._get_track(event, "working")
+                track = self._get_track(event, TrackState.PROCESSING)
                 track.since, track.eta = self._clock(), event.eta
                 self._refused, self._failed_polls = False, 0
             case Polled(status=""):
                 self._failed_polls += 1
             case Polled():
                 self._failed_polls = 0
-                track = self._get_track(event, event.status.lower().replace("_", " "))
+                track = self._get_track(event, TrackState.PROCESSING)
                 track.since = track.since or self._clock()
             case Completed():
                 if event.job_id in self.active:  # else it was finished before, and is only checked
-                    self._get_track(event, "finished")
+                    self._get_track(event, TrackState.DOWNLOADING)
             case Downloading():
                 self._downloading(event)
             case Failed() | Downloaded():
                 self._ended(event)
 
-    def _get_track(self, event: Event, state: str) -> TrackProgress:
-        track = self.active.setdefault(event.job_id, TrackProgress(plain(event.title)))
+    def _get_track(self, event: Event, state: TrackState) -> TrackProgress:
+        track = self.active.get(event.job_id)
+        if track is None:
+            source = self._find_source(event.job_id)
+            track = self.active[event.job_id] = TrackProgress(plain(event.title), source)
         track.task_id = event.task_id
-        if track.is_finished and state not in ("finished", "fetching"):
+        if track.is_finished and state is not TrackState.DOWNLOADING:
             return track  # a poll that was in flight when the job ended
         if state != track.state:
             track.state, track.done, track.meter = state, None, Meter()
         return track
 
     def _uploading(self, event: Uploading) -> None:
-        sent_all = event.total is not None and event.sent >= event.total
-        track = self._get_track(event, "sent" if sent_all else "uploading")
+        track = self._get_track(event, TrackState.UPLOADING)
         track.since = None
         track.meter.measure(event.sent, self._clock())
         track.done = event.sent / event.total if event.total else None
 
     def _downloading(self, event: Downloading) -> None:
-        track = self._get_track(event, "fetching")
+        track = self._get_track(event, TrackState.DOWNLOADING)
         total = event.total or event.received
         track.downloaded[event.stem, event.format] = (event.received, total)
         received = sum(there for there, _ in track.downloaded.values())

@@ -15,6 +15,7 @@ import anyio.to_thread
 import attrs
 
 from musicgpt_async import (
+    APIError,
     AuthenticationError,
     ConfigurationError,
     CreditLimitError,
@@ -33,6 +34,8 @@ from musicgpt_async._rules.records import was_delivered
 from musicgpt_async.cli import output, streams
 from musicgpt_async.cli.display import make_screen
 from musicgpt_async.cli.interrupts import Interrupts
+from musicgpt_async.cli.namesakes import Namesakes
+from musicgpt_async.cli.poll_usage import PollUsage
 from musicgpt_async.cli.progress import ProgressModel
 from musicgpt_async.cli.screen import Totals
 from musicgpt_async.cli.settings import Settings
@@ -53,6 +56,8 @@ FATAL_ERRORS = (
     InsufficientCreditsError,
 )
 
+# What MusicGPT says to a wrong key (MusicGPT docs, errors).
+KEY_ERRORS = (AuthenticationError, ForbiddenError)
 
 Outcomes = Callable[[MusicGPTSession, "Run"], AsyncGenerator[Outcome, None]]
 
@@ -74,11 +79,15 @@ class Run:
         self.should_stop: bool = False
         self._settings = settings
         self._interrupts = Interrupts()
-        self._progress = ProgressModel()
+        self._namesakes = Namesakes()
+        self._progress = ProgressModel(find_source=self._find_source)
+        self._poll_usage = PollUsage()
+        self._rejection: APIError | None = None  # of the key
         self._session: MusicGPTSession | None = None
         self._screen = make_screen(
             self._progress,
             self._totals,
+            self._namesakes,
             quiet=settings.quiet,
             shares_terminal=settings.json and sys.stdout.isatty(),
         )
@@ -149,7 +158,7 @@ class Run:
         if number := len(await self.held_by_others()):
             self.say(
                 f"Another process works on {count(number, 'track')} of this journal; "
-                f"if it has died, they are taken over within {LEASE_SECONDS:g} s."
+                f"if it has died, this run resumes them within {LEASE_SECONDS:g} s."
             )
 
     async def held_by_others(self) -> dict[str, Lease]:
@@ -172,7 +181,7 @@ class Run:
 
     async def _cancel_on_interrupt(self, scope: anyio.CancelScope) -> None:
         await self._interrupts.wait()
-        self._screen.say("Letting go of what is running; interrupt again to leave at once.")
+        self._screen.say("Stopping. Press Ctrl-C again to quit immediately.")
         scope.cancel()
 
     async def _collect_outcomes(self, session: MusicGPTSession, outcomes: Outcomes) -> None:
@@ -185,20 +194,39 @@ class Run:
 
     async def _on_outcome(self, outcome: Outcome) -> None:
         self.summary.add(outcome)
-        # The summary says in one line that a wrong key stopped a thousand tracks.
-        is_reported = self.should_stop and isinstance(outcome.error, FATAL_ERRORS)
+        self._say_outcome(outcome)
         self.should_stop = self.should_stop or isinstance(outcome.error, FATAL_ERRORS)
-        if outcome.error is not None and (not is_reported or self._settings.quiet):
-            self._screen.say(output.as_line(outcome), "red")
-        elif outcome.error is None:
-            self.say(output.as_line(outcome), "green")
         if self._settings.json:
             await streams.run_in_thread(partial(streams.write_result, output.as_json(outcome)))
+
+    def _say_outcome(self, outcome: Outcome) -> None:
+        if isinstance(outcome.error, KEY_ERRORS) and not self.summary.done:
+            self._rejection = self._rejection or outcome.error  # said once, at the end
+            return
+        title, source = output.title(outcome), output.source_of(outcome)
+        self._namesakes.add(title, source)
+        line = output.as_line(outcome, self._namesakes.name(title, source))
+        # The summary says in one line what stopped a thousand tracks.
+        is_reported = self.should_stop and isinstance(outcome.error, FATAL_ERRORS)
+        if outcome.error is None:
+            self.say(line, "green")
+        elif not is_reported or self._settings.quiet:
+            self._screen.say(line, "red")
+
+    def _find_source(self, job_id: str) -> str:
+        runtime = self._session and self._session._runtime  # noqa: SLF001 - the command shows what the engine knows
+        job = runtime and runtime._jobs.recall(job_id)  # noqa: SLF001 - the same
+        return job.record.source if job else ""
+
+    @property
+    def _is_key_rejected(self) -> bool:
+        return self._rejection is not None and not self.summary.done
 
     async def _follow_events(self, events: AsyncIterator[Event]) -> None:
         last_trouble = ""
         async for event in events:
             self._progress.handle(event)
+            self._poll_usage.handle(event)
             if self._screen.shows_progress:
                 continue
             trouble = self._progress.trouble
@@ -219,17 +247,23 @@ class Run:
         )
 
     def _print_summary(self, session: MusicGPTSession) -> None:
+        if self._rejection is not None and self._is_key_rejected:
+            self._screen.say(_format_rejection(self._rejection), "red")
+            return
         if self._failure is not None and not getattr(self._failure, "is_closed", False):
             self._screen.say(plain(str(self._failure)), "red")
         seconds = time.time() - self.summary.began
         if self.summary.total:
             for line in self.summary.lines(seconds=seconds, estimated=session.credits_estimated):
                 self.say(line)
+        advice = self._poll_usage.advice(self._settings.known_plan, seconds)
+        if advice and not self._settings.webhook:
+            self.say(advice)
         if self._interrupts.first is not None or self._failure is not None:
             for line in self._unfinished_lines():
                 self._screen.say(line)
             if self._journal is not None and self.summary.ended < self.summary.total:
-                self._screen.say("To go on with all: the same command again.")
+                self._screen.say("To continue with all: run the same command again.")
 
     def _unfinished_lines(self) -> list[str]:
         jobs = [job for job in self._progress.detached if was_delivered(output.record_of(job))]
@@ -244,6 +278,8 @@ class Run:
     def _exit_code(self) -> int:
         if self._interrupts.first is not None:
             return self._interrupts.exit_code
+        if self._is_key_rejected:
+            return 2
         return 1 if self._failure or self.summary.failed else 0
 
 
@@ -265,6 +301,14 @@ def make_directory(path: Path) -> None:
         raise UsageError(f"The directory {path} cannot be made: {error.strerror}.") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise UsageError(f"The directory {path} may not be written to.")
+
+
+def _format_rejection(error: APIError) -> str:
+    own_words = f": {plain(error.vendor_message)}" if error.vendor_message else ""
+    return (
+        f"MusicGPT rejected the API key ({error.status}{own_words}); nothing was submitted. "
+        f"Check {KEY_VARIABLE}."
+    )
 
 
 def _format_accepted(event: Accepted) -> str:

@@ -63,7 +63,7 @@ async def test_both_on_a_vendor_with_mp3_alone_brings_the_mp3s(
         track = shell.track("song.mp3")
         assert (await shell.run("extract", "--out", "stems", "--format", "both", track)).code == 0
         assert endings(tmp_path / "stems") == {".mp3": 4}
-        assert "nothing to take up" in (await shell.run("resume", "--out", "stems")).err
+        assert "nothing to resume" in (await shell.run("resume", "--out", "stems")).err
 
 
 async def test_an_explicit_format_goes_before_what_the_journal_remembers(
@@ -82,5 +82,5 @@ async def test_an_explicit_format_goes_before_what_the_journal_remembers(
         assert endings(tmp_path / "stems") == {".mp3": 4}
         listed = await shell.run("jobs", "--out", "stems", "--json")
         assert [(job["format"], len(job["files"])) for job in listed.tracks] == [("mp3", 4)]
-        assert "nothing to take up" in (await shell.run("resume", "--out", "stems")).err
+        assert "nothing to resume" in (await shell.run("resume", "--out", "stems")).err
         assert len(vendor.submissions) == 1

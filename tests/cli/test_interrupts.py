@@ -35,7 +35,7 @@ async def test_the_first_interrupt_lets_go_and_resume_takes_up(open_vendor: Any)
             running.interrupt()
             ended = await running.ended()
         assert ended.code == 130
-        assert "2 tracks still running at the vendor" in ended.err
+        assert "2 tracks still processing at MusicGPT" in ended.err
         for submission in vendor.submissions:
             assert f"task {submission.task_id}" in ended.err
         assert "musicgpt-async resume --out 'my stems'\n" in ended.err
@@ -49,7 +49,7 @@ async def test_the_first_interrupt_lets_go_and_resume_takes_up(open_vendor: Any)
             running.interrupt()
             ended = await running.ended()
         assert ended.code == 130
-        assert "still running at the vendor" in ended.err
+        assert "still processing at MusicGPT" in ended.err
 
         taken_up = await shell.run("resume", *out, "--json", *QUICK)
         assert taken_up.code == 0
@@ -71,7 +71,7 @@ async def test_the_second_interrupt_leaves_at_once(open_vendor: Any) -> None:
         async with shell.start("extract", track, "--out", "o", *QUICK) as running:
             await until(lambda: vendor.submissions)
             running.interrupt()
-            await running.says("again to leave")
+            await running.says("again to quit")
             running.interrupt()
             ended = await running.ended()
         assert ended.code == 130

@@ -69,16 +69,16 @@ async def test_jobs_tells_what_the_journal_holds(open_vendor: Any) -> None:
         header, line = table.out.splitlines()
         assert header.split() == ["STATE", "TASK", "CREDITS", "FILES", "TRACK"]
         assert line.split() == [
-            "completed", submission.task_id, f"{submission.cost:g}", "1", "song.wav",
+            "done", submission.task_id, f"{submission.cost:g}", "1", "song.wav",
         ]  # fmt: skip
         (job,) = as_json.tracks
         assert job["source"] == str(track)
         assert job["stems"] == ["bass"]
         assert job["credits_charged"] == submission.cost
-        assert job["files"] == [str(shell.directory / "o/song - bass.wav")]
+        assert job["files"] == {"bass": {"wav": str(shell.directory / "o/song - bass.wav")}}
         assert not job["in_work"]
         assert resumed.code == 0
-        assert "nothing to take up" in resumed.err
+        assert "nothing to resume" in resumed.err
         assert len(vendor.submissions) == 1
 
 

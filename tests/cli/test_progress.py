@@ -62,21 +62,23 @@ def test_a_track_is_shown_from_its_upload_to_its_last_file() -> None:
     assert (track.title, track.state) == ("A \ufffd[31msong", "uploading")
     assert (track.share(clock.now), track.detail(clock.now)) == (0.5, "2.0 MB/s")
     progress.handle(event(Uploading, sent=4_000_000, total=4_000_000))
-    assert track.state == "sent"
+    assert (track.state, track.share(clock.now)) == ("uploading", 1.0)
     progress.handle(event(Accepted, eta=20.0, credit_estimate=1.0))
     clock.now += 5
-    assert (track.state, track.share(clock.now)) == ("working", 0.25)
+    assert (track.state, track.share(clock.now)) == ("processing", 0.25)
     assert track.detail(clock.now) == "0:05 of ~0:20"
     progress.handle(event(Polled, status="IN_PROGRESS"))
-    clock.now += 30
-    assert (track.state, track.share(clock.now)) == ("in progress", 0.99)
+    clock.now += 22
+    assert (track.state, track.share(clock.now)) == ("processing", 0.99)
+    clock.now += 5  # more than the estimate, a quarter of it and five seconds
+    assert (track.share(clock.now), track.detail(clock.now)) == (None, "longer than expected")
     progress.handle(event(Completed, extraction=Extraction(task_id="task")))
     progress.handle(event(Polled, status="IN_PROGRESS"))
-    assert track.state == "finished"
+    assert track.state == "downloading"
     progress.handle(event(Downloading, stem="bass", format="wav", received=30, total=100))
     progress.handle(event(Downloading, stem="drums", format="wav", received=100, total=100))
     progress.handle(event(Downloading, stem="bass", format="wav", received=0, total=100))
-    assert (track.state, track.share(clock.now)) == ("fetching", 0.5)
+    assert (track.state, track.share(clock.now)) == ("downloading", 0.5)
     progress.handle(event(Downloaded, files={}))
     assert not progress.active
 
@@ -132,7 +134,7 @@ def test_a_vendor_that_does_not_answer_is_known() -> None:
     for trouble in ("", "", UNANSWERED):
         progress.handle(event(Polled, status=""))
         assert progress.trouble == trouble
-        assert progress.active["job"].state == "pending"
+        assert progress.active["job"].state == "processing"
     progress.handle(event(Polled, status="PENDING"))
     assert not progress.trouble
 

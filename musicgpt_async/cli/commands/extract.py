@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from musicgpt_async import (
     SourceError,
 )
 from musicgpt_async._io import sources as audio
-from musicgpt_async._rules import fingerprint, pricing
+from musicgpt_async._rules import filenames, fingerprint, pricing
 from musicgpt_async._rules.formats import DEFAULT_FORMAT
 from musicgpt_async._rules.records import may_be_submitted_again
 from musicgpt_async.cli import output, streams
@@ -34,7 +33,9 @@ from musicgpt_async.cli.durations import read_duration
 from musicgpt_async.cli.run import Run
 from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.sources import TrackRequest, TrackSources, iter_lazily, why_not_audio
+from musicgpt_async.cli.states import TrackState, state_of
 from musicgpt_async.cli.text import count, dollars, plain, size, span
+from musicgpt_async.cli.track_json import TrackJSON, describe_error
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.events import Downloaded, Event, Failed
 
@@ -103,9 +104,9 @@ async def _iterate_resumed(
     jobs = {job.id: job for job in [*bound, *await session.resume(format=settings.format)]}
     run.summary.total = len(jobs)
     if others := len(await run.held_by_others()):
-        run.say(f"{count(others, 'track')} left to another process, which is at work.")
+        run.say(f"{count(others, 'track')} left to another process, which works on them.")
     elif not jobs:
-        run.say("There is nothing to take up.")
+        run.say("There is nothing to resume.")
     async with aclosing(iterate_outcomes(jobs, events, settings)) as each:
         async for outcome in each:
             yield outcome
@@ -223,7 +224,7 @@ class _DryTrack:
     length: int | None
     duration: float | None
     price: float | None
-    state: JobState | None
+    state: TrackState | None
     refusal: str | None = None
 
     @property
@@ -248,26 +249,27 @@ class _DryTrack:
 
     def as_json(self) -> str:
         """Return the same as one line of JSON."""
-        return json.dumps(
-            {
-                "source": self.request.source,
-                "label": self.request.label,
-                "stems": self.request.stems,
-                "preprocessing": self.request.preprocessing,
-                "eco_mode": self.request.eco_mode,
-                "size": self.length,
-                "duration": self.duration,
-                "price": None if self.price is None else round(self.price, 4),
-                "would_submit": self.would_submit,
-                "state": self.state,
-                "refusal": self.refusal,
-            }
+        request = self.request
+        track = TrackJSON(
+            track=request.label or filenames.title_of(request.source),
+            source=request.source,
+            ok=self.state is TrackState.DONE,
+            state=self.state,
+            label=request.label,
+            stems=request.stems,
+            preprocessing=request.preprocessing,
+            eco_mode=request.eco_mode,
+            size=self.length,
+            duration=self.duration,
+            error=None if self.refusal is None else describe_error(None, self.refusal),
         )
+        price = None if self.price is None else round(self.price, 4)
+        return track.encode(price=price, would_submit=self.would_submit)
 
 
 async def _look_at(
     request: TrackRequest,
-    known: dict[str, JobState],
+    known: dict[str, TrackState],
     plan: str | None,
     executor: ThreadPoolExecutor,
 ) -> _DryTrack:
@@ -294,13 +296,13 @@ async def _look_at(
     )
 
 
-async def _read_known_states(settings: Settings, *, retry_failed: bool) -> dict[str, JobState]:
+async def _read_known_states(settings: Settings, *, retry_failed: bool) -> dict[str, TrackState]:
     """Return what the journal has already, by fingerprint."""
     if not settings.journal or not await anyio.Path(settings.journal_path).is_file():
         return {}
     async with Journal(settings.journal_path) as journal:
         return {
-            record.fingerprint: record.state
+            record.fingerprint: state_of(record)
             async for record in journal.records()
             if not may_be_submitted_again(record)
             or (record.state is JobState.FAILED and record.task_id is not None and not retry_failed)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import time
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 
 import anyio.to_thread
 
@@ -13,18 +14,27 @@ from musicgpt_async._rules.records import is_unfinished, was_delivered
 from musicgpt_async.cli import streams
 from musicgpt_async.cli.commands.extract import require_journal
 from musicgpt_async.cli.settings import Settings
+from musicgpt_async.cli.states import TrackState, state_of
 from musicgpt_async.cli.text import count, plain
+from musicgpt_async.cli.track_json import describe_record
 from musicgpt_async.journal import Lease
-from musicgpt_async.models import JobRecord, JobState
+from musicgpt_async.models import JobRecord
 
 # Widths of the columns; the last one is as long as it needs to be.
-STATE, TASK, CREDITS, FILES = 10, 36, 8, 5
+STATE, TASK, CREDITS, FILES = 11, 36, 8, 5
+# A narrower terminal shows the beginning of a task's id only, which tells tasks apart.
+WIDE, SHORT_TASK = 110, 9
+MIN_TRACK = 10  # columns that the last column has at least
 # States that are shown with their reason.
-TELLING = (JobState.FAILED, JobState.UNKNOWN)
+EXPLAINED = (TrackState.FAILED, TrackState.UNKNOWN)
 
 
-async def show(settings: Settings) -> int:
-    """Print every job of the journal in the output directory; return the exit code.
+async def show(settings: Settings, *, only_failed: bool = False) -> int:
+    """Print the jobs of the journal in the output directory; return the exit code.
+
+    Args:
+        settings: The command's options.
+        only_failed: Whether to show only tracks that failed or whose response was lost.
 
     Raises:
         UsageError: There is no journal.
@@ -33,14 +43,12 @@ async def show(settings: Settings) -> int:
     await anyio.to_thread.run_sync(require_journal, settings)
     async with Journal(settings.journal_path) as journal:
         owners = await journal.owners()
-        if not settings.json:
-            streams.write_result(_columns("STATE", "TASK", "CREDITS", "FILES", "TRACK"))
+        write_job = _choose_format(settings)
         left = 0
         async for record in journal.records():
             lease = owners.get(record.id)
-            streams.write_result(
-                as_json(record, lease) if settings.json else as_line(record, lease)
-            )
+            if not only_failed or state_of(record) in EXPLAINED:
+                write_job(record, lease)
             left += is_unfinished(record) and not (lease and lease.is_live)
     if left and not settings.json:
         command = plain(settings.resume_command)
@@ -48,56 +56,63 @@ async def show(settings: Settings) -> int:
     return 0
 
 
-def as_line(record: JobRecord, lease: Lease | None) -> str:
-    """Return a job as a line of the table."""
+def _choose_format(settings: Settings) -> Callable[[JobRecord, Lease | None], None]:
+    """Return what writes a job; a table begins with its header."""
+    if settings.json:
+        return lambda record, lease: streams.write_result(
+            describe_record(record, in_work=_is_in_work(lease)).encode()
+        )
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    streams.write_result(_columns(("STATE", "TASK", "CREDITS", "FILES", "TRACK"), width))
+
+    def write_lines(record: JobRecord, lease: Lease | None) -> None:
+        for line in format_lines(record, lease, width):
+            streams.write_result(line)
+
+    return write_lines
+
+
+def format_lines(record: JobRecord, lease: Lease | None, width: int | None) -> Iterator[str]:
+    """Yield a job as lines of the table.
+
+    Args:
+        record: The job.
+        lease: Who works on it.
+        width: Columns of the terminal, whose lines are kept short; ``None`` for one line a job.
+    """
+    state = state_of(record)
     cost = record.credit_estimate if record.cost is None else record.cost
     credits_ = "" if cost is None else f"{'~' if record.cost is None else ''}{cost:g}"
     track = record.label or filenames.name_of(record.source) or record.id
-    told = f": {record.error}" if record.error and record.state in TELLING else ""
-    busy = "  (in work)" if lease and lease.is_live else ""
-    return plain(
-        _columns(
-            str(record.state),
-            record.task_id or (f"job {record.id}" if was_delivered(record) else "-"),
-            credits_,
-            str(len(record.files)),
-            f"{track}{busy}{told}",
-        )
-    )
+    busy = "  (in work)" if _is_in_work(lease) else ""
+    reason = record.error if state in EXPLAINED else None
+    task = record.task_id or (f"job {record.id}" if was_delivered(record) else "-")
+    told = f": {reason}" if reason and width is None else ""
+    values = (str(state), task, credits_, str(len(record.files)), plain(f"{track}{busy}{told}"))
+    yield _columns(values, width)
+    if width is None:
+        return
+    if record.task_id is None and was_delivered(record):
+        yield f"  job {record.id}"  # for `resume --found`
+    if reason:
+        yield f"  {plain(reason)}"
 
 
-def as_json(record: JobRecord, lease: Lease | None) -> str:
-    """Return a job as one line of JSON."""
-    return json.dumps(
-        {
-            "id": record.id,
-            "source": record.source,
-            "label": record.label,
-            "state": record.state,
-            "stems": record.stems,
-            "preprocessing": record.preprocessing,
-            "eco_mode": record.eco_mode,
-            "task_id": record.task_id,
-            "conversion_id": record.conversion_id,
-            "credits_estimated": record.credit_estimate,
-            "credits_charged": record.cost,
-            "duration": record.duration,
-            "directory": record.directory,
-            "format": record.format,
-            "files": [file.path for file in record.files],
-            "error": record.error,
-            "created": _moment(record.created_at),
-            "accepted": _moment(record.accepted_at),
-            "in_work": lease is not None and lease.is_live,
-        }
-    )
+def _is_in_work(lease: Lease | None) -> bool:
+    return lease is not None and lease.is_live
 
 
-def _columns(state: str, task: str, credits_: str, files: str, track: str) -> str:
-    return f"{state:<{STATE}} {task:<{TASK}} {credits_:>{CREDITS}} {files:>{FILES}}  {track}"
+def _columns(values: tuple[str, str, str, str, str], width: int | None) -> str:
+    state, task, credits_, files, track = values
+    if width is None or width >= WIDE:
+        return f"{state:<{STATE}} {task:<{TASK}} {credits_:>{CREDITS}} {files:>{FILES}}  {track}"
+    short = task if len(task) < SHORT_TASK else f"{task[: SHORT_TASK - 1]}…"
+    start = f"{state:<{STATE}} {short:<{SHORT_TASK}} {credits_:>{CREDITS}} {files:>{FILES}}  "
+    return start + _shorten(track, max(MIN_TRACK, width - len(start)))
 
 
-def _moment(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+def _shorten(text: str, width: int) -> str:
+    """Cut a text to a number of columns; some characters take two."""
+    from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 - a table in a terminal only
+
+    return text if cell_len(text) <= width else f"{set_cell_size(text, width - 1)}…"

@@ -11,23 +11,11 @@ from urllib.parse import quote
 from musicgpt_async.cli.report.markup import Markup, element, join
 from musicgpt_async.cli.report.tracks import SONG, WHOLES, ReportTrack, TrackStatus
 from musicgpt_async.cli.report.waveforms import Waveform, top_of
+from musicgpt_async.cli.states import state_of
 from musicgpt_async.cli.text import count, credit, size, span
-from musicgpt_async.models import JobRecord, JobState
+from musicgpt_async.models import JobRecord
 
 Waveforms = Mapping[Path, Waveform | None]
-
-# What a track is called that is not done.
-STATES: Mapping[JobState, str] = {
-    JobState.QUEUED: "In line",
-    JobState.UPLOADING: "Being uploaded",
-    JobState.UNACKNOWLEDGED: "Handed over",
-    JobState.PROCESSING: "At the vendor",
-    JobState.COMPLETED: "Not yet downloaded",
-    JobState.FAILED: "Failed",
-    JobState.UNKNOWN: "Perhaps accepted",
-    JobState.TIMED_OUT: "Past its deadline",
-    JobState.DETACHED: "Let go of",
-}
 
 
 def track_card(
@@ -94,7 +82,7 @@ def _play(track: ReportTrack) -> Markup:
 def _badge(track: ReportTrack) -> Markup | None:
     if track.outcome is TrackStatus.DONE or track.record is None:
         return None
-    return element("span", STATES[track.record.state], class_="badge")
+    return element("span", state_of(track.record).capitalize(), class_="badge")
 
 
 def _facts(track: ReportTrack, seconds: float) -> Iterator[Markup]:
@@ -239,14 +227,14 @@ def _details(track: ReportTrack) -> Markup | None:
 
 def _known(track: ReportTrack, record: JobRecord) -> Iterator[tuple[str, str | None]]:
     yield "Source", record.source
-    yield "Stems asked for", ", ".join(record.stems) or "the vendor's own choice"
+    yield "Stems asked for", ", ".join(record.stems) or "MusicGPT's default"
     yield "Preprocessing", ", ".join(record.preprocessing)
     yield "Eco mode", "on" if record.eco_mode else None
     yield "Task", record.task_id
     yield "Conversion", record.conversion_id
     yield "Credits", ", ".join(_credits(record))
-    yield "Put in line", _moment(record.created_at)
-    yield "Handed over", _moment(record.sent_at, record.created_at)
+    yield "Queued", _moment(record.created_at)
+    yield "Sent", _moment(record.sent_at, record.created_at)
     yield "Accepted", _moment(record.accepted_at, record.sent_at)
     if record.eta is not None:
         yield "Expected to take", span(record.eta)
@@ -263,7 +251,7 @@ def _credits(record: JobRecord) -> Iterator[str]:
 
 
 def _ending(record: JobRecord) -> str:
-    return record.error or STATES[record.state]
+    return record.error or state_of(record).capitalize()
 
 
 def _moment(moment: float | None, before: float | None = None) -> str | None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import attrs
 
 from musicgpt_async import JobState, Stem
-from musicgpt_async._rules import filenames
 from musicgpt_async._rules.records import is_unfinished
 from musicgpt_async.cli.sources import is_audio, is_url
+from musicgpt_async.cli.track_json import title_of
 from musicgpt_async.models import JobRecord
 
 Stems = Mapping[str, tuple[Path, ...]]
@@ -125,11 +125,6 @@ def _of_record(record: JobRecord, earlier: tuple[JobRecord, ...], directory: Pat
         record=record,
         earlier=earlier,
     )
-
-
-def title_of(record: JobRecord) -> str:
-    """Return a job's name for people: the caller's, or the file's without its ending."""
-    return record.label or filenames.title_of(record.source) or record.id
 
 
 def _outcome(record: JobRecord) -> TrackStatus:

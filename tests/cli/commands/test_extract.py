@@ -71,13 +71,24 @@ async def test_json_is_one_object_a_track_and_nothing_else(open_vendor: Any) -> 
             "track": "good",
             "source": str(tracks[0]),
             "ok": True,
-            "state": "completed",
+            "state": "done",
+            "id": good["id"],
             "task_id": task["good.wav"].task_id,
             "conversion_id": task["good.wav"].conversion_id,
+            "label": None,
+            "stems": ["bass"],
+            "preprocessing": [],
+            "eco_mode": False,
+            "format": "both",
+            "directory": str(shell.directory / "o"),
+            "size": 20_000,
             "files": {"bass": files},
             "duration": task["good.wav"].duration,
             "credits_estimated": task["good.wav"].credit_estimate,
             "credits_charged": task["good.wav"].cost,
+            "created": good["created"],
+            "accepted": good["accepted"],
+            "in_work": False,
             "error": None,
         }
         assert all(Path(path).is_file() for path in files.values())
@@ -295,7 +306,7 @@ async def test_a_dry_run_sends_nothing_and_says_what_it_would(open_vendor: Any) 
         assert after.code == 0
         one, two = after.out.splitlines()
         assert "one.wav" in one
-        assert one.endswith("[completed already]")
+        assert one.endswith("[done already]")
         assert "two.wav" in two
         assert two.endswith("bass")
         assert "1 track would be submitted" in after.err
@@ -362,19 +373,19 @@ async def test_max_credits_stops_the_batch(open_vendor: Any) -> None:
 
 
 async def test_a_refused_key_is_not_tried_a_hundred_times(open_vendor: Any) -> None:
-    """After a 401 no further track is taken up."""
+    """After a 401 no further track is submitted; one line says so, and the exit code is 2."""
     async with open_vendor(seconds=0.1) as (vendor, shell):
         for number in range(200):
             shell.track(f"in/{number:03}.wav", size=2048)
         ended = await shell.run(
             "extract", "in", "--out", "o", "-q", *BARE, MUSICGPT_API_KEY="wrong"
         )
-        assert ended.code == 1
+        assert ended.code == 2
         assert len(vendor.requests) < 100
         assert "MUSICGPT_API_KEY" in ended.err
-        assert "Traceback" not in ended.err
         told = await shell.run("extract", "in", "--out", "o", *BARE, MUSICGPT_API_KEY="wrong")
-        assert len(re.findall("^failed", told.err, re.MULTILINE)) == 1
+        assert told.err.startswith("MusicGPT rejected the API key (401")
+        assert [ended.err.count("\n"), told.err.count("\n")] == [1, 1]
 
 
 async def test_what_is_tried_again_is_told_in_a_sentence(open_vendor: Any) -> None:
@@ -455,3 +466,15 @@ async def test_a_file_that_is_not_audio_is_not_sent(open_vendor: Any) -> None:
         assert [each.upload.file_name for each in vendor.submissions] == ["good.wav"]
         forced = await shell.run("extract", page, *options, "--force")
         assert forced.code == 0
+
+
+async def test_two_tracks_of_one_name_are_told_apart(open_vendor: Any) -> None:
+    """Once a title comes twice, the lines name the folder and the file."""
+    async with open_vendor(seconds=0.1) as (_, shell):
+        for folder in ("disc 1", "disc 2"):
+            shell.track(f"{folder}/intro.wav")
+        ended = await shell.run("extract", "disc 1", "disc 2", "--out", "o", "-s", "bass", *BARE)
+        assert ended.code == 0
+        first, second = re.findall("^done +(.*) \\(1 file", ended.err, re.MULTILINE)
+        assert first == "intro"
+        assert second in ("disc 1/intro.wav", "disc 2/intro.wav")

@@ -42,7 +42,7 @@ async def test_tasks_of_another_program_are_downloaded_and_journalled(open_vendo
         assert sum("/files" in request.path for request in vendor.requests) == downloads
         table = await shell.run("jobs", "--out", "o", "--json")
         assert [(job["task_id"], job["state"]) for job in table.tracks] == [
-            (task, "completed") for task in tasks
+            (task, "done") for task in tasks
         ]
         assert len(vendor.submissions) == 2
 
