@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from contest import Column, Table, contest, cores, without
-from downloading import no_sync, only_parsed
+from downloading import no_sync
 from uploading import connected, memory
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ async def ours_webhooks(
         yield go
 
 
-def even_looks() -> None:
+def even_polls() -> None:
     """Look every 0.2 s, as the others do, whatever was learned."""
     from musicgpt_async._rules import poll_pricing  # noqa: PLC0415
 
@@ -324,8 +324,7 @@ CONTENDERS: dict[str, Any] = {
     "ours, uvloop": ours,
     "aiohttp gather": aiohttp_gather,
     "requests, threads": requests_threads,
-    "ours, a look every 0.2 s": without(ours, even_looks),
-    "ours, through aiohttp's parser": without(ours, only_parsed),
+    "ours, a poll every 0.2 s": without(ours, even_polls),
     "ours, no fsync": without(ours, no_sync),
 }
 PEERS = list(CONTENDERS)[:6]

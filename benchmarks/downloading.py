@@ -210,7 +210,7 @@ async def ours(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Go
 
     session = MusicGPTSession("key", base_url=f"{root}/api/public/v1")
     await session.start()
-    download = session._fetcher.downloader.download  # noqa: SLF001 - no job has these links
+    download = session._runtime._downloads.downloader.download  # noqa: SLF001 - no job has these links
     with folder(parent, mib, count) as path:
 
         def progress(received: int, total: int | None) -> None:

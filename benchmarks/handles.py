@@ -1,4 +1,4 @@
-"""Many waiting handles: memory a handle, CPU a look, and how long the loop was held."""
+"""Many waiting handles: memory a handle, CPU per poll, and how long the loop was held."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from contest import Column, Table, contest
 from servers import BASE, Server
 
 
-def _per_look(each: Any) -> float:
-    return 1e6 * each["cpu"] / each["looks"] if each["looks"] else math.nan
+def _per_poll(each: Any) -> float:
+    return 1e6 * each["cpu"] / each["polls"] if each["polls"] else math.nan
 
 
 COLUMNS = (
     Column("bytes/handle", lambda each: each["bytes"], ".0f"),
-    Column("CPU us/look", _per_look, ".0f"),
+    Column("CPU us/poll", _per_poll, ".0f"),
     Column("loop held ms", lambda each: 1000 * each.get("held", math.nan), ".1f"),
     Column("of it CPU", lambda each: 1000 * each.get("worked", math.nan), ".1f"),
 )
@@ -47,16 +47,16 @@ class Memory:
 
 
 class Counted:
-    """Counts the looks of a session."""
+    """Counts the polls of a session."""
 
     def __init__(self, session: Any) -> None:
-        self.looks = 0
-        self._ask = session._http.get  # noqa: SLF001 - the only door that looks go through
-        session._http.get = self  # noqa: SLF001
+        self.polls = 0
+        self._ask = session._settings.http.get  # noqa: SLF001 - the only door that polls go through
+        session._settings.http.get = self  # noqa: SLF001
 
     def __call__(self, *arguments: Any) -> Any:
         """Ask, and count."""
-        self.looks += 1
+        self.polls += 1
         return self._ask(*arguments)
 
 
@@ -74,9 +74,9 @@ async def ours(root: str, handles: int, seconds: float, calls: int) -> AsyncIter
     await asyncio.sleep(0.2)
 
     async def go() -> dict[str, float]:
-        before = counted.looks
+        before = counted.polls
         await asyncio.sleep(seconds)
-        return {"bytes": memory.bytes / len(jobs), "looks": counted.looks - before}
+        return {"bytes": memory.bytes / len(jobs), "polls": counted.polls - before}
 
     try:
         yield go
@@ -90,15 +90,15 @@ async def tasks(root: str, handles: int, seconds: float, calls: int) -> AsyncIte
     import aiohttp  # noqa: PLC0415
 
     pause = 60.0 * handles / calls
-    looks = 0
+    polls = 0
 
     async def wait(client: aiohttp.ClientSession, task_id: str) -> None:
-        nonlocal looks
+        nonlocal polls
         query = {"conversionType": "EXTRACTION", "task_id": task_id}
         status = ""
         while status != "COMPLETED":
             await asyncio.sleep(pause)
-            looks += 1
+            polls += 1
             headers = {"Authorization": "key"}
             async with client.get(f"{root}{BASE}/byId", params=query, headers=headers) as answer:
                 status = (await answer.json())["conversion"]["status"]
@@ -111,10 +111,10 @@ async def tasks(root: str, handles: int, seconds: float, calls: int) -> AsyncIte
             await asyncio.sleep(0)
 
         async def go() -> dict[str, float]:
-            before = looks
+            before = polls
             # All timers were started together: one whole wave, or the time that is given.
             await asyncio.sleep(min(pause, seconds * 4) + 0.5)
-            return {"bytes": memory.bytes / handles, "looks": looks - before}
+            return {"bytes": memory.bytes / handles, "polls": polls - before}
 
         yield go
         for task in waiting:

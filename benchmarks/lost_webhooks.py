@@ -40,10 +40,10 @@ def show_losses(verdicts: Verdicts, count: int) -> Losses:
             )
             known = ours.since(LEARNING)
             print(
-                f"  {name:<13}{ours.mean:8.2f}{ours.quantile(0.95):7.1f}{ours.polls_a_job:10.2f}"
-                f" |{known.mean:5.2f}{known.polls_a_job:6.2f}"
-                f" |{before.mean:11.2f}{before.polls_a_job:7.2f}"
-                f" |{polling.mean:5.2f}{polling.polls_a_job:6.1f}"
+                f"  {name:<13}{ours.mean:8.2f}{ours.quantile(0.95):7.1f}{ours.polls_per_job:10.2f}"
+                f" |{known.mean:5.2f}{known.polls_per_job:6.2f}"
+                f" |{before.mean:11.2f}{before.polls_per_job:7.2f}"
+                f" |{polling.mean:5.2f}{polling.polls_per_job:6.1f}"
             )
             here = f"{at_once} unfinished, webhooks {name}"
             judge(verdicts, here, name, (ours, polling), at_once=at_once)
@@ -58,7 +58,7 @@ def judge(
     """Hold one network to what was asked of it."""
     ours, polling = results
     if name == "0% lost":
-        polls = ours.since(LEARNING).polls_a_job
+        polls = ours.since(LEARNING).polls_per_job
         verdicts.at_most(f"{here}: polls a job after the first {LEARNING}", polls, 1.1)
     elif name == "10% lost":
         verdicts.at_most(f"{here}: mean delay", ours.mean, 2.0)
@@ -68,7 +68,7 @@ def judge(
         half = len(ours.delays) // 2
         found = (ours.silence_reported_at or len(ours.delays)) - half
         verdicts.at_most(f"{here}: jobs until it is found silent", found, at_once + 3)
-        polls = ours.since(half).polls_a_job / polling.since(half).polls_a_job
+        polls = ours.since(half).polls_per_job / polling.since(half).polls_per_job
         verdicts.at_most(f"{here}: polls from then on over polling's", polls, 1.05)
 
 

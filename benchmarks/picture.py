@@ -14,11 +14,11 @@ class Picture:
     """A small plot on two logarithmic axes, as SVG."""
 
     WIDTH, HEIGHT, MARGIN = 760, 520, 64
-    LOOKS: Axis = (2.0, 200.0, "looks a job", (2, 5, 10, 20, 50, 100, 200))
+    POLLS: Axis = (2.0, 200.0, "polls a job", (2, 5, 10, 20, 50, 100, 200))
     DELAY: Axis = (0.2, 30.0, "mean delay, s", (0.2, 0.5, 1, 2, 5, 10, 20))
     COLOURS = ("#0b6e4f", "#c1121f", "#e09f3e", "#335c67", "#7b2d8b")
 
-    def __init__(self, title: str, *, x: Axis = LOOKS, y: Axis = DELAY) -> None:
+    def __init__(self, title: str, *, x: Axis = POLLS, y: Axis = DELAY) -> None:
         self._x, self._y = x, y
         self._parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.WIDTH} {self.HEIGHT}">',
@@ -40,10 +40,10 @@ class Picture:
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
         )
 
-    def spot(self, name: str, looks: float, delay: float) -> None:
+    def spot(self, name: str, polls: float, delay: float) -> None:
         """Draw one point with its name beside it."""
-        if self._is_inside(looks, delay):
-            x, y = self._place(looks, delay)
+        if self._is_inside(polls, delay):
+            x, y = self._place(polls, delay)
             self._parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#444"/>')
             self._text(x - 7, y - 7, name, anchor="end" if x > self.WIDTH / 2 else "start")
 

@@ -16,8 +16,8 @@ from servers import BASE, Server
 from uploading import connected
 
 COLUMNS = (
-    Column("CPU us/look", lambda each: 1e6 * each["cpu"] / each["looks"], ".0f"),
-    Column("wall us/look", lambda each: 1e6 * each["wall"] / each["looks"], ".0f"),
+    Column("CPU us/poll", lambda each: 1e6 * each["cpu"] / each["polls"], ".0f"),
+    Column("wall us/poll", lambda each: 1e6 * each["wall"] / each["polls"], ".0f"),
 )
 QUERY = {"conversionType": "EXTRACTION", "task_id": "0191c0de-0000-7000-8000-000000000001"}
 KEY = {"Authorization": "key"}
@@ -27,7 +27,7 @@ Go = Callable[[], Awaitable[dict[str, float]]]
 
 
 @contextmanager
-def bare(root: str, looks: int) -> Iterator[Blocking]:
+def bare(root: str, polls: int) -> Iterator[Blocking]:
     """Ask on one bare socket: the limit in Python."""
     query = "&".join(f"{name}={value}" for name, value in QUERY.items())
     lines = (f"GET {BASE}/byId?{query} HTTP/1.1", f"Host: {urlsplit(root).netloc}", "Accept: */*")
@@ -35,16 +35,16 @@ def bare(root: str, looks: int) -> Iterator[Blocking]:
     with connected(root) as to:
 
         def go() -> dict[str, float]:
-            for _ in range(looks):
+            for _ in range(polls):
                 to.sendall(request)
                 json.loads(to.recv(65536).partition(b"\r\n\r\n")[2])
-            return {"looks": looks}
+            return {"polls": polls}
 
         yield go
 
 
 @contextmanager
-def requests_session(root: str, looks: int) -> Iterator[Blocking]:
+def requests_session(root: str, polls: int) -> Iterator[Blocking]:
     """Ask with a requests session."""
     import requests  # noqa: PLC0415 - each contender loads its own client alone
 
@@ -52,76 +52,76 @@ def requests_session(root: str, looks: int) -> Iterator[Blocking]:
         trusted = os.environ["SSL_CERT_FILE"]
 
         def go() -> dict[str, float]:
-            for _ in range(looks):
+            for _ in range(polls):
                 client.get(f"{root}{BASE}/byId", params=QUERY, headers=KEY, verify=trusted).json()
-            return {"looks": looks}
+            return {"polls": polls}
 
         yield go
 
 
 @contextmanager
-def requests_anew(root: str, looks: int) -> Iterator[Blocking]:
+def requests_anew(root: str, polls: int) -> Iterator[Blocking]:
     """Ask as the vendor's SDK does, on a new connection each time."""
     import requests  # noqa: PLC0415
 
     trusted = os.environ["SSL_CERT_FILE"]
 
     def go() -> dict[str, float]:
-        for _ in range(looks):
+        for _ in range(polls):
             requests.get(f"{root}{BASE}/byId", params=QUERY, headers=KEY, verify=trusted).json()
-        return {"looks": looks}
+        return {"polls": polls}
 
     yield go
 
 
 @contextmanager
-def httpx_sync(root: str, looks: int) -> Iterator[Blocking]:
+def httpx_sync(root: str, polls: int) -> Iterator[Blocking]:
     """Ask with httpx."""
     import httpx  # noqa: PLC0415
 
     with httpx.Client(verify=ssl.create_default_context()) as client:
 
         def go() -> dict[str, float]:
-            for _ in range(looks):
+            for _ in range(polls):
                 client.get(f"{root}{BASE}/byId", params=QUERY, headers=KEY).json()
-            return {"looks": looks}
+            return {"polls": polls}
 
         yield go
 
 
 @asynccontextmanager
-async def httpx_async(root: str, looks: int) -> AsyncIterator[Go]:
+async def httpx_async(root: str, polls: int) -> AsyncIterator[Go]:
     """Ask with httpx's asynchronous client."""
     import httpx  # noqa: PLC0415
 
     async with httpx.AsyncClient(verify=ssl.create_default_context()) as client:
 
         async def go() -> dict[str, float]:
-            for _ in range(looks):
+            for _ in range(polls):
                 (await client.get(f"{root}{BASE}/byId", params=QUERY, headers=KEY)).json()
-            return {"looks": looks}
+            return {"polls": polls}
 
         yield go
 
 
 @asynccontextmanager
-async def aiohttp_get(root: str, looks: int) -> AsyncIterator[Go]:
+async def aiohttp_get(root: str, polls: int) -> AsyncIterator[Go]:
     """Ask with aiohttp and parse the JSON, nothing else."""
     import aiohttp  # noqa: PLC0415
 
     async with aiohttp.ClientSession() as client:
 
         async def go() -> dict[str, float]:
-            for _ in range(looks):
+            for _ in range(polls):
                 async with client.get(f"{root}{BASE}/byId", params=QUERY, headers=KEY) as answer:
                     await answer.json()
-            return {"looks": looks}
+            return {"polls": polls}
 
         yield go
 
 
 @asynccontextmanager
-async def ours(root: str, looks: int) -> AsyncIterator[Go]:
+async def ours(root: str, polls: int) -> AsyncIterator[Go]:
     """Look at an attached job as the session's schedule does, from the GET to the next date."""
     from musicgpt_async import Limits, MusicGPTSession  # noqa: PLC0415
 
@@ -129,13 +129,13 @@ async def ours(root: str, looks: int) -> AsyncIterator[Go]:
     session = MusicGPTSession("key", base_url=f"{root}{BASE}", limits=limits)
     await session.start()
     job = session.attach(QUERY["task_id"])
-    poller = session._poller  # noqa: SLF001 - to look without waiting for the schedule
+    poller = session._runtime._poller  # noqa: SLF001 - to look without waiting for the schedule
     watch = poller._entries[job.id]  # noqa: SLF001
 
     async def go() -> dict[str, float]:
-        for _ in range(looks):
+        for _ in range(polls):
             await poller._poll(watch)  # noqa: SLF001
-        return {"looks": looks}
+        return {"polls": polls}
 
     try:
         yield go
@@ -144,21 +144,21 @@ async def ours(root: str, looks: int) -> AsyncIterator[Go]:
 
 
 @asynccontextmanager
-async def ours_read(root: str, looks: int) -> AsyncIterator[Go]:
+async def ours_read(root: str, polls: int) -> AsyncIterator[Go]:
     """Make the call and read its answer, without the schedule's book-keeping."""
     from musicgpt_async import MusicGPTSession  # noqa: PLC0415
     from musicgpt_async._rules import payloads, protocol  # noqa: PLC0415
 
     session = MusicGPTSession("key", base_url=f"{root}{BASE}")
     await session.start()
-    ask = session._http.get  # noqa: SLF001
+    ask = session._settings.http.get  # noqa: SLF001
 
     async def go() -> dict[str, float]:
-        for _ in range(looks):
+        for _ in range(polls):
             answer = await ask(f"{root}{BASE}/byId", protocol.status_query(QUERY["task_id"]))
-            data = protocol.parse_response(answer, now=0.0, subject="The look")
+            data = protocol.parse_response(answer, now=0.0, subject="The poll")
             payloads.parse_conversion(data, requested=())
-        return {"looks": looks}
+        return {"polls": polls}
 
     try:
         yield go
@@ -167,7 +167,7 @@ async def ours_read(root: str, looks: int) -> AsyncIterator[Go]:
 
 
 @asynccontextmanager
-async def ours_asked(root: str, looks: int) -> AsyncIterator[Go]:
+async def ours_asked(root: str, polls: int) -> AsyncIterator[Go]:
     """Ask by the schedule: entered, woken by the bell, looked at in a task, forgotten."""
     from musicgpt_async import Limits, MusicGPTSession  # noqa: PLC0415
 
@@ -176,9 +176,9 @@ async def ours_asked(root: str, looks: int) -> AsyncIterator[Go]:
     await session.start()
 
     async def go() -> dict[str, float]:
-        for _ in range(looks):
-            await session._poller.ask(QUERY["task_id"], ())  # noqa: SLF001
-        return {"looks": looks}
+        for _ in range(polls):
+            await session._runtime._poller.poll_once(QUERY["task_id"], ())  # noqa: SLF001
+        return {"polls": polls}
 
     try:
         yield go
@@ -187,18 +187,18 @@ async def ours_asked(root: str, looks: int) -> AsyncIterator[Go]:
 
 
 @asynccontextmanager
-async def tasks(root: str, looks: int) -> AsyncIterator[Go]:
+async def tasks(root: str, polls: int) -> AsyncIterator[Go]:
     """Wait as a task a job does: ask, sleep, ask."""
     import aiohttp  # noqa: PLC0415
 
     async with aiohttp.ClientSession() as client:
 
         async def go() -> dict[str, float]:
-            for _ in range(looks):
+            for _ in range(polls):
                 async with client.get(f"{root}{BASE}/byId", params=QUERY, headers=KEY) as answer:
                     await answer.json()
                 await asyncio.sleep(0.001)
-            return {"looks": looks}
+            return {"polls": polls}
 
         yield go
 
@@ -219,16 +219,16 @@ CONTENDERS: dict[str, Any] = {
 PEERS = list(CONTENDERS)
 
 
-def tables(server: Server, looks: int, rounds: int, names: list[str]) -> Iterator[Table]:
+def tables(server: Server, polls: int, rounds: int, names: list[str]) -> Iterator[Table]:
     """Look in clear and over TLS."""
     for tls in (False, True):
         yield contest(
-            f"A look ({looks} one after another){' over TLS' if tls else ''}",
-            "looking",
+            f"A poll ({polls} one after another){' over TLS' if tls else ''}",
+            "polling",
             COLUMNS,
             rounds=rounds,
-            arguments={"root": server.root(tls=tls), "looks": looks},
-            warm_up={"looks": 10},
+            arguments={"root": server.root(tls=tls), "polls": polls},
+            warm_up={"polls": 10},
             names=names,
             environment={"SSL_CERT_FILE": server.ca},
         )

@@ -21,7 +21,7 @@ import bars
 import batches
 import downloading
 import handles
-import looking
+import polling
 import servers
 import starting
 import targets
@@ -48,10 +48,10 @@ class Run:
             names = downloading.PEERS
             yield from downloading.tables(self.server, mib, self.rounds, names, count=count)
 
-    def look(self) -> Iterator[Table]:
+    def poll(self) -> Iterator[Table]:
         """The cost of a look."""
-        yield from looking.tables(
-            self.server, 100 if self.quick else 1000, self.rounds, looking.PEERS
+        yield from polling.tables(
+            self.server, 100 if self.quick else 1000, self.rounds, polling.PEERS
         )
 
     def handles(self) -> Iterator[Table]:
@@ -80,7 +80,7 @@ class Run:
 
 PARTS: dict[str, Callable[[Run], Iterator[Table]]] = {
     "start": Run.start,
-    "look": Run.look,
+    "poll": Run.poll,
     "upload": Run.upload,
     "download": Run.download,
     "handles": Run.handles,

@@ -44,8 +44,8 @@ def lines_of(table: Table) -> Iterator[Line]:
         yield from _of_uploads(table)
     elif table.title.startswith("Download"):
         yield from _of_downloads(table)
-    elif table.title.startswith("A look"):
-        yield from _ratios(table, "CPU us/look", {"aiohttp GET": 1.15}, least=False)
+    elif table.title.startswith("A poll"):
+        yield from _ratios(table, "CPU us/poll", {"aiohttp GET": 1.15}, least=False)
     elif "waiting handles" in table.title:
         yield _own(table, "bytes/handle", 2048)
         if "pro plan" in table.title:

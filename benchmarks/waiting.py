@@ -44,7 +44,7 @@ from waiting_simulation import (
     exponential,
     lognormal,
     optimum,
-    over_own_looks,
+    over_own_polls,
     simulate,
     unpaced,
 )
@@ -52,7 +52,7 @@ from waiting_simulation import (
 from musicgpt_async._rules.polling import Schedule
 
 PLANS = ((2, 20.0), (5, 200.0), (10, 500.0), (200, 500.0))
-"""Unfinished jobs and looks a minute: each plan's, and many attached handles."""
+"""Unfinished jobs and polls a minute: each plan's, and many attached handles."""
 
 
 @attrs.frozen
@@ -60,8 +60,8 @@ class Load:
     """What a schedule of many handles costs this machine."""
 
     handles: int
-    bytes_a_handle: float
-    microseconds_a_look: float
+    bytes_per_handle: float
+    microseconds_per_poll: float
 
 
 def load(handles: int, polls: int) -> Load:
@@ -91,7 +91,7 @@ def row(name: str, result: Result) -> str:
     """One line of a table."""
     return (
         f"  {name:<30}{result.mean:>9.2f}{result.quantile(0.95):>9.2f}{result.quantile(0.99):>9.2f}"
-        f"{result.looks_a_job:>10.1f}{result.refused:>9}{result.worst_minute:>9}"
+        f"{result.polls_per_job:>10.1f}{result.refused:>9}{result.worst_minute:>9}"
     )
 
 
@@ -101,18 +101,18 @@ HEADING = (
 
 
 def show_trades(verdicts: Verdicts, count: int) -> dict[float, tuple[list[Trade], Curve]]:
-    """Without a budget: the trade-off between looks and delay."""
+    """Without a budget: the trade-off between polls and delay."""
     shown = {}
     for sigma in SIGMAS:
         best = optimum(sigma)
         trades = [Trade.of(lognormal(sigma), price, count) for price in PRICES]
         shown[sigma] = trades, best
         print(f"\nNo budget, sigma {sigma}, {count} jobs one after another: mean delay in seconds")
-        print("  price  looks/job   ours  fixed  ratio  expon.  ratio | after 200:  optimum  ratio")
+        print("  price  polls/job   ours  fixed  ratio  expon.  ratio | after 200:  optimum  ratio")
         for trade in trades:
-            ideal = best.delay_at(trade.late_looks)
+            ideal = best.delay_at(trade.late_polls)
             print(
-                f"  {trade.price:5.2f} {trade.result.looks_a_job:10.1f} {trade.result.mean:6.2f}"
+                f"  {trade.price:5.2f} {trade.result.polls_per_job:10.1f} {trade.result.mean:6.2f}"
                 f" {trade.fixed:6.2f} {trade.result.mean / trade.fixed:6.2f}"
                 f" {trade.exponential:7.2f} {trade.result.mean / trade.exponential:6.2f}"
                 f" | {trade.late_mean:9.2f} {ideal:8.2f} {trade.late_mean / ideal:6.2f}"
@@ -124,14 +124,14 @@ def show_trades(verdicts: Verdicts, count: int) -> dict[float, tuple[list[Trade]
 def judge_trades(
     verdicts: Verdicts, sigma: float, trades: list[Trade], best: Curve, jobs: list[Job]
 ) -> None:
-    """Hold a table to what was asked: the worst price of it, and the exponential's own looks."""
+    """Hold a table to what was asked: the worst price of it, and the exponential's own polls."""
     bounds = {0.15: (0.35, 0.3, 1.25), 0.3: (0.6, 0.35, 1.15), 0.6: (0.9, 0.5, 1.05)}[sigma]
     here = f"no budget, sigma {sigma}: mean delay over"
     fixed = max(trade.result.mean / trade.fixed for trade in trades)
-    verdicts.at_most(f"{here} the fixed interval's at equal looks", fixed, bounds[0])
-    ratio = over_own_looks(trades, jobs, exponential)
-    verdicts.at_most(f"{here} the exponential's at its own looks", ratio, bounds[1])
-    ideal = max(trade.late_mean / best.delay_at(trade.late_looks) for trade in trades)
+    verdicts.at_most(f"{here} the fixed interval's at equal polls", fixed, bounds[0])
+    ratio = over_own_polls(trades, jobs, exponential)
+    verdicts.at_most(f"{here} the exponential's at its own polls", ratio, bounds[1])
+    ideal = max(trade.late_mean / best.delay_at(trade.late_polls) for trade in trades)
     verdicts.at_most(f"{here} the optimum's after 200 jobs", ideal, bounds[2])
 
 
@@ -170,7 +170,7 @@ def show_budgets(verdicts: Verdicts, count: int) -> None:
             continue
         lot = draw(lognormal(sigma), 3 * count if at_once > 10 else count, seed=3, told=told)
         print(
-            f"\n{at_once} unfinished, {polls:g} looks a minute, sigma {sigma},"
+            f"\n{at_once} unfinished, {polls:g} polls a minute, sigma {sigma},"
             f" {len(lot)} jobs{'' if told else ', eta unknown'}"
         )
         print(HEADING)
@@ -181,7 +181,7 @@ def show_budgets(verdicts: Verdicts, count: int) -> None:
         ours, sdk = results["ours, budget given"], results["every 3 s (the vendor's SDK)"]
         here = f"{at_once} unfinished, {polls:g} a minute, sigma {sigma}"
         here += "" if told else ", eta unknown"
-        verdicts.at_most(f"{here}: looks in the worst minute", ours.worst_minute, polls)
+        verdicts.at_most(f"{here}: polls in the worst minute", ours.worst_minute, polls)
         if at_once == 2:
             verdicts.at_most(f"{here}: mean delay", ours.mean, 3.0)
         if at_once == 200 and told:
@@ -191,13 +191,13 @@ def show_budgets(verdicts: Verdicts, count: int) -> None:
 def show_families(verdicts: Verdicts, count: int) -> None:
     """On durations that no constant was chosen on."""
     print(f"\nOther families, no budget, {count} jobs one after another")
-    print("  family                     price  looks/job   mean s   p99 s  fixed s   gain")
+    print("  family                     price  polls/job   mean s   p99 s  fixed s   gain")
     for name, family in STEM_GROUPS.items():
         trades = [Trade.of(family, price, count) for price in (0.05, 0.1, 0.4)]
         for trade in trades:
             ours = trade.result
             print(
-                f"  {name:<25} {trade.price:6.2f} {ours.looks_a_job:10.1f} {ours.mean:8.2f}"
+                f"  {name:<25} {trade.price:6.2f} {ours.polls_per_job:10.1f} {ours.mean:8.2f}"
                 f" {ours.quantile(0.99):7.1f} {trade.fixed:8.2f} {trade.fixed / ours.mean:6.2f}"
             )
         worst = max(trade.result.mean / trade.fixed for trade in trades)
@@ -217,7 +217,7 @@ def show_families_under_budgets(verdicts: Verdicts, count: int) -> None:
             ours = simulate(policy, lot, at_once=at_once, polls_per_minute=polls)
             print(row(f"{name}, {at_once}", ours))
             here = f"{name}, {at_once} unfinished"
-            verdicts.at_most(f"{here}: looks in the worst minute", ours.worst_minute, polls)
+            verdicts.at_most(f"{here}: polls in the worst minute", ours.worst_minute, polls)
             verdicts.at_most(f"{here}: p99", ours.quantile(0.99), 30.0)
 
 
@@ -229,31 +229,31 @@ def show_batches(verdicts: Verdicts) -> None:
         account = Batch(parallel=parallel, polls_per_minute=polls, tracks=100).run()
         print(
             f"  {parallel:2} at once, {polls:3g} a minute{account.submits_refused:13}"
-            f"{account.looks_refused:13}{account.busy:12.1%}{account.limit:18}"
+            f"{account.polls_refused:13}{account.busy:12.1%}{account.limit:18}"
         )
         if parallel == 2:
-            verdicts.at_most("free plan, 100 tracks: 429s on byId", account.looks_refused, 0)
+            verdicts.at_most("free plan, 100 tracks: 429s on byId", account.polls_refused, 0)
             verdicts.at_most("free plan, 100 tracks: 429s on submit", account.submits_refused, 5)
             verdicts.at_most("free plan, 100 tracks: slots idle", 1.0 - account.busy, 0.1)
 
 
 def show_load(verdicts: Verdicts, polls: int) -> None:
     """Many handles on one schedule."""
-    print("\nMany handles on one schedule of 500 looks a minute")
+    print("\nMany handles on one schedule of 500 polls a minute")
     loads = [load(handles, polls) for handles in (100, 1000, 10_000)]
     for each in loads:
         print(
-            f"  {each.handles:6} handles: {each.bytes_a_handle:6.0f} bytes a handle,"
-            f" {each.microseconds_a_look:6.1f} us of CPU a look"
+            f"  {each.handles:6} handles: {each.bytes_per_handle:6.0f} bytes a handle,"
+            f" {each.microseconds_per_poll:6.1f} us of CPU per poll"
         )
-    growth = loads[-1].microseconds_a_look / loads[0].microseconds_a_look
-    verdicts.at_most("CPU a look at 10,000 handles over that at 100", growth, 2.0)
+    growth = loads[-1].microseconds_per_poll / loads[0].microseconds_per_poll
+    verdicts.at_most("CPU per poll at 10,000 handles over that at 100", growth, 2.0)
 
 
 def draw_trade_off(path: Path, trades: list[Trade], best: Curve, sigma: float) -> None:
-    """Draw delay over looks for one sigma."""
+    """Draw delay over polls for one sigma."""
     picture = Picture(f"Waiting for jobs of 10 to 200 s whose eta is off by sigma {sigma}")
-    polls = [trade.result.looks_a_job for trade in trades]
+    polls = [trade.result.polls_per_job for trade in trades]
     picture.curve("the optimum, knowing the law", best.points)
     means = [trade.result.mean for trade in trades]
     picture.curve("ours, learning", zip(polls, means, strict=True))
@@ -262,7 +262,7 @@ def draw_trade_off(path: Path, trades: list[Trade], best: Curve, sigma: float) -
     jobs = draw(lognormal(sigma), 400, seed=2)
     for name, wait in CLIENTS.items():
         result = simulate(Timers(wait), jobs, at_once=1)
-        picture.spot(name, result.looks_a_job, result.mean)
+        picture.spot(name, result.polls_per_job, result.mean)
     picture.save(path)
 
 

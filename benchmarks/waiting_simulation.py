@@ -1,7 +1,7 @@
 """A virtual vendor and the clients that wait for it, to measure policies of looking.
 
 The vendor answers at once, refuses a look (429) when the sixty seconds before it hold a budget's
-worth of answered looks, and refuses a submit when the account is full. A naive client goes on at
+worth of answered polls, and refuses a submit when the account is full. A naive client goes on at
 its own interval after a refusal. Everything is drawn from fixed seeds.
 """
 
@@ -76,7 +76,7 @@ def draw(family: Family, count: int, *, seed: int, told: bool = True) -> list[Jo
 
 
 class Vendor:
-    """The vendor's side of the budget: at most so many answered looks in any sixty seconds."""
+    """The vendor's side of the budget: at most so many answered polls in any sixty seconds."""
 
     def __init__(self, polls_per_minute: float) -> None:
         self._budget = polls_per_minute
@@ -96,7 +96,7 @@ class Vendor:
 
 
 class Policy(Protocol):
-    """A way to choose moments for looks."""
+    """A way to choose moments for polls."""
 
     def add(self, key: int, now: float, eta: float | None) -> None:
         """Begin to look at a job that was accepted now."""
@@ -105,7 +105,7 @@ class Policy(Protocol):
         """The moment of the next look."""
 
     def take(self, now: float) -> list[int]:
-        """The looks to make now."""
+        """The polls to make now."""
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:
         """Take the answer to a look."""
@@ -127,7 +127,7 @@ class Learned:
         return NEVER if at is None else at
 
     def take(self, now: float) -> list[int]:
-        """The looks to make now."""
+        """The polls to make now."""
         return self.schedule.take_due(now)
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:
@@ -160,7 +160,7 @@ class Timers:
         return self._due[0][0] if self._due else NEVER
 
     def take(self, now: float) -> list[int]:
-        """The looks to make now."""
+        """The polls to make now."""
         taken = []
         while self._due and self._due[0][0] <= now:
             taken.append(heapq.heappop(self._due)[1])
@@ -190,7 +190,7 @@ class Turns:
         return self._at if self._line else NEVER
 
     def take(self, now: float) -> list[int]:
-        """The looks to make now."""
+        """The polls to make now."""
         self._at = now + self._gap
         return [self._line.popleft()]
 
@@ -234,7 +234,7 @@ class Result:
         return statistics.fmean(self.delays)
 
     @property
-    def looks_a_job(self) -> float:
+    def polls_per_job(self) -> float:
         """Looks made, refused ones too, for each job."""
         return self.polls / len(self.delays)
 
@@ -275,7 +275,7 @@ def simulate(
 
 
 def worst_minute(moments: Sequence[float]) -> int:
-    """The most looks in any sixty seconds."""
+    """The most polls in any sixty seconds."""
     window: deque[float] = deque()
     worst = 0
     for at in moments:
@@ -313,10 +313,10 @@ def unpaced(price: float, durations: DurationModel | None = None) -> Learned:
     )
 
 
-def at_equal_looks(
-    durations: Sequence[float], looks_a_job: float, wait: Callable[[int], float]
+def at_equal_polls(
+    durations: Sequence[float], polls_per_job: float, wait: Callable[[int], float]
 ) -> float:
-    """Mean delay of a policy on timers, stretched until it makes this many looks a job."""
+    """Mean delay of a policy on timers, stretched until it makes this many polls a job."""
     moments = list(itertools.accumulate(wait(poll) for poll in range(6000)))
 
     def stretched(factor: float) -> tuple[float, float]:
@@ -330,12 +330,12 @@ def at_equal_looks(
     low, high = 1.001 * max(durations) / moments[-1], 1000.0
     for _ in range(40):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if stretched(middle)[0] > looks_a_job else (low, middle)
+        low, high = (middle, high) if stretched(middle)[0] > polls_per_job else (low, middle)
     return stretched(high)[1]
 
 
 def optimum_for(sigma: float, price: float, knots: int = 500) -> tuple[float, float]:
-    """The least expected price of looks and delay for eta 1, as (looks, delay).
+    """The least expected price of polls and delay for eta 1, as (polls, delay).
 
     Solved backwards over a fine grid of moments: what no rule can beat that knows the law.
     """
@@ -346,7 +346,7 @@ def optimum_for(sigma: float, price: float, knots: int = 500) -> tuple[float, fl
     for k in range(1, len(at)):
         area.append(area[-1] + 0.5 * (at[k] - at[k - 1]) * (ended[k] + ended[k - 1]))
     last = len(at) - 1
-    best = [(0.0, 0.0, 0.0)] * (last + 1)  # cost, looks, delay from a look at this moment on
+    best = [(0.0, 0.0, 0.0)] * (last + 1)  # cost, polls, delay from a look at this moment on
     reach = last
     for k in range(last - 1, -1, -1):
         found = (NEVER, 0.0, 0.0)
@@ -362,12 +362,12 @@ def optimum_for(sigma: float, price: float, knots: int = 500) -> tuple[float, fl
 
 @attrs.frozen
 class Curve:
-    """Mean delay over looks a job."""
+    """Mean delay over polls a job."""
 
     points: list[tuple[float, float]]
 
     def delay_at(self, polls: float) -> float:
-        """The mean delay at this many looks a job, between the points on logarithmic scales."""
+        """The mean delay at this many polls a job, between the points on logarithmic scales."""
         points = sorted(self.points)
         k = min(max(bisect_left(points, (polls, 0.0)), 1), len(points) - 1)
         (x0, y0), (x1, y1) = points[k - 1], points[k]
@@ -380,11 +380,11 @@ def optimum(sigma: float, *, etas: int = 19) -> Curve:
     spread = [10.0 + 190.0 * (k + 0.5) / etas for k in range(etas)]
     ratios = [0.0002 * 1.7**k for k in range(14)]
     solved = [optimum_for(sigma, ratio) for ratio in ratios]
-    looks_of = Curve([(r, polls) for r, (polls, _) in zip(ratios, solved, strict=True)])
+    polls_of = Curve([(r, polls) for r, (polls, _) in zip(ratios, solved, strict=True)])
     delay_of = Curve([(r, delay) for r, (_, delay) in zip(ratios, solved, strict=True)])
     points = []
     for price in (0.05, *PRICES, 3.2):
-        polls = statistics.fmean(looks_of.delay_at(price / eta) for eta in spread)
+        polls = statistics.fmean(polls_of.delay_at(price / eta) for eta in spread)
         delay = statistics.fmean(eta * delay_of.delay_at(price / eta) for eta in spread)
         points.append((polls, delay))
     return Curve(points)
@@ -392,14 +392,14 @@ def optimum(sigma: float, *, etas: int = 19) -> Curve:
 
 @attrs.frozen
 class Trade:
-    """The learned schedule against others at equal looks a job, no budget in the way."""
+    """The learned schedule against others at equal polls a job, no budget in the way."""
 
     price: float
     result: Result
-    fixed: float  # mean delay of each at as many looks
+    fixed: float  # mean delay of each at as many polls
     exponential: float
     late_mean: float  # of the jobs after the first 200
-    late_looks: float
+    late_polls: float
 
     @classmethod
     def of(cls, family: Family, price: float, count: int, *, seed: int = 1) -> Trade:
@@ -413,20 +413,20 @@ class Trade:
         return cls(
             price,
             whole,
-            at_equal_looks(durations, whole.looks_a_job, every(1.0)),
-            at_equal_looks(durations, whole.looks_a_job, exponential),
+            at_equal_polls(durations, whole.polls_per_job, every(1.0)),
+            at_equal_polls(durations, whole.polls_per_job, exponential),
             statistics.fmean(whole.delays[200:]),
             (whole.polls - early.polls) / (count - 200),
         )
 
 
-def over_own_looks(
+def over_own_polls(
     trades: Sequence[Trade], jobs: Sequence[Job], wait: Callable[[int], float]
 ) -> float:
-    """The schedule's mean delay over that of timers, at the looks that those make."""
+    """The schedule's mean delay over that of timers, at the polls that those make."""
     other = simulate(Timers(wait), jobs, at_once=1)
-    ours = Curve([(trade.result.looks_a_job, trade.result.mean) for trade in trades])
-    return ours.delay_at(other.looks_a_job) / other.mean
+    ours = Curve([(trade.result.polls_per_job, trade.result.mean) for trade in trades])
+    return ours.delay_at(other.polls_per_job) / other.mean
 
 
 @attrs.frozen
@@ -434,7 +434,7 @@ class Account:
     """A whole batch on an account of which nothing was said."""
 
     submits_refused: int
-    looks_refused: int
+    polls_refused: int
     busy: float
     limit: int
 
@@ -465,7 +465,7 @@ class Batch:
             while self._uploads and self._uploads[0][0] <= now:
                 self._submit(heapq.heappop(self._uploads)[1], now)
             for key in self._schedule.take_due(now):
-                self._look(key, now)
+                self._poll(key, now)
         busy = sum(job.actual for job in self._jobs) / (now * self._parallel)
         return Account(self._refused, self._vendor.refused, busy, self._slots.limit)
 
@@ -485,7 +485,7 @@ class Batch:
         self._ends[key] = now + self._jobs[key].actual
         self._schedule.add(key, now=now, eta=self._jobs[key].eta)
 
-    def _look(self, key: int, now: float) -> None:
+    def _poll(self, key: int, now: float) -> None:
         if not self._vendor.answers(now):
             self._schedule.on_throttled(now=now, retry_after=None)
         else:

@@ -61,7 +61,7 @@ class Waited:
         return statistics.fmean(self.delays)
 
     @property
-    def polls_a_job(self) -> float:
+    def polls_per_job(self) -> float:
         """Polls made for each job."""
         return statistics.fmean(self.polls)
 

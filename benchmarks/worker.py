@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 class Watched(selectors.DefaultSelector):
-    """Tells how long the loop was held between two looks at its sockets."""
+    """Tells how long the loop was held between two polls at its sockets."""
 
     def __init__(self) -> None:
         super().__init__()
