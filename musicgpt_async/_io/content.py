@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -37,6 +37,7 @@ BLOCK_SIZE = 1 << 20
 READ_SIZE = 2 * BLOCK_SIZE
 # Bytes whose digest takes less time than a round trip to the executor.
 SMALL_BLOCK = 1 << 15
+CLOSE_TIMEOUT = 5.0  # seconds that a read of a disk may hold up the end of a submit
 
 
 class ReadableTrack(Protocol):
@@ -97,6 +98,7 @@ class InFile:
     _path: Path
     _state: tuple[int, ...]
     _executor: Executor
+    _readers: set[asyncio.Task[Any] | None] = attrs.field(factory=set)
 
     @classmethod
     async def open(cls, name: str, path: Path, executor: Executor) -> InFile:
@@ -116,7 +118,7 @@ class InFile:
         self, get_buffer: Callable[[], memoryview]
     ) -> AsyncGenerator[memoryview, None]:
         sent = 0
-        with _map_os_errors(self.name):
+        with _map_os_errors(self.name), self._count_reader():
             async with _open_file(self._path, self._executor) as (file, status):
                 self._check_unchanged(status)
                 while sent < self.size:
@@ -131,6 +133,26 @@ class InFile:
                         yield block
                 if sent < self.size:
                     self._check_unchanged(await _status(file, self._executor))
+
+    @contextmanager
+    def _count_reader(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        self._readers.add(task)
+        try:
+            yield
+        finally:
+            self._readers.discard(task)
+
+    async def aclose(self) -> None:
+        """Stop what still reads the file, and wait until its handle is closed.
+
+        A task of aiohttp's reads it, which is cancelled when a request fails but not waited for.
+        """
+        readers = [task for task in self._readers - {asyncio.current_task()} if task is not None]
+        for task in readers:
+            task.cancel()
+        if readers:
+            await _completed(asyncio.wait(readers, timeout=CLOSE_TIMEOUT))
 
     def _check_unchanged(self, status: os.stat_result) -> None:
         if _state_of(status) != self._state:

@@ -144,10 +144,14 @@ async def open_track(track: Track, executor: Executor) -> AsyncIterator[Readable
         elif isinstance(content, bytes):
             yield await InMemory.of(track.name, content, executor)
         elif isinstance(content, Path):
-            yield await InFile.open(track.name, content, executor)
+            file = await InFile.open(track.name, content, executor)
+            stack.push_async_callback(file.aclose)
+            yield file
         elif reader := await InReader.open(track.name, content, executor):
             yield reader
         else:
             path = await spool(track.name, content, executor, stack)
-            # The times of the temporary file say nothing about the stream.
-            yield attrs.evolve(await InFile.open(track.name, path, executor), version="")
+            # The temporary file's own times say nothing about the stream.
+            file = attrs.evolve(await InFile.open(track.name, path, executor), version="")
+            stack.push_async_callback(file.aclose)
+            yield file

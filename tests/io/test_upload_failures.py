@@ -291,6 +291,7 @@ async def test_hanging_up_midway_is_not_delivered(
         body = body_of(content)
         with anyio.fail_after(PATIENCE), pytest.raises(TransportError) as caught:
             await transport.post(server.url, body)
+    assert not held(tmp_path / "a.wav")
     assert not body.delivered
     error = body.failure or caught.value
     assert isinstance(error, MusicGPTError)
