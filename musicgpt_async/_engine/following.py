@@ -141,15 +141,21 @@ class Following:
         await self._limited(job, record.id, follow)
 
     async def _limited(
-        self, job: Job, record_id: str, follow: Callable[[Job], Awaitable[None]]
+        self,
+        job: Job,
+        record_id: str,
+        follow: Callable[[Job, anyio.CancelScope], Awaitable[None]],
     ) -> None:
-        """Follow until the job has ended here, is resumed here, or its deadline has passed."""
+        """Follow until the job has ended here, is resumed here, or its deadline has passed.
+
+        The deadline counts once the job is seen to be accepted: its owner may wait for a slot.
+        """
         if job.has_ended:
             return
         scope = self._scopes[job.id] = anyio.CancelScope()
         try:
-            with scope, anyio.move_on_after(job.deadline) as limit:
-                await follow(job)
+            with scope, anyio.CancelScope() as limit:
+                await follow(job, limit)
             if not limit.cancelled_caught or job.has_ended:
                 return
             found = await self._context.store.find(record_id)
@@ -159,7 +165,7 @@ class Following:
             if self._scopes.get(job.id) is scope:
                 del self._scopes[job.id]
 
-    async def _watch_owner(self, job: Job) -> None:
+    async def _watch_owner(self, job: Job, limit: anyio.CancelScope) -> None:
         """Show what the record says, until it has ended or its claim is free."""
         store, record_id = self._context.store, job.record.id
         scope = self._scopes[job.id]
@@ -184,11 +190,14 @@ class Following:
                 self.resume(job, found, claim)
             else:
                 self._jobs.mirror(job, found)
+                _begin_deadline(job, found, limit)
                 await anyio.sleep(OWNER_POLL_INTERVAL)
                 continue
             return
 
-    async def _follow_owner(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
+    async def _follow_owner(
+        self, job: Job, limit: anyio.CancelScope, record: JobRecord, claim: Claim | None
+    ) -> None:
         """Wait until the job is over, or its claim is free."""
         store = self._context.store
         while claim is None and record.state is not JobState.COMPLETED:
@@ -196,6 +205,7 @@ class Following:
                 error = ExtractionFailedError(record.error or "It failed.", task_id=record.task_id)
                 self._jobs.apply(job, Trigger.EXTRACTION_FAILED, outcome=error)
                 return
+            _begin_deadline(job, record, limit)
             primary = self._jobs.find(record.id)
             if primary is None:
                 await anyio.sleep(OWNER_POLL_INTERVAL)
@@ -262,6 +272,11 @@ def make_outcome(record: JobRecord) -> Extraction | MusicGPTError | None:
             return JobDetachedError(record.error or "It was detached and not submitted.")
         case _:
             return None
+
+
+def _begin_deadline(job: Job, record: JobRecord, limit: anyio.CancelScope) -> None:
+    if record.task_id is not None and job.deadline is not None:
+        limit.deadline = min(limit.deadline, anyio.current_time() + job.deadline)
 
 
 def make_taken_over_error(job: Job) -> JobDetachedError:

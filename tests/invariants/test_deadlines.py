@@ -115,6 +115,24 @@ async def test_a_follower_has_its_own_deadline(
         assert len(vendor.submissions) == 1
 
 
+async def test_a_followers_deadline_counts_from_acceptance(
+    connect: Any, make_track: Any, tmp_path: Path, read_records: Any
+) -> None:
+    """A job that waits for its slot in another process is not overdue: its time has not begun."""
+    song, path = make_track(), tmp_path / "journal.db"
+    async with (
+        Emulator(seconds=1.5, eta=1, separate=False, parallel=1) as vendor,
+        connect(vendor, journal=path, deadline=2.2) as follower,
+        connect(vendor, journal=path) as owner,
+    ):
+        await owner.submit(make_track("first.mp3")).accepted()
+        waiting = owner.submit(song)  # refused with 429: it waits for the first one's end
+        await read_records(path, once=lambda record: record.size)
+        job = follower.submit(song)
+        assert (await job).task_id == (await waiting).task_id
+    assert len(vendor.submissions) == 2
+
+
 async def test_a_lost_answers_wait_has_an_end(
     connect: Any, open_receiver: Any, make_track: Any, tmp_path: Path
 ) -> None:
