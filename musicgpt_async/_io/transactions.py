@@ -93,9 +93,17 @@ class Transactions:
             try:
                 await self._commit(batch)
             except BaseException:
+                # Not cancelled: whoever waits was not, and would take it for a stray cancellation.
                 for _, outcome in [*batch, *self._pending]:
-                    outcome.cancel()
+                    if not outcome.done():
+                        outcome.set_exception(self._make_stopped_error())
+                self._pending.clear()
                 raise
+
+    def _make_stopped_error(self) -> JournalError:
+        return JournalError(
+            f"A write to the journal {self._database.name} was cancelled before it was done."
+        )
 
     async def _commit(self, batch: list[Pending]) -> None:
         """Commit works together; one that fails is put aside, and the others are tried again."""

@@ -12,7 +12,14 @@ import aiohttp
 import anyio
 import pytest
 
-from musicgpt_async import ExtractionJob, Limits, MusicGPTError, MusicGPTSession, Outcome
+from musicgpt_async import (
+    ExtractionJob,
+    JournalError,
+    Limits,
+    MusicGPTError,
+    MusicGPTSession,
+    Outcome,
+)
 from musicgpt_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.anyio
@@ -250,3 +257,20 @@ async def test_cancelling_again_and_again_does_not_cut_the_end_of_a_session(
     session = await connect(vendor, journal=path).start()
     assert len(await session.resume()) == 3  # its leases were given back
     assert len(vendor.submissions) == 3
+
+
+async def test_a_cancelled_write_of_the_journal_is_not_the_sources(
+    connect: Any, vendor: Emulator, hold_journal: Any, tmp_path: Path
+) -> None:
+    """All tasks that a program did not start itself are cancelled: the error names the journal."""
+    path = tmp_path / "journal.db"
+    session = await connect(vendor, journal=path).start()
+    async with hold_journal(path):
+        job = session.submit(("song.mp3", AUDIO))
+        await anyio.sleep(0.2)  # it waits to be registered
+        for task in asyncio.all_tasks():
+            if "_drain" in repr(task.get_coro()):
+                task.cancel()
+        with pytest.raises(JournalError, match="journal"):
+            await job
+    assert not vendor.submissions
