@@ -174,6 +174,7 @@ class Journal:
                     lease=self._lease,
                     clock=self._clock,
                 )
+            self._transactions.wait_as_usual()  # whoever leaves has company from now on
             self._openings += 1
         return self
 

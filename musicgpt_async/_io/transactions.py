@@ -67,6 +67,10 @@ class Transactions:
         """Have reads and writes wait so long at most from now on."""
         self._give_up_at = min(self._give_up_at, anyio.current_time() + seconds)
 
+    def wait_as_usual(self) -> None:
+        """Have reads and writes wait for their own limits again."""
+        self._give_up_at = math.inf
+
     async def close(self) -> None:
         """Close all connections."""
         await self._engine.dispose()

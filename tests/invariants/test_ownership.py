@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from musicgpt_async import ExtractionFailedError, ExtractionJob, JobState, Journal, MusicGPTSession
 from musicgpt_async.emulator import Emulator, Fault
 from musicgpt_async.models import JobRecord
+from musicgpt_async.testing import accelerated_loop
 
 pytestmark = pytest.mark.anyio
 
@@ -148,3 +150,28 @@ async def test_resuming_takes_nothing_from_a_live_session(
     assert await second.resume() == []
     assert await ends(one) == [vendor.submissions[0].task_id]
     assert paid(vendor) == {"song.mp3": 1}
+
+
+@pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"loop_factory": accelerated_loop(5)})], ids=["accelerated"]
+)
+@pytest.mark.hang(120.0)
+async def test_a_session_that_leaves_ends_no_waits_of_the_next(
+    connect: Any, make_track: Any, hold_journal: Any, tmp_path: Path
+) -> None:
+    """One session leaves while the next one begins on the same journal, which waits as ever."""
+    path = tmp_path / "journal.db"
+    journal = Journal(path)
+    async with Emulator(seconds=60, separate=False) as vendor:
+        first = await connect(vendor, journal=journal).start()
+        await first.submit(make_track()).accepted()
+        async with hold_journal(path):
+            leaving = asyncio.create_task(first.aclose(drain=False))
+            await anyio.sleep(1.0)
+            second = await connect(vendor, journal=journal).start()
+        await leaving
+        await anyio.sleep(11.0)  # the time that leaving may take is over
+        async with hold_journal(path):
+            job = second.submit(make_track("other.mp3"))
+            await anyio.sleep(8.0)  # SQLite itself waits for a second
+        assert await job.accepted()
