@@ -52,7 +52,7 @@ LOOP_TESTS = (
     "tests/io",
 )
 
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "docs", "tests"]
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.error_on_external_run = True
@@ -154,12 +154,12 @@ def run_tests(
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Make one page of all public names from their docstrings; `-- DIRECTORY` says where."""
+    """Build the documentation, a warning being an error; `-- DIRECTORY` says where."""
     session.install("--quiet", ".[all]", *group("docs"))
-    target = Path(*session.posargs or [ROOT / ".nox" / "api"])
+    target = Path(*session.posargs or [ROOT / ".nox" / "html"])
     arguments = ("-W", "--keep-going", "--quiet", "--fresh-env", "-d", session.create_tmp())
     session.run("sphinx-build", *arguments, "docs", target)
-    session.log(f"The page is {target / 'index.html'}")
+    session.log(f"The first page is {target / 'index.html'}")
 
 
 @nox.session

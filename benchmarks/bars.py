@@ -1,4 +1,4 @@
-"""Bars of a table's first column, written as SVG for the README."""
+"""Bars of a table's first column, written as SVG for the documentation."""
 
 from __future__ import annotations
 

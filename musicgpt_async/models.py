@@ -60,7 +60,7 @@ AudioFormat = Literal["best", "wav", "mp3", "both"]
 
 
 class JobState(StrEnum):
-    """The state of a job; the README has a diagram of the transitions.
+    """The state of a job; the documentation has a diagram of the transitions.
 
     Attributes:
         QUEUED: Waiting for a slot; nothing was sent.

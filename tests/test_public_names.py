@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-PAGE = (Path(__file__).parents[1] / "docs" / "index.rst").read_text("utf-8")
+REFERENCE = Path(__file__).parents[1] / "docs" / "api"
+PAGE = "".join(page.read_text("utf-8") for page in REFERENCE.glob("*.rst"))
 # What the parts of the library have for each other is none of this.
 PUBLIC = {
     "MusicGPTSession": """

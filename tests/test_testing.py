@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import re
 import socket
 import subprocess
 import sys
@@ -14,13 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
+from factories.pages import ROOT, blocks
 from factories.sessions import TRACK
 
 from musicgpt_async import Limits, MusicGPTSession
 from musicgpt_async.emulator import Emulator
 from musicgpt_async.testing import accelerated_loop, running_emulator
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = ROOT / "docs" / "testing.md"
 
 ANYIO_ON_ASYNCIO = """
     import pytest
@@ -62,18 +62,15 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-def _readmes_test() -> str:
-    text = README.read_text("utf-8")
-    (code,) = re.findall(
-        r"^## In your own tests\n.*?^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE
-    )
-    return str(code)
+def _documented_test() -> str:
+    (block,) = blocks(PAGE, "python", "In your own tests")
+    return block.code
 
 
-def test_the_readmes_test_runs_under_anyio(project: Project) -> None:
+def test_the_documented_test_runs_under_anyio(project: Project) -> None:
     """The example, pasted into a project whose tests run by anyio's plugin."""
     project.write("conftest.py", ANYIO_ON_ASYNCIO)
-    project.write("test_app.py", _readmes_test())
+    project.write("test_app.py", _documented_test())
     said = project.run()
     assert "2 passed" in said, said
 
@@ -81,9 +78,9 @@ def test_the_readmes_test_runs_under_anyio(project: Project) -> None:
 @pytest.mark.skipif(
     importlib.util.find_spec("pytest_asyncio") is None, reason="pytest-asyncio is not installed"
 )
-def test_the_readmes_test_runs_under_pytest_asyncio(project: Project) -> None:
+def test_the_documented_test_runs_under_pytest_asyncio(project: Project) -> None:
     """The same example where tests run by pytest-asyncio."""
-    project.write("test_app.py", _readmes_test().replace("mark.anyio", "mark.asyncio"))
+    project.write("test_app.py", _documented_test().replace("mark.anyio", "mark.asyncio"))
     scope = "asyncio_default_fixture_loop_scope=function"  # it warns where this is not said
     said = project.run("-p", "no:anyio", "-o", scope)
     assert "2 passed" in said, said

@@ -10,7 +10,7 @@ from MusicGPT again, and is saved later.
 
 A detached job stays detached. The response to a submit that was in flight is recorded nevertheless,
 so that the job can be resumed: these are the rows that lead from ``detached`` to itself.
-``diagram()`` draws the diagram in the README from the rows that change a state.
+``diagram()`` draws the diagram in the documentation from the rows that change a state.
 """
 
 from __future__ import annotations
@@ -177,15 +177,3 @@ def next_step(state: JobState, trigger: Trigger) -> Step:
         return TRANSITIONS[state][trigger]
     except KeyError:
         raise RuntimeError(f"a job that is {state} cannot become {trigger!r}") from None
-
-
-def diagram() -> str:
-    """Return the rows that change a state as a Mermaid state diagram."""
-    lines = [
-        f"    {state} --> {step.state}: {trigger}"
-        for state, row in TRANSITIONS.items()
-        for trigger, step in row.items()
-        if step.state is not state
-    ]
-    ends = [f"    {state} --> [*]" for state in JobState if state in TERMINAL]
-    return "\n".join(["stateDiagram-v2", f"    [*] --> {JobState.QUEUED}", *lines, *ends])

@@ -1,4 +1,4 @@
-"""Every fault that is tried, and what the user gets: one table for the tests and for the README.
+"""Every fault that is tried, and what the user gets: for the tests and for the documentation.
 
 ``python tests/faults/table.py`` prints it as Markdown.
 """
@@ -86,7 +86,7 @@ def unknown(what: str, kind: str, *, submissions: int = 1, **how: Any) -> Case:
     facts = {key: how.pop(key) for key in ("journals",) if key in how}
     return submit(
         what,
-        "not sent again; said to be unknown",
+        "not submitted again; the end is unknown",
         (kind, how),
         submissions=submissions,
         error=SubmissionUnknownError,
@@ -99,13 +99,13 @@ def refused(what: str, error: type[MusicGPTError], words: str, kind: str, **how:
     """Return a case in which the vendor says no."""
     size = how.pop("size", SHORT)
     return submit(
-        what, "told at once", (kind, how), submissions=0, error=error, words=words, size=size
+        what, "fails at once", (kind, how), submissions=0, error=error, words=words, size=size
     )
 
 
-def look(what: str, kind: str, **how: Any) -> Case:
-    """Return a case of a look gone wrong, which is never a failed job."""
-    return Case(on="Look", what=what, gets=WHOLE, faults=(Fault("byId", kind, **how),))
+def poll(what: str, kind: str, **how: Any) -> Case:
+    """Return a case of a poll gone wrong, which is never a failed job."""
+    return Case(on="Poll", what=what, gets=WHOLE, faults=(Fault("byId", kind, **how),))
 
 
 def file(what: str, gets: str, *faults: tuple[str, dict[str, Any]], **facts: Any) -> Case:
@@ -116,7 +116,7 @@ def file(what: str, gets: str, *faults: tuple[str, dict[str, Any]], **facts: Any
 
 def spoilt(what: str, words: str, kind: str, **how: Any) -> Case:
     """Return a case in which a file cannot be had whole."""
-    gets = how.pop("gets", "no file under that name; the other stem is whole")
+    gets = how.pop("gets", "no file under that name; the other stem is complete")
     form = how.pop("format", "wav")
     return file(what, gets, (kind, how), error=DownloadError, words=words, format=form)
 
@@ -125,11 +125,11 @@ def _is_struck(occasion: FaultContext) -> bool:
     return (occasion.file or "").startswith(STRUCK)
 
 
-AGAIN = "sent again, paid for once; stems whole"
-IN_LINE = "keeps its place in line, sent again; stems whole"
-WHOLE = "stems whole"
-RESUMED = "goes on where it broke off; stems whole"
-OVER = "starts over; stems whole"
+AGAIN = "submitted again, paid for once; all stems complete"
+IN_LINE = "keeps its place in the queue, submitted again; all stems complete"
+WHOLE = "all stems complete"
+RESUMED = "continues where it stopped; all stems complete"
+OVER = "starts over; all stems complete"
 FOREVER: dict[str, Any] = {"times": None}
 PAGE = b"<html><body>Welcome to our network</body></html>"
 
@@ -142,7 +142,7 @@ SUBMITS = (
         size=LONG,
     ),
     submit(
-        "connection closed amid the track",
+        "connection closed in the middle of the track",
         AGAIN,
         ("drop_mid_body", {"at": 0.1}),
         posts=2,
@@ -159,7 +159,7 @@ SUBMITS = (
         words="connection to 127.0.0.1 failed",
     ),
     submit(
-        "vendor stops reading amid the track",
+        "server stops reading in the middle of the track",
         AGAIN,
         ("stall_read", {"at": 0.1}),
         posts=2,
@@ -177,7 +177,7 @@ SUBMITS = (
         journals=(False,),
     ),
     unknown(
-        "short track out whole, connection closed before it was read",
+        "short track sent completely, connection closed before it was read",
         "drop_before_body",
         submissions=0,
         journals=(False,),  # a journal's write leaves time to see that the connection closed
@@ -248,34 +248,34 @@ SUBMITS = (
     refused("redirect (307)", ProtocolError, "307", "redirect", status=307, location="/elsewhere"),
 )
 
-LOOKS = (
-    look("connection closed before the question was read", "drop_before_body"),
-    look("connection closed before the answer", "drop_before_answer"),
-    look("connection closed amid the answer", "drop_mid_answer"),
-    look("never answered", "stall_answer"),
-    look("429 without Retry-After", "status", status=429),
-    look("429, Retry-After in seconds", "status", status=429, retry_after=1),
-    look("429, Retry-After as a date", "status", status=429, retry_after=timedelta(seconds=2)),
-    look("500", "status", status=500, times=2),
-    look("502 with an HTML page", "status", status=502, body="html", times=2),
-    look("401", "status", status=401),
-    look("404 soon after the submit", "status", status=404, times=2),
-    look("JSON of another shape", "wrong_json"),
-    look("200 with an HTML page", "wrong_json", body=PAGE),
-    look("200 with `success: false`", "not_success"),
-    look("redirect", "redirect", location="/elsewhere"),
+POLLS = (
+    poll("connection closed before the question was read", "drop_before_body"),
+    poll("connection closed before the answer", "drop_before_answer"),
+    poll("connection closed amid the answer", "drop_mid_answer"),
+    poll("never answered", "stall_answer"),
+    poll("429 without Retry-After", "status", status=429),
+    poll("429, Retry-After in seconds", "status", status=429, retry_after=1),
+    poll("429, Retry-After as a date", "status", status=429, retry_after=timedelta(seconds=2)),
+    poll("500", "status", status=500, times=2),
+    poll("502 with an HTML page", "status", status=502, body="html", times=2),
+    poll("401", "status", status=401),
+    poll("404 soon after the submit", "status", status=404, times=2),
+    poll("JSON of another shape", "wrong_json"),
+    poll("200 with an HTML page", "wrong_json", body=PAGE),
+    poll("200 with `success: false`", "not_success"),
+    poll("redirect", "redirect", location="/elsewhere"),
     Case(
-        on="Look",
-        what="the vendor gives the job up",
-        gets="the vendor's own words",
+        on="Poll",
+        what="MusicGPT could not process the track",
+        gets="MusicGPT's own message",
         faults=(Fault("job", "fails", message="Unreadable audio"),),
         error=ExtractionFailedError,
         words="Unreadable audio",
     ),
     Case(
-        on="Look",
+        on="Poll",
         what="the job never finishes",
-        gets="told at its deadline, with the handle to go on",
+        gets="fails at its deadline, with the handle to continue",
         faults=(Fault("job", "never_finishes"),),
         error=DeadlineError,
         words=r"session\.attach",
@@ -286,64 +286,64 @@ LOOKS = (
 FILES = (
     file("connection closed before the answer", WHOLE, ("drop_before_answer", {})),
     file("connection closed halfway", RESUMED, ("truncated", {})),
-    file("closed halfway, again and again", RESUMED, ("truncated", {"times": 4})),
+    file("closed halfway, four times", RESUMED, ("truncated", {"times": 4})),
     file("never answered", WHOLE, ("stall_answer", {})),
-    file("stops halfway and stays silent", RESUMED, ("stall", {})),
+    file("stops halfway and sends nothing more", RESUMED, ("stall", {})),
     file("answered late", WHOLE, ("slow_answer", {"seconds": 0.6})),
     file(
         "500, then 502 with HTML", WHOLE, ("status", {"status": 500}), ("status", {"status": 502})
     ),
     file("429, then 503", WHOLE, ("status", {"status": 429}), ("status", {"status": 503})),
-    spoilt("500 for ever", "could not serve it", "status", status=500, **FOREVER),
-    file("link expired (403)", "fresh link from byId; stems whole", ("expired", {})),
-    file("link gone (404)", "fresh link from byId; stems whole", ("status", {"status": 404})),
-    spoilt("403 for fresh links too", "refused it", "status", status=403, **FOREVER),
+    spoilt("500, every time", "could not serve it", "status", status=500, **FOREVER),
+    file("link expired (403)", "new link from byId; all stems complete", ("expired", {})),
+    file("link gone (404)", "new link from byId; all stems complete", ("status", {"status": 404})),
+    spoilt("403 for new links, too", "refused it", "status", status=403, **FOREVER),
     file(
         "ETag changed midway",
-        "starts over with the new content; stems whole",
+        "starts over with the new content; all stems complete",
         ("truncated", {}),
         ("changed", {}),
     ),
     file(
         "ETag changed midway, If-Range ignored",
-        "starts over with the new content; stems whole",
+        "starts over with the new content; all stems complete",
         ("truncated", {}),
         ("changed_anyway", {}),
     ),
-    file("cut, then no ranges", OVER, ("truncated", {}), ("no_ranges", {})),
-    file("cut, then another range than asked", OVER, ("truncated", {}), ("wrong_range", {})),
-    file("WAV announced shorter than it is", OVER, ("mis_sized", {})),
-    spoilt("the same for ever", "its own header says", "mis_sized", **FOREVER),
-    file("no length", WHOLE, ("no_length", {})),
-    file("no length, and cut", OVER, ("no_length_truncated", {})),
-    spoilt("the same for ever", "its own header says", "no_length_truncated", **FOREVER),
+    file("cut, then Range is ignored", OVER, ("truncated", {}), ("no_ranges", {})),
+    file("cut, then another range than requested", OVER, ("truncated", {}), ("wrong_range", {})),
+    file("WAV with a Content-Length that is too short", OVER, ("mis_sized", {})),
+    spoilt("the same, every time", "its own header says", "mis_sized", **FOREVER),
+    file("no Content-Length", WHOLE, ("no_length", {})),
+    file("no Content-Length, and cut", OVER, ("no_length_truncated", {})),
+    spoilt("the same, every time", "its own header says", "no_length_truncated", **FOREVER),
     spoilt(
-        "MP3 without a length",
+        "MP3 without a Content-Length",
         "does not declare its length",
         "no_length",
         format="mp3",
-        gets="not believed to be whole: no file; the other stem is whole",
+        gets="cannot be proven complete: no file; the other stem is complete",
         **FOREVER,
     ),
-    spoilt("gzip that nobody asked for", "the encoding", "gzip"),
-    file("redirected", "followed; stems whole", ("redirect", {"location": ""})),
-    spoilt("redirected in circles", "do not end", "redirect", location="", **FOREVER),
+    spoilt("gzip that was not requested", "the encoding", "gzip"),
+    file("redirected", "followed; all stems complete", ("redirect", {"location": ""})),
+    spoilt("redirected in a circle", "do not end", "redirect", location="", **FOREVER),
     spoilt(
         "redirected into a private network", "private", "redirect", location="https://10.0.0.1/"
     ),
     spoilt("redirected to http", "not https", "redirect", location="http://example.com/"),
-    file("HTML page in place of audio", "asked for again; stems whole", ("html", {})),
-    spoilt("the same for ever", "not audio", "html", **FOREVER),
-    file("XML error in place of audio", "asked for again; stems whole", ("xml", {})),
-    spoilt("the same for ever", "not audio", "xml", **FOREVER),
-    spoilt("nothing in it", "is empty|not audio", "empty"),
+    file("HTML page in place of audio", "requested again; all stems complete", ("html", {})),
+    spoilt("the same, every time", "not audio", "html", **FOREVER),
+    file("XML error in place of audio", "requested again; all stems complete", ("xml", {})),
+    spoilt("the same, every time", "not audio", "xml", **FOREVER),
+    spoilt("an empty file", "is empty|not audio", "empty"),
 )
 
-CASES = (*SUBMITS, *LOOKS, *FILES)
+CASES = (*SUBMITS, *POLLS, *FILES)
 
 
 def markdown() -> str:
-    """Return the table as it stands in the README."""
+    """Return the table as it stands on the documentation's page of faults."""
     return "\n".join(_lines())
 
 

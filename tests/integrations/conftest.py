@@ -1,8 +1,7 @@
-"""What the tests of other frameworks share: the README's code, and a vendor to run it against."""
+"""What the tests of frameworks share: the documentation's code, and a vendor to run it against."""
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -10,10 +9,9 @@ from types import ModuleType
 
 import aiohttp
 import pytest
+from factories.pages import PAGES, blocks
 
 from musicgpt_async.emulator import Emulator
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture
@@ -28,22 +26,19 @@ def snippet(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., ModuleType]:
-    """Run the README's Python blocks that have these lines in them, as one module.
+    """Run the Python blocks of the documentation that have these lines in them, as one module.
 
     They run as a user's program does: in a directory of its own, the vendor in the environment.
     """
     monkeypatch.chdir(tmp_path)
-    text = README.read_text("utf-8")
-    blocks = [
-        "\n" * text.count("\n", 0, match.start(1)) + match[1]  # tracebacks tell README's lines
-        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    ]
+    found = [block for page in PAGES for block in blocks(page, "python")]
 
     def run(*lines: str) -> ModuleType:
-        module = ModuleType("readme")
+        module = ModuleType("documented")
         for line in lines:
-            (code,) = [block for block in blocks if line in block]
-            exec(compile(code, str(README), "exec"), vars(module))  # noqa: S102 - the README's own
+            (block,) = [block for block in found if line in block.code]
+            code = "\n" * (block.line - 1) + block.code  # tracebacks tell the page's lines
+            exec(compile(code, str(block.page), "exec"), vars(module))  # noqa: S102 - our own
         return module
 
     return run

@@ -1,4 +1,4 @@
-"""The README's aiogram bot: its own polling, against a stand-in for Telegram's Bot API."""
+"""The documentation's aiogram bot: its own polling, against a stand-in for Telegram's Bot API."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def telegram() -> Telegram:
 
 
 async def run_bot(module: ModuleType, telegram: Telegram) -> None:
-    """Run the README's main() with a bot that talks to the stand-in, until all is said."""
+    """Run the documentation's main() with a bot that talks to the stand-in, until all is said."""
     async with served(telegram) as root, anyio.create_task_group() as tasks:
         api = TelegramAPIServer.from_base(root)
         tasks.start_soon(module.main, Bot(TOKEN, session=AiohttpSession(api=api)))

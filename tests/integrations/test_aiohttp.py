@@ -1,4 +1,4 @@
-"""The README's aiohttp application, served for real."""
+"""The documentation's aiohttp application, served for real."""
 
 from __future__ import annotations
 

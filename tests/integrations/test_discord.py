@@ -1,4 +1,4 @@
-"""The README's discord.py bot: logged in, on a gateway, against a stand-in for Discord."""
+"""The documentation's discord.py bot: logged in, on a gateway, against a stand-in for Discord."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ async def discord(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Discord]:
 
 
 async def run_bot(module: ModuleType, discord: Discord) -> None:
-    """Run the README's main() until all is said."""
+    """Run the documentation's main() until all is said."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(module.main)
         with anyio.fail_after(20):

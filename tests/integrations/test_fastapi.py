@@ -1,4 +1,4 @@
-"""The README's FastAPI service under a real uvicorn."""
+"""The documentation's FastAPI service under a real uvicorn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Snippet = Callable[..., ModuleType]
 
 
 class Service:
-    """Runs the README's service on one port, as often as it is started."""
+    """Runs the documentation's service on one port, as often as it is started."""
 
     def __init__(self, snippet: Snippet, listener: socket.socket) -> None:
         self.root = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -33,7 +33,7 @@ class Service:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[ModuleType]:
-        """Serve it for as long as the block lasts; yields the README's module."""
+        """Serve it for as long as the block lasts; yields the documentation's module."""
         module = self._snippet("from fastapi import")
         config = uvicorn.Config(
             module.app, log_config=None, lifespan="on", timeout_graceful_shutdown=5
