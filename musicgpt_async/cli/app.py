@@ -23,6 +23,7 @@ from musicgpt_async._version import __version__
 from musicgpt_async.cli import event_loop, streams
 from musicgpt_async.cli.names import match_case, split_names
 from musicgpt_async.cli.settings import Plan, Settings
+from musicgpt_async.cli.task_database import libpq_url
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 
@@ -232,9 +233,10 @@ def jobs(
     *,
     out: Annotated[Path, Parameter(name=("--out", "-o"))] = DEFAULT_OUT,
     failed: Annotated[bool, FLAG] = False,
+    database: str | None = None,
     json: Annotated[bool, FLAG] = False,
 ) -> int:
-    """List what the journal of an output directory holds.
+    """List what the journal of an output directory holds, or that of a database and its tasks.
 
     The states are queued, uploading, processing, downloading, done, failed; unknown for a track
     that was sent and whose response was lost; stopped for one that was interrupted before it was
@@ -244,11 +246,14 @@ def jobs(
         directory: The output directory; the same as --out.
         out: The output directory.
         failed: Only tracks that failed, or whose response was lost, with the reason.
+        database: URL of a PostgreSQL database that `enqueue` and `worker` use, in place of a
+            directory.
         json: One JSON object a job, with the fields that `extract --json` has.
     """
     from musicgpt_async.cli.commands import jobs as command  # noqa: PLC0415 - other commands go without
 
-    settings = Settings(out=choose_directory(directory, out), json=json)
+    url = None if database is None else libpq_url(database)
+    settings = Settings(out=choose_directory(directory, out), database=url, json=json)
     return event_loop.run(partial(command.show, settings, only_failed=failed))
 
 
@@ -356,6 +361,109 @@ def demo(
     from musicgpt_async.cli.commands import demo as command  # noqa: PLC0415 - other commands go without
 
     return event_loop.run(command.demonstrate, Settings(out=out, quiet=quiet))
+
+
+@app.command(sort_key=8)
+def enqueue(
+    files_or_urls: Annotated[list[str], LIST] = [],  # noqa: B006 - never changed
+    /,
+    *,
+    database: str,
+    stem: Annotated[list[StemName], Parameter(name=("--stem", "-s")), STEMS, LIST] = [],  # noqa: B006 - never changed
+    preprocess: Annotated[list[PreprocessingName], OPTIONS, LIST] = [],  # noqa: B006 - never changed
+    eco: Annotated[bool, FLAG] = False,
+    list: Path | None = None,  # noqa: A002 - the option's name
+    site: str | None = None,
+    force: Annotated[bool, FLAG] = False,
+    retry_failed: Annotated[bool, FLAG] = False,
+    out: Annotated[Path, Parameter(name=("--out", "-o"))] = DEFAULT_OUT,
+    json: Annotated[bool, FLAG] = False,
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False,
+) -> int:
+    """Make a task of each song in a PostgreSQL database, for `worker` on any number of machines.
+
+    Nothing is submitted yet. The same command again adds what is new: a track that waits, or that
+    was extracted before, is not paid for twice.
+
+    Args:
+        files_or_urls: Audio files, URLs, directories (for all audio files below them) and globs.
+        database: Its URL, such as `postgresql://user:password@host/name`. Tables are created.
+        stem: Stems to extract: `vocals,drums`, or the option once for each; by default drums,
+            bass, piano and guitar.
+        preprocess: What to do to the song first; several as with --stem.
+        eco: Ask for MusicGPT's faster parallel separation (second generation of its API).
+        list: A list of tracks, as `extract --list` takes it.
+        site: Name of the machines that have these files at these paths; by default this host's
+            name. URLs are taken by any worker.
+        force: Extract tracks again, and pay again, that were extracted before.
+        retry_failed: Submit tracks again that MusicGPT could not process before, and pay again.
+        out: The workers' output directory: stems in it are not taken for songs.
+        json: One JSON object a task on stdout.
+        quiet: No summary.
+    """
+    from musicgpt_async.cli import track_list  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.commands import enqueue as command  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.sources import GeneratedFiles, TrackSources  # noqa: PLC0415 - the same
+
+    settings = command.EnqueueSettings(
+        database=database,
+        site=site,
+        force=force,
+        retry_failed=retry_failed,
+        json=json,
+        quiet=quiet,
+    )
+    with track_list.open_list(list) as list_file:
+        sources = TrackSources(
+            named=files_or_urls,
+            list_file=list_file,
+            stems=tuple(stem),
+            preprocessing=tuple(preprocess),
+            eco_mode=eco,
+            generated=GeneratedFiles(out, filenames.DEFAULT_LAYOUT),
+            warn=make_warn(quiet=quiet),
+        )
+        return event_loop.run(command.enqueue, settings, sources)
+
+
+@app.command(sort_key=9)
+def worker(
+    *,
+    database: str,
+    site: str | None = None,
+    format: AudioFormat | None = None,  # noqa: A002 - the option's name
+    concurrency: Annotated[int, Positive] = 32,
+    until_empty: Annotated[bool, FLAG] = False,
+    stalled_after: Annotated[float, Positive] = 30.0,
+    common: Common = DEFAULTS,
+) -> int:
+    """Extract the songs that `enqueue` made tasks of, together with workers on other machines.
+
+    All workers share the journal, which is in the same database. When a worker is stopped, its
+    tasks go back; when it dies, others take them over. Neither pays for a song twice.
+
+    Args:
+        database: URL of the tasks and of the journal, as for `enqueue`.
+        site: Name of the machines that have the same files at the same paths; by default this
+            host's name. Tasks of other sites are left to their workers; URLs are taken by any.
+        format: Which files of each stem: `best` is WAV if the vendor has it, else MP3.
+        concurrency: Tasks in work at once.
+        until_empty: End when no task is due, in place of waiting for more.
+        stalled_after: Seconds without a sign of life after which the tasks of another worker are
+            taken over; the same for all workers.
+        common: What other commands take, too.
+    """
+    from musicgpt_async.cli.commands import worker as command  # noqa: PLC0415 - other commands go without
+
+    options = command.WorkerSettings(
+        database=database,
+        site=site,
+        concurrency=concurrency,
+        until_empty=until_empty,
+        stalled_after=stalled_after,
+    )
+    settings = common.settings(format=format, database=libpq_url(database))
+    return event_loop.run(command.work, settings, options)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -147,14 +147,18 @@ class Run:
     async def _open_journal(self, stack: AsyncExitStack) -> Journal | None:
         if not self._settings.journal:
             return None
-        journal = Journal(self._settings.journal_path, lease=LEASE_SECONDS)
+        path = self._settings.database or self._settings.journal_path
         try:
-            return await stack.enter_async_context(journal)
+            return await stack.enter_async_context(Journal(path, lease=LEASE_SECONDS))
         except ConfigurationError as error:
+            if self._settings.database is not None:
+                raise
             self._screen.say(f"There will be no journal: {plain(error.message)}", "yellow")
             return None
 
     async def _report_other_owners(self) -> None:
+        if self._settings.database is not None:  # other workers are no news
+            return
         if number := len(await self.held_by_others()):
             self.say(
                 f"Another process works on {count(number, 'track')} of this journal; "

@@ -32,6 +32,7 @@ class Settings:
         webhook: The public URL that the vendor's webhooks come to.
         listen: Host and port that the receiver listens on.
         journal: Whether to keep a journal in the output directory.
+        database: URL of the database that holds the journal in place of the output directory.
         json: Whether to write outcomes to stdout as JSON.
         quiet: Whether to report failures only.
         verbose: Whether to show the library's log.
@@ -49,6 +50,7 @@ class Settings:
     webhook: str | None = None
     listen: tuple[str, int] = ("127.0.0.1", 8080)
     journal: bool = True
+    database: str | None = attrs.field(default=None, repr=False)
     json: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -72,6 +74,8 @@ class Settings:
     @property
     def resume_command(self) -> str:
         """The command that resumes what a run has detached."""
+        if self.database is not None:
+            return "musicgpt-async worker, on any machine that has the tracks"
         return shlex.join(["musicgpt-async", "resume", "--out", os.fspath(self.out)])
 
     @property

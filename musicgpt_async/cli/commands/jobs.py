@@ -13,6 +13,7 @@ from musicgpt_async._rules import filenames
 from musicgpt_async._rules.records import is_unfinished, was_delivered
 from musicgpt_async.cli import streams
 from musicgpt_async.cli.commands.extract import require_journal
+from musicgpt_async.cli.commands.task_list import show_tasks
 from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.states import TrackState, state_of
 from musicgpt_async.cli.text import count, plain
@@ -40,8 +41,9 @@ async def show(settings: Settings, *, only_failed: bool = False) -> int:
         UsageError: There is no journal.
         JournalError: It cannot be read.
     """
-    await anyio.to_thread.run_sync(require_journal, settings)
-    async with Journal(settings.journal_path) as journal:
+    if settings.database is None:
+        await anyio.to_thread.run_sync(require_journal, settings)
+    async with Journal(settings.database or settings.journal_path) as journal:
         owners = await journal.owners()
         write_job = _choose_format(settings)
         left = 0
@@ -53,6 +55,8 @@ async def show(settings: Settings, *, only_failed: bool = False) -> int:
     if left and not settings.json:
         command = plain(settings.resume_command)
         streams.say(f"{count(left, 'track')} not finished; to resume them: {command}")
+    if settings.database is not None:
+        await show_tasks(settings.database, as_json=settings.json)
     return 0
 
 

@@ -1,0 +1,164 @@
+"""`worker`: takes tasks from a database and extracts their tracks, in one session."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+import attrs
+
+from musicgpt_async import MusicGPTError, MusicGPTSession, Outcome
+from musicgpt_async._rules.formats import DEFAULT_FORMAT
+from musicgpt_async._rules.retrying import backoff
+from musicgpt_async.cli import output, streams
+from musicgpt_async.cli.run import FATAL_ERRORS, Run
+from musicgpt_async.cli.settings import Settings
+from musicgpt_async.cli.task_database import describe_failure, open_app
+from musicgpt_async.cli.text import count, plain, span
+
+if TYPE_CHECKING:
+    from anyio.streams.memory import MemoryObjectSendStream
+    from procrastinate import App
+
+    from musicgpt_async.task_queue import Extractor
+
+CONCURRENCY = 32  # tasks in work at once: enough for the slots of every plan, and the downloads
+FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds before a lost database is connected to again
+
+
+@attrs.frozen(kw_only=True)
+class WorkerSettings:
+    """The options of the command that the session does not have.
+
+    Attributes:
+        database: URL of the task queue's database, which the journal is in too.
+        site: Name of the machines that have the paths; ``None`` for this host's name.
+        concurrency: Tasks in work at once.
+        until_empty: Whether to end when no task is due.
+        stalled_after: Seconds after which the tasks of a silent worker are given to others.
+    """
+
+    database: str
+    site: str | None = None
+    concurrency: int = CONCURRENCY
+    until_empty: bool = False
+    stalled_after: float
+
+
+async def work(settings: Settings, worker: WorkerSettings) -> int:
+    """Extract the tracks of tasks until there are none, or for ever; return the exit code.
+
+    Raises:
+        UsageError: It could not begin.
+    """
+    async with open_app(worker.database, stalled_after=worker.stalled_after) as app:
+        run = Run(settings)
+        code = await run.execute(partial(_iterate_outcomes, app, settings, worker))
+    if run.summary.failed and not settings.quiet:
+        failed = count(run.summary.failed, "task")
+        streams.say(f"{failed} failed and not tried again; the same `enqueue` makes new ones.")
+    return code
+
+
+async def _iterate_outcomes(
+    app: App, settings: Settings, worker: WorkerSettings, session: MusicGPTSession, run: Run
+) -> AsyncGenerator[Outcome, None]:
+    from musicgpt_async.task_queue import Extractor  # noqa: PLC0415 - an extra
+
+    send, receive = anyio.create_memory_object_stream[Outcome | MusicGPTError](math.inf)
+    extractor = Extractor(
+        session,
+        settings.out,
+        format=settings.format or DEFAULT_FORMAT,
+        report=partial(_report, run, send),
+    )
+    # A task of its own, since cancelling it is procrastinate's way to stop a worker in good order.
+    tasks = asyncio.create_task(_run_worker(app, worker, extractor, run.say))
+    tasks.add_done_callback(lambda _: send.close())
+    try:
+        async for outcome in receive:
+            if isinstance(outcome, MusicGPTError):
+                raise outcome
+            run.summary.total += 1
+            yield outcome
+        await tasks
+    finally:
+        extractor.stop()
+        tasks.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([tasks])
+        receive.close()
+
+
+def _report(
+    run: Run,
+    send: MemoryObjectSendStream[Outcome | MusicGPTError],
+    outcome: Outcome,
+    delay: float | None,
+) -> None:
+    """Pass on what became of a track; what is wrong with the account ends the worker."""
+    if isinstance(outcome.error, FATAL_ERRORS):
+        send.send_nowait(outcome.error)
+    elif outcome.error is None or delay is None:
+        send.send_nowait(outcome)
+    else:
+        words = plain(outcome.error.message)
+        run.say(f"again   {output.title(outcome)} in {span(delay)}: {words}", "yellow")
+
+
+async def _run_worker(
+    app: App, worker: WorkerSettings, extractor: Extractor, say: Callable[..., None]
+) -> None:
+    """Run procrastinate's worker, and run it again whenever the database was away."""
+    from procrastinate.exceptions import ConnectorException  # noqa: PLC0415 - an extra
+
+    failures = 0
+    while True:
+        began = anyio.current_time()
+        lost: Exception | None = None
+        try:
+            await _run_once(app, worker, extractor)
+            if worker.until_empty and not await _has_due_task(app, worker):
+                return
+        except ConnectorException as error:
+            lost = error
+        if lost is None and worker.until_empty:
+            continue
+        # A connection that broke may have stopped the worker without an error.
+        lost = lost or ConnectionError("the connection was lost")
+        failures = failures + 1 if anyio.current_time() - began < LONGEST_DELAY else 1
+        delay = backoff(failures, first=FIRST_DELAY, most=LONGEST_DELAY)
+        say(f"{describe_failure(worker.database, lost)}. Trying again in {delay:g} s.", "yellow")
+        await asyncio.sleep(delay)
+
+
+async def _run_once(app: App, worker: WorkerSettings, extractor: Extractor) -> None:
+    from musicgpt_async.task_queue import CONTEXT_KEY, worker_queues  # noqa: PLC0415 - an extra
+
+    await app.run_worker_async(
+        queues=worker_queues(worker.site),
+        concurrency=worker.concurrency,
+        wait=not worker.until_empty,
+        additional_context={CONTEXT_KEY: extractor},
+        # What succeeded is in the journal, with its files and its cost.
+        delete_jobs="successful",
+        install_signal_handlers=False,
+        update_heartbeat_interval=worker.stalled_after / 3,
+        stalled_worker_timeout=worker.stalled_after,
+    )
+
+
+async def _has_due_task(app: App, worker: WorkerSettings) -> bool:
+    from musicgpt_async.task_queue import worker_queues  # noqa: PLC0415 - an extra
+
+    now = datetime.now(UTC)
+    for queue in worker_queues(worker.site):
+        for task in await app.job_manager.list_jobs_async(queue=queue, status="todo"):
+            if task.scheduled_at is None or task.scheduled_at <= now:
+                return True
+    return False
