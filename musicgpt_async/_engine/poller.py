@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Collection
 from functools import partial
@@ -52,7 +53,7 @@ class _PollEntry:
     Attributes:
         job: It has a task.
         accepted: When it was accepted, on the loop's clock; ``None`` if that is not known.
-        timer: Fires at its deadline, and again when its last poll takes too long.
+        ends_at: When its deadline passes, or its last poll has taken too long; on the loop's clock.
         refusals: Refused polls in a row.
         refused_since: When the first of them was, on the loop's clock.
         is_last: Whether its deadline has passed: the next poll is its last.
@@ -60,7 +61,7 @@ class _PollEntry:
 
     job: Job
     accepted: float | None
-    timer: asyncio.TimerHandle | None = None
+    ends_at: float = math.inf
     refusals: int = 0
     refused_since: float = 0.0
     is_last: bool = False
@@ -109,7 +110,8 @@ class Poller:
         self._schedule = schedule
         self._queue = queue
         self._deliveries = deliveries
-        self._entries: dict[str, _PollEntry] = {}
+        self._entries: dict[str, _PollEntry] = {}  # the deadlines of all are equally long: in order
+        self._next_end = math.inf  # no entry ends before it
         self._recent_tasks: dict[str, None] = {}
         self._unknown_statuses: set[str] = set()
         self._wakeup = Wakeup()
@@ -126,11 +128,15 @@ class Poller:
     async def run(self) -> None:
         """Poll as polls fall due."""
         while True:
+            if self._next_end <= _now():
+                self._end_overdue(_now())
             for entry in self._schedule.take_due(_now()):
                 self._context.supervisor.spawn(
                     self._poll, entry, on_failure=partial(self._on_error, entry)
                 )
-            await self._wakeup.wait(until=self._schedule.next_due())
+            await self._wakeup.wait(
+                until=min(self._schedule.next_due() or math.inf, self._next_end)
+            )
 
     async def poll_once(self, task_id: str, stems: Collection[str]) -> Conversion:
         """Poll a task once, ahead of the jobs and within the same budget.
@@ -168,8 +174,9 @@ class Poller:
             age = 0.0  # it has been followed from its beginning
         entry = _PollEntry(job, None if age is None else now - age)
         if job.deadline is not None:
-            loop = asyncio.get_running_loop()
-            entry.timer = loop.call_later(job.deadline, self._on_deadline, entry)
+            # A timer of the loop for each would take four times the memory of the entry.
+            entry.ends_at = now + job.deadline
+            self._next_end = min(self._next_end, entry.ends_at)
         self._entries[job.id] = entry
         self._remember(entry.task_id)
         token = job.record.token if self._deliveries.is_subscribed(job) else None
@@ -194,8 +201,6 @@ class Poller:
         entry = self._entries.pop(job.id, None)
         if entry is None:
             return
-        if entry.timer is not None:
-            entry.timer.cancel()
         if job.record.state in (JobState.COMPLETED, JobState.FAILED):
             self._schedule.on_finished(entry, now=_now())
             self._deliveries.report_silence(now=_now())
@@ -307,16 +312,23 @@ class Poller:
         else:
             self._schedule.wake(entry, now=now, delay=retrying.poll_backoff(entry.refusals))
 
-    def _on_deadline(self, entry: _PollEntry) -> None:
-        """Poll a job once more: it may be finished, and nobody has looked."""
-        if entry.is_last:
-            self._give_up(entry)
-            return
-        entry.is_last = True
-        loop = asyncio.get_running_loop()
-        entry.timer = loop.call_later(LAST_POLL_TIMEOUT, self._on_deadline, entry)
-        self._schedule.wake(entry, now=_now())
-        self._wakeup.set()
+    def _end_overdue(self, now: float) -> None:
+        """Poll jobs once more whose deadlines have passed: they may be finished."""
+        self._next_end, overdue = math.inf, list[_PollEntry]()
+        for entry in self._entries.values():
+            if entry.ends_at <= now:
+                overdue.append(entry)
+            else:
+                self._next_end = min(self._next_end, entry.ends_at)
+                if not entry.is_last:
+                    break  # so are all after it
+        for entry in overdue:
+            if entry.is_last:
+                self._give_up(entry)
+            else:
+                entry.is_last, entry.ends_at = True, now + LAST_POLL_TIMEOUT
+                self._next_end = min(self._next_end, entry.ends_at)
+                self._schedule.wake(entry, now=now)
 
     def _give_up_if_last(self, entry: _PollEntry) -> None:
         if entry.is_last and self._entries.get(entry.job.id) is entry:
