@@ -80,7 +80,7 @@ class JobDownloads:
             DownloadError: A file did not arrive whole; the others are there.
         """
         target = job.primary or job
-        if target.claim is None:
+        if not self.context.store.has_claim(target):
             await self.context.store.reclaim(target)
             await self.merge_saved_files(target)
         with self._writing(target):
@@ -95,14 +95,14 @@ class JobDownloads:
                     layout=layout,
                 )
             download = _JobDownload(self, job, layout)
-            job.downloads().end = None
+            self.context.jobs.set_download_end(job, None)
             try:
                 planned = await download.plan(absolute, stems, format)
                 files = await download.download_all(planned)
             except MusicGPTError as error:
-                self._publish_end(job, job.make_event(Failed, error=error))
+                self.context.jobs.set_download_end(job, job.make_event(Failed, error=error))
                 raise
-            self._publish_end(job, job.make_event(Downloaded, files=files))
+            self.context.jobs.set_download_end(job, job.make_event(Downloaded, files=files))
             return files
 
     async def merge_saved_files(self, target: Job) -> None:
@@ -117,16 +117,12 @@ class JobDownloads:
     @contextmanager
     def _writing(self, target: Job) -> Iterator[None]:
         """Keep the claim of a job's record while files are added to it."""
-        target.downloads().writers += 1
+        self.context.jobs.count_downloads(target, writers=1)
         try:
             yield
         finally:
-            target.downloads().writers -= 1
+            self.context.jobs.count_downloads(target, writers=-1)
             self.context.store.save_later(target)
-
-    def _publish_end(self, job: Job, end: Downloaded | Failed) -> None:
-        job.downloads().end = end
-        self.context.event_bus.publish(end)
 
     async def target_paths(
         self,
@@ -260,7 +256,9 @@ class _JobDownload:
         async with self._downloads.lock(planned.target):
             if await self._is_there(planned):
                 return
-            if self._target.claim is None:  # its owner may have downloaded it since
+            if not self._context.store.has_claim(
+                self._target
+            ):  # its owner may have downloaded it since
                 await self._downloads.merge_saved_files(self._target)
                 if await self._is_there(planned):
                     return

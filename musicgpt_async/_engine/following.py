@@ -228,7 +228,6 @@ class Following:
         if outcome is None or isinstance(outcome, JobDetachedError):
             return False
         own_record = job.record
-        job.primary = primary.primary or primary
         self._jobs.restore(
             job,
             attrs.evolve(
@@ -239,6 +238,7 @@ class Following:
                 format=own_record.format,
                 requested_stems=own_record.requested_stems,
             ),
+            primary=primary.primary or primary,
         )
         trigger = lifecycle.TRIGGER_OF_END.get(primary.record.state, Trigger.REFUSED)
         self._jobs.apply(job, trigger, outcome=outcome)

@@ -10,7 +10,6 @@ import attrs
 from musicgpt_async.errors import MusicGPTError
 from musicgpt_async.events import Downloaded, Event, EventStream, Failed
 from musicgpt_async.job import Callback, ExtractionJob
-from musicgpt_async.journal import Claim
 from musicgpt_async.models import Extraction, JobRecord
 
 _E = TypeVar("_E", bound=Event)
@@ -47,8 +46,6 @@ class Job:
         position: Its place in the queue.
         outcome: How it ended.
         handle: What users have of it.
-        claim: The right to write its record; ``None`` without a journal, and while another handle
-            or process has it.
         primary: The job of this session whose record stands for this one's, too.
         is_response_due: Whether the response to its submit is on its way.
     """
@@ -60,8 +57,7 @@ class Job:
     deadline: float | None
     position: int
     outcome: Extraction | MusicGPTError | None = None
-    handle: ExtractionJob | None = None
-    claim: Claim | None = None
+    handle: ExtractionJob = attrs.field(init=False)
     primary: Job | None = None
     is_response_due: bool = False
     downloading: DownloadStatus | None = None

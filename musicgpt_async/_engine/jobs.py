@@ -10,19 +10,19 @@ Once a job has ended, a late trigger records what became known and has no other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import attrs
 
-from musicgpt_async._engine.job_state import Job
+from musicgpt_async._engine.job_state import DownloadStatus, Job
 from musicgpt_async._engine.store import JobStore
 from musicgpt_async._rules import lifecycle
 from musicgpt_async._rules.lifecycle import Effect, Trigger
 from musicgpt_async.errors import MusicGPTError
-from musicgpt_async.events import Accepted, Completed, EventBus, Failed
-from musicgpt_async.job import Callback
+from musicgpt_async.events import Accepted, Completed, Downloaded, EventBus, Failed
+from musicgpt_async.job import ExtractionJob, JobRuntime
 from musicgpt_async.journal import Claim
 from musicgpt_async.models import Extraction, JobRecord, JobState
 
@@ -57,15 +57,13 @@ class Jobs:
     Args:
         store: Makes records durable.
         event_bus: Where events go.
-        call_soon: Calls a done callback in the loop, not inside the change that caused it.
+        runtime: What handles ask for things; it calls their callbacks.
     """
 
-    def __init__(
-        self, store: JobStore, event_bus: EventBus, *, call_soon: Callable[[Callback, Any], object]
-    ) -> None:
+    def __init__(self, store: JobStore, event_bus: EventBus, runtime: JobRuntime) -> None:
         self._store = store
         self._event_bus = event_bus
-        self._call_soon = call_soon
+        self._runtime = runtime
         self._observers: tuple[Observer, ...] = ()
         self._live: dict[str, Job] = {}
         self._last_position = 0
@@ -86,6 +84,7 @@ class Jobs:
         """Return a new job, which is queued."""
         self._last_position += 1
         job = Job(record.id, record, title, source, deadline, self._last_position)
+        job.handle = ExtractionJob(job, self._runtime)
         self._live[job.id] = job
         return job
 
@@ -94,6 +93,7 @@ class Jobs:
     ) -> Job:
         """Return a job that ended before, as its record says; nothing happens to it any more."""
         job = Job(record.id, record, title, record.source or None, None, 0, outcome=outcome)
+        job.handle = ExtractionJob(job, self._runtime)
         self._remember(job)
         return job
 
@@ -125,7 +125,7 @@ class Jobs:
             (
                 job
                 for job in self._live.values()
-                if job.record.id == record_id and job.claim is not None
+                if job.record.id == record_id and self._store.has_claim(job)
             ),
             None,
         )
@@ -160,7 +160,7 @@ class Jobs:
         for observer in self._observers:
             observer.on_change(job, effects)
         for callback in job.notify():
-            self._call_soon(callback, job.handle)
+            self._runtime.call_soon(callback, job.handle)
         self._publish(job, trigger, effects)
 
     async def commit(
@@ -190,10 +190,29 @@ class Jobs:
         self.restore(job, record)
         self._store.give_claim(job, claim)
 
-    def restore(self, job: Job, record: JobRecord) -> None:
-        """Have a queued job begin where a record says; it is queued until the next trigger."""
+    def restore(self, job: Job, record: JobRecord, *, primary: Job | None = None) -> None:
+        """Have a queued job begin where a record says; it is queued until the next trigger.
+
+        Args:
+            job: The job.
+            record: The record, of this job or of the one that it follows.
+            primary: The job of this session that writes the record for both.
+        """
         if not job.has_ended:
-            job.record = attrs.evolve(record, state=JobState.QUEUED)
+            job.record, job.primary = attrs.evolve(record, state=JobState.QUEUED), primary
+
+    def count_downloads(self, job: Job, *, requested: int = 0, writers: int = 0) -> DownloadStatus:
+        """Count downloads that begin (1) or end (-1); return what is known of them."""
+        status = job.downloads()
+        status.requested += requested
+        status.writers += writers
+        return status
+
+    def set_download_end(self, job: Job, end: Downloaded | Failed | None) -> None:
+        """Record how the latest download of a job ended, ``None`` while one is under way."""
+        job.downloads().end = end
+        if end is not None:
+            self._event_bus.publish(end)
 
     def mirror(self, job: Job, record: JobRecord) -> None:
         """Show what another process has written of a job that a handle only follows."""

@@ -183,7 +183,7 @@ class Runtime:
         self._idle, self._leaving = anyio.Event(), anyio.Event()
         self._leave_scope = anyio.CancelScope()
         self._store = JobStore(settings.journal, account=settings.account)
-        self._jobs = Jobs(self._store, settings.event_bus, call_soon=self.call_soon)
+        self._jobs = Jobs(self._store, settings.event_bus, self)
         self._context = Context(
             endpoints=Endpoints.of(settings.base_url),
             stall_timeout=settings.stall_timeout,
@@ -286,17 +286,17 @@ class Runtime:
         """Queue a track."""
         title = None if track.location else track.title
         record = self._new_record(source=track.location, label=label, title=title, **options)
-        job, handle = self._create(record, source, label or track.title)
+        job = self._create(record, source, label or track.title)
         self._queue.push(Turn(job, track, key=key, force=force, retry_failed=retry_failed))
-        return handle
+        return job.handle
 
     def attach(self, task_id: str) -> ExtractionJob:
         """Follow a task that was submitted elsewhere."""
         record = self._new_record(source="", task_id=task_id)
-        job, handle = self._create(record, None, task_id)
+        job = self._create(record, None, task_id)
         self._queue.acquire_if_free(job)
         self._jobs.apply(job, Trigger.ACCEPTED)
-        return handle
+        return job.handle
 
     async def bind(
         self,
@@ -327,18 +327,17 @@ class Runtime:
             known = self._jobs.recall(job_id) or known  # two may have asked at once
             if record is not None and (known is None or self._jobs.is_outdated(known)):
                 return self._open_record(record)
-        if known is None or known.handle is None:
+        if known is None:
             raise JobNotFoundError(_describe_missing(job_id, self._settings.journal))
         return known.handle
 
     def _open_record(self, record: JobRecord) -> ExtractionJob:
         outcome, title = make_outcome(record), _make_title(record)
         if outcome is None:
-            job, handle = self._create(record, record.source or None, title)
+            job = self._create(record, record.source or None, title)
             self._following.watch(job)
-            return handle
-        job = self._jobs.create_ended(record, title, outcome)
-        job.handle = ExtractionJob(job, self)
+        else:
+            job = self._jobs.create_ended(record, title, outcome)
         return job.handle
 
     async def adopt(
@@ -433,12 +432,11 @@ class Runtime:
 
     def begin_download(self, job: Job) -> None:
         """Remember that a download is asked for: the claim of its record is kept for it."""
-        job.downloads().requested += 1
+        self._jobs.count_downloads(job, requested=1)
 
     def end_download(self, job: Job) -> None:
         """Forget a download that was asked for; one that was broken off has no event of its own."""
-        status = job.downloads()
-        status.requested -= 1
+        status = self._jobs.count_downloads(job, requested=-1)
         if not status.requested and job.has_ended:
             self._store.save_later(job)
             if status.end is None:
@@ -638,11 +636,10 @@ class Runtime:
     ) -> ExtractionJob:
         record = attrs.evolve(record, format=format or record.format)
         job = self._jobs.find(record.id)
-        if job is None or job.handle is None:
-            job, handle = self._create(record, record.source or None, _make_title(record))
+        if job is None:
+            job = self._create(record, record.source or None, _make_title(record))
         else:  # a handle that was retrieved, and followed whoever had the claim
             self._following.stop(job)
-            handle = job.handle
         if record.directory is not None:
             self.begin_download(job)
         self._following.resume(job, record, claim)
@@ -650,7 +647,7 @@ class Runtime:
             self.start_background_task(
                 partial(self._finish_download, job, record), partial(self._on_download_failure, job)
             )
-        return handle
+        return job.handle
 
     async def _finish_download(self, job: Job, record: JobRecord) -> None:
         """Download what was asked for in an earlier process; its errors are the handle's."""
@@ -672,10 +669,8 @@ class Runtime:
     def _on_download_failure(self, job: Job, error: Exception) -> None:
         _log.debug("%s was not downloaded: %s", job.title, error)
 
-    def _create(self, record: JobRecord, source: Any, title: str) -> tuple[Job, ExtractionJob]:
-        job = self._jobs.create(record, source, title, self._settings.deadline)
-        job.handle = ExtractionJob(job, self)
-        return job, job.handle
+    def _create(self, record: JobRecord, source: Any, title: str) -> Job:
+        return self._jobs.create(record, source, title, self._settings.deadline)
 
     def _job_of(self, handle: ExtractionJob) -> Job:
         job = handle._job  # noqa: SLF001 - a handle is a view of the engine's job

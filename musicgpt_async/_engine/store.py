@@ -59,6 +59,7 @@ class JobStore:
         self._dirty: dict[str, Job] = {}
         self._failed: dict[str, Job] = {}
         self._by_key: dict[str, Job] = {}
+        self._claims: dict[Job, Claim] = {}  # a job that follows another handle's has none
         self._is_failing = False  # logged once, not for each job and second
         self._flushing = anyio.Lock()
         self._wakeup = Wakeup()
@@ -70,7 +71,11 @@ class JobStore:
 
     def may_write(self, job: Job) -> bool:
         """Return whether a job is this session's to save, and to receive webhooks for."""
-        return self.journal is None or job.claim is not None
+        return self.journal is None or self.has_claim(job)
+
+    def has_claim(self, job: Job) -> bool:
+        """Return whether a job has the claim of its record."""
+        return job in self._claims
 
     async def add_or_get(
         self, job: Job, *, force: bool, retry_failed: bool = True, followed: str | None = None
@@ -129,9 +134,10 @@ class JobStore:
 
     def give_claim(self, job: Job, claim: Claim | None) -> None:
         """Let a job write its record; one that has ended meanwhile is saved as it ended."""
-        job.claim = claim
-        if claim is not None and job.has_ended:
-            self.save_later(job)
+        if claim is not None:
+            self._claims[job] = claim
+            if job.has_ended:
+                self.save_later(job)
 
     async def find(self, record_id: str) -> JobRecord | None:
         """Read the record with this id."""
@@ -144,9 +150,10 @@ class JobStore:
 
     async def reclaim(self, job: Job) -> None:
         """Let a finished job write once more, unless another handle or process does."""
-        if self.journal is not None and job.claim is None:
-            claim = await self.journal._claim_one(job.record.id)
-            job.claim = claim or job.claim  # of two downloads at once one has got it
+        if not self.may_write(job):
+            claim = await self.claim(job.record.id)
+            if claim is not None:  # of two downloads at once one has got it
+                self._claims[job] = claim
 
     async def save(self, job: Job) -> None:
         """Save a job before going on.
@@ -157,13 +164,13 @@ class JobStore:
         """
         self._dirty.pop(job.record.id, None)
         self._failed.pop(job.record.id, None)
-        if self.journal is None or job.claim is None:
+        claim, record = self._claims.get(job), job.record
+        if self.journal is None or claim is None:
             return
-        claim, record = job.claim, job.record
         release = job.is_free
         await claim.save(record, release=release)
         if release:
-            job.claim = None
+            self._claims.pop(job, None)
             # Meanwhile a download began, or there is more to save.
             if not job.is_free or record.id in self._dirty:
                 await self.reclaim(job)
@@ -182,7 +189,7 @@ class JobStore:
 
     def save_later(self, job: Job) -> None:
         """Save a job when there is time: what MusicGPT would tell again."""
-        if self.journal is not None and job.claim is not None:
+        if self.journal is not None and self.has_claim(job):
             self._dirty[job.record.id] = job
             self._wakeup.set()
 
@@ -226,7 +233,7 @@ class JobStore:
             await self.save(job)
         except ClaimLostError as error:
             self._log_failure(job, error)
-            job.claim = None
+            self._claims.pop(job, None)
             lost.append(job)
         except JournalError as error:
             self._log_failure(job, error)
@@ -247,5 +254,5 @@ class JobStore:
     def drop_claims(self) -> None:
         """Let other sessions of this process have the jobs that could not be saved."""
         for job in (*self._dirty.values(), *self._failed.values()):
-            if job.claim is not None:
-                job.claim.drop()
+            if (claim := self._claims.pop(job, None)) is not None:
+                claim.drop()

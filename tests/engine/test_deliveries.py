@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import aiohttp
 import anyio
 import pytest
@@ -39,8 +41,9 @@ async def test_a_job_that_raises_does_not_break_the_endpoint(
 ) -> None:
     """Its delivery is acknowledged, the log shows no token, and the next job gets its own."""
     receiver, observer = WebhookReceiver(PUBLIC_URL), _FailingObserver("bad")
-    store, event_bus = JobStore(None), EventBus()
-    jobs = Jobs(store, event_bus, call_soon=lambda *_: None)
+    store, event_bus = JobStore(None, account=""), EventBus()
+    runtime: Any = None  # nothing is asked of a handle here
+    jobs = Jobs(store, event_bus, runtime)
     jobs.observe(observer)
     async with (
         receiver.serve(port=0) as root,
