@@ -80,6 +80,7 @@ QUEUE = "musicgpt"
 """The queue of tracks that any worker can read: URLs, which MusicGPT fetches itself."""
 STALLED_AFTER = 30.0  # seconds without a heartbeat after which a worker's tasks are given to others
 RESCUE_SCHEDULE = "* * * * * */5"  # every 5 seconds; the last field is procrastinate's seconds
+RESCUE_LOCK = "musicgpt:rescue"
 RESCUE_PRIORITY = 1  # above the tracks, which would keep it waiting
 FIRST_DELAY, LONGEST_DELAY = 10.0, 600.0  # seconds between two deliveries of a task that failed
 MAX_ATTEMPTS = 10  # over about an hour
@@ -269,8 +270,15 @@ def make_blueprint(*, stalled_after: float = STALLED_AFTER) -> Blueprint:
     async def extract(context: JobContext, /, **track: Any) -> None:
         await _extract_track(context, **track)
 
+    # One rescue waits at most: of two at once the second could take tasks from live workers.
     @blueprint.periodic(cron=RESCUE_SCHEDULE)
-    @blueprint.task(name="rescue", queue=QUEUE, priority=RESCUE_PRIORITY, pass_context=True)
+    @blueprint.task(
+        name="rescue",
+        queue=QUEUE,
+        queueing_lock=RESCUE_LOCK,
+        priority=RESCUE_PRIORITY,
+        pass_context=True,
+    )
     async def rescue(context: JobContext, /, timestamp: int) -> None:  # noqa: ARG001 - procrastinate's
         manager = context.app.job_manager
         for job in await manager.get_stalled_jobs(
