@@ -23,6 +23,7 @@ extensions = [
     "cyclopts.ext.sphinx",
 ]
 default_role = "code"
+smartquotes_action = "qe"  # no dashes: --option is one
 exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
