@@ -103,8 +103,8 @@ def refused(what: str, error: type[MusicGPTError], words: str, kind: str, **how:
     )
 
 
-def poll(what: str, kind: str, **how: Any) -> Case:
-    """Return a case of a poll gone wrong, which is never a failed job."""
+def look(what: str, kind: str, **how: Any) -> Case:
+    """Return a case of a look gone wrong, which is never a failed job."""
     return Case(on="Poll", what=what, gets=WHOLE, faults=(Fault("byId", kind, **how),))
 
 
@@ -248,22 +248,22 @@ SUBMITS = (
     refused("redirect (307)", ProtocolError, "307", "redirect", status=307, location="/elsewhere"),
 )
 
-POLLS = (
-    poll("connection closed before the question was read", "drop_before_body"),
-    poll("connection closed before the answer", "drop_before_answer"),
-    poll("connection closed amid the answer", "drop_mid_answer"),
-    poll("never answered", "stall_answer"),
-    poll("429 without Retry-After", "status", status=429),
-    poll("429, Retry-After in seconds", "status", status=429, retry_after=1),
-    poll("429, Retry-After as a date", "status", status=429, retry_after=timedelta(seconds=2)),
-    poll("500", "status", status=500, times=2),
-    poll("502 with an HTML page", "status", status=502, body="html", times=2),
-    poll("401", "status", status=401),
-    poll("404 soon after the submit", "status", status=404, times=2),
-    poll("JSON of another shape", "wrong_json"),
-    poll("200 with an HTML page", "wrong_json", body=PAGE),
-    poll("200 with `success: false`", "not_success"),
-    poll("redirect", "redirect", location="/elsewhere"),
+LOOKS = (
+    look("connection closed before the question was read", "drop_before_body"),
+    look("connection closed before the answer", "drop_before_answer"),
+    look("connection closed amid the answer", "drop_mid_answer"),
+    look("never answered", "stall_answer"),
+    look("429 without Retry-After", "status", status=429),
+    look("429, Retry-After in seconds", "status", status=429, retry_after=1),
+    look("429, Retry-After as a date", "status", status=429, retry_after=timedelta(seconds=2)),
+    look("500", "status", status=500, times=2),
+    look("502 with an HTML page", "status", status=502, body="html", times=2),
+    look("401", "status", status=401),
+    look("404 soon after the submit", "status", status=404, times=2),
+    look("JSON of another shape", "wrong_json"),
+    look("200 with an HTML page", "wrong_json", body=PAGE),
+    look("200 with `success: false`", "not_success"),
+    look("redirect", "redirect", location="/elsewhere"),
     Case(
         on="Poll",
         what="MusicGPT could not process the track",
@@ -313,10 +313,10 @@ FILES = (
     file("cut, then Range is ignored", OVER, ("truncated", {}), ("no_ranges", {})),
     file("cut, then another range than requested", OVER, ("truncated", {}), ("wrong_range", {})),
     file("WAV with a Content-Length that is too short", OVER, ("mis_sized", {})),
-    spoilt("the same, every time", "its own header says", "mis_sized", **FOREVER),
+    spoilt("the same, every time", "its header declares", "mis_sized", **FOREVER),
     file("no Content-Length", WHOLE, ("no_length", {})),
     file("no Content-Length, and cut", OVER, ("no_length_truncated", {})),
-    spoilt("the same, every time", "its own header says", "no_length_truncated", **FOREVER),
+    spoilt("the same, every time", "its header declares", "no_length_truncated", **FOREVER),
     spoilt(
         "MP3 without a Content-Length",
         "does not declare its length",
@@ -325,9 +325,9 @@ FILES = (
         gets="cannot be proven complete: no file; the other stem is complete",
         **FOREVER,
     ),
-    spoilt("gzip that was not requested", "the encoding", "gzip"),
+    spoilt("gzip that was not requested", "content encoding", "gzip"),
     file("redirected", "followed; all stems complete", ("redirect", {"location": ""})),
-    spoilt("redirected in a circle", "do not end", "redirect", location="", **FOREVER),
+    spoilt("redirected in a circle", "too many redirects", "redirect", location="", **FOREVER),
     spoilt(
         "redirected into a private network", "private", "redirect", location="https://10.0.0.1/"
     ),
@@ -339,7 +339,7 @@ FILES = (
     spoilt("an empty file", "is empty|not audio", "empty"),
 )
 
-CASES = (*SUBMITS, *POLLS, *FILES)
+CASES = (*SUBMITS, *LOOKS, *FILES)
 
 
 def markdown() -> str:
