@@ -263,6 +263,7 @@ def report(
     /,
     *,
     out: Annotated[Path, Parameter(name=("--out", "-o"))] = DEFAULT_OUT,
+    last: Annotated[int, Positive] = 500,
     quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False,
 ) -> int:
     """Write a page about an output directory: waveforms, players, costs and failures.
@@ -272,11 +273,13 @@ def report(
     Args:
         directory: The output directory; the same as --out.
         out: The output directory.
+        last: Tracks to show, the last ones; the sums are of all.
         quiet: No progress.
     """
     from musicgpt_async.cli import report as page  # noqa: PLC0415 - other commands go without
 
-    return event_loop.run(partial(page.report, choose_directory(directory, out), quiet=quiet))
+    directory = choose_directory(directory, out)
+    return event_loop.run(partial(page.report, directory, last=last, quiet=quiet))
 
 
 @app.command(sort_key=5)

@@ -17,7 +17,7 @@ from musicgpt_async import JobState
 from musicgpt_async.cli.report import report
 from musicgpt_async.cli.report.markup import element
 from musicgpt_async.cli.report.track_card import url
-from musicgpt_async.cli.report.tracks import TrackStatus, from_files, from_records
+from musicgpt_async.cli.report.tracks import Attempts, TrackStatus, from_files
 from musicgpt_async.cli.report.waveforms import BLOCK, PARTS, Waveform
 from musicgpt_async.cli.settings import JOURNAL
 from musicgpt_async.cli.usage import UsageError
@@ -74,7 +74,7 @@ def test_what_is_no_audio_has_no_wave(tmp_path: Path) -> None:
 def test_everything_is_escaped_but_markup() -> None:
     """Text and attributes are escaped, what turns text around is replaced, joiners stay."""
     assert element("p", "<b>", element("i", "&"), class_='"') == (
-        '<p class="&quot;">&lt;b&gt;<i>&amp;</i></p>'
+        '<p class="&#34;">&lt;b&gt;<i>&amp;</i></p>'
     )
     assert element("p", "a\u202eb\x00") == "<p>a\ufffdb\ufffd</p>"
     assert element("p", "👩\u200d🎤") == "<p>👩\u200d🎤</p>"
@@ -113,22 +113,53 @@ def test_a_moved_directory_is_found_again(tmp_path: Path) -> None:
                  sha256="") for stem in ("bass", "drums")
     )  # fmt: skip
     done = record("x", state=JobState.COMPLETED, directory=str(tmp_path / "was"), files=files)
-    (track,) = from_records([done], tmp_path / "now")
+    attempts = Attempts(10)
+    attempts.add(done)
+    (track,) = attempts.tracks(tmp_path / "now")
     assert track.stems == {"bass": (tmp_path / "now/x - bass.wav",)}
     assert track.missing == ("drums",)
 
 
 def test_attempts_at_one_track_are_one_track(tmp_path: Path) -> None:
-    """Of attempts that left no files only the last one counts; it tells of the others."""
-    attempts = [
-        record("1", fingerprint="a", state=JobState.FAILED, error="first"),
-        record("2", fingerprint="a", state=JobState.FAILED, error="second"),
-        record("3", fingerprint="a", state=JobState.PROCESSING),
-        record("4", fingerprint="b", state=JobState.FAILED),
-    ]
-    going, failed = from_records(attempts, tmp_path)
+    """The last attempt at a source counts, with the last files; it tells of the others."""
+    (tmp_path / "a - bass.wav").touch()
+    path = str(tmp_path / "a - bass.wav")
+    files = (StemFile(stem="bass", format="wav", path=path, size=0, sha256=""),)
+    attempts = Attempts(10)
+    for number, values in enumerate(
+        [
+            {"state": JobState.FAILED, "error": "first"},
+            {"state": JobState.COMPLETED, "files": files},
+            {"state": JobState.PROCESSING},
+            {"state": JobState.FAILED, "stems": ("drums",)},
+        ]
+    ):  # a file that was changed has another fingerprint
+        attempts.add(record("a", id=str(number), fingerprint=str(number), **values))
+    going, failed = attempts.tracks(tmp_path)
     assert (going.outcome, failed.outcome) == (TrackStatus.UNFINISHED, TrackStatus.FAILED)
-    assert [each.error for each in going.earlier] == ["first", "second"]
+    assert [each.id for each in going.earlier] == ["0", "1"]
+    assert list(going.stems) == ["bass"]
+    assert going.anchor != failed.anchor
+
+
+@pytest.mark.anyio
+async def test_a_page_shows_the_last_tracks_and_the_sums_of_all(tmp_path: Path) -> None:
+    """What is left out is said and counted, each track once, also if it is retried later."""
+    jobs = [
+        record(str(number), state=JobState.COMPLETED, cost=1.0, duration=60.0)
+        for number in range(9)
+    ]
+    retried = record("0", id="again", state=JobState.FAILED, cost=None, credit_estimate=2.0)
+    await with_journal(tmp_path, *jobs, retried)
+    assert await report(tmp_path, last=4) == 0
+    page = read(tmp_path)
+    assert len(page.all("track")) == 4
+    html = (tmp_path / "report.html").read_text("utf-8").partition("<main>")[0]
+    assert dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html)) == {
+        "Tracks": "9", "Done": "8", "Failed": "1", "Credits charged": "9",
+        "Credits only estimated": "2", "Audio": "8:00",
+    }  # fmt: skip
+    assert "The last 4 of 9 tracks are shown" in page.text
 
 
 @pytest.mark.anyio
@@ -149,7 +180,7 @@ async def test_the_report_tells_what_the_journal_knows(tmp_path: Path) -> None:
     html = (tmp_path / "report.html").read_text("utf-8").partition("<main>")[0]
     assert dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html)) == {
         "Tracks": "5", "Done": "1", "Failed": "3", "Unfinished": "1", "Credits charged": "2.25",
-        "Credits only estimated": "2", "Music": "1:01",
+        "Credits only estimated": "2", "Audio": "1:01",
     }  # fmt: skip
     assert "2 tracks" in page.text
     assert page.text.count("The vendor gave … up <img src=x onerror=alert(1)>.") == 1
@@ -204,7 +235,7 @@ async def test_a_missing_extra_is_one_clear_line(shell: Any, tmp_path: Path) -> 
     ended = await shell.run("report", ".", PYTHONPATH=str(missing))
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.count("\n") == 1
-    assert 'pip install "musicgpt-async[emulator]"' in ended.err
+    assert 'pip install "musicgpt-async[report]"' in ended.err
 
 
 def test_hundreds_of_tracks_make_a_small_page(tmp_path: Path) -> None:

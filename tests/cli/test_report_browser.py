@@ -266,6 +266,46 @@ def test_searching_leaves_what_matches(browser: Browser) -> None:
     assert browser.all("#none")[0].is_displayed()
 
 
+def test_tracks_are_ordered_as_asked(browser: Browser) -> None:
+    """By length the longest track comes first; the order of work is there again afterwards."""
+    from selenium.webdriver.support.select import Select  # noqa: PLC0415 - see Browser.keys
+
+    titles = "return [...document.querySelectorAll('.track h2')].map((each) => each.textContent)"
+    made = browser.driver.execute_script(titles)
+    select = Select(browser.all(".tools select")[0])
+    lengths = "return [...document.querySelectorAll('.track')].map((a) => a.dataset.seconds * 1)"
+    for value, script, key in (("name", titles, str.lower), ("length", lengths, lambda s: -s)):
+        select.select_by_value(value)
+        found = browser.driver.execute_script(script)
+        assert found == sorted(found, key=key)
+    select.select_by_value("")
+    assert browser.driver.execute_script(titles) == made
+
+
+def test_a_link_opens_a_player_at_its_time(browser: Browser) -> None:
+    """The copied link names a track and a second; opened anew, that player stands there."""
+    track = browser.track(A_SONG)
+    browser.until(lambda: track.find_elements("css selector", ".axis span"))
+    axis = track.find_elements("css selector", ".axis span")
+    assert axis[0].get_attribute("textContent") == "0:00"
+    assert len(axis) > 2
+    browser.play(A_SONG)
+    browser.keys(" ")
+    browser.keys(*("\ue014" * 2))  # ten seconds on
+    track.find_element("css selector", ".share").click()
+    url = browser.driver.current_url
+    assert "#track-" in url
+    seconds = int(url.rpartition("@")[2])
+    assert seconds >= 10
+    browser.driver.get("about:blank")
+    browser.driver.get(url)
+    browser.until(lambda: browser.all(".track.active"))
+    shown = browser.all(".track.active .time b")[0].get_attribute("textContent")
+    assert shown == f"0:{seconds:02}"
+    browser.driver.get(f"{url.partition('#')[0]}#track-000000000000")
+    browser.until(browser.all("#missing")[0].is_displayed)
+
+
 def test_everything_has_a_name(browser: Browser) -> None:
     """Each control and each region has its role and name for a screen reader."""
     browser.track(A_SONG)

@@ -6,9 +6,17 @@ from pathlib import Path
 
 from musicgpt_async.cli.usage import UsageError
 
+# Tracks that a page shows unless asked: with four stems and a song each, about six megabytes.
+DEFAULT_LAST = 500
 
-async def report(directory: Path, *, quiet: bool = False) -> int:
+
+async def report(directory: Path, *, last: int = DEFAULT_LAST, quiet: bool = False) -> int:
     """Write the report of an output directory, print its path, and return the exit code.
+
+    Args:
+        directory: The output directory.
+        last: Tracks to show, the last ones; the others are only counted.
+        quiet: Whether to show no progress.
 
     Raises:
         UsageError: The directory holds nothing to report, may not be written to, or what reads
@@ -19,6 +27,6 @@ async def report(directory: Path, *, quiet: bool = False) -> int:
         from musicgpt_async.cli.report import writing  # noqa: PLC0415 - an extra, slow to import
     except ImportError as error:
         raise UsageError(
-            'The report needs numpy and soundfile: pip install "musicgpt-async[emulator]"'
+            'The report needs packages that are not installed: pip install "musicgpt-async[report]"'
         ) from error
-    return await writing.report(directory, quiet=quiet)
+    return await writing.report(directory, last=last, quiet=quiet)

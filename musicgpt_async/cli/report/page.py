@@ -16,7 +16,7 @@ import attrs
 from musicgpt_async._version import __version__
 from musicgpt_async.cli.report.markup import Markup, element, join
 from musicgpt_async.cli.report.track_card import track_card, when
-from musicgpt_async.cli.report.tracks import ReportTrack, TrackStatus
+from musicgpt_async.cli.report.tracks import LeftOut, ReportTrack, TrackStatus
 from musicgpt_async.cli.report.waveforms import Waveform
 from musicgpt_async.cli.text import count, span
 from musicgpt_async.models import JobRecord
@@ -27,6 +27,14 @@ Waveforms = Mapping[Path, Waveform | None]
 MAX_REASONS = 12
 # Fewer tracks are found without a search.
 MIN_SEARCHABLE = 4
+# What the tracks may be ordered by: the script's word, and the page's.
+ORDERS = {
+    "": "Order of work",
+    "name": "By name",
+    "time": "Newest first",
+    "cost": "Highest cost first",
+    "length": "Longest first",
+}
 
 
 @attrs.define
@@ -36,10 +44,12 @@ class Page:
     Args:
         directory: Directory of the page, which links are relative to.
         title: Its name for people.
+        left_out: Sums over the tracks that are not shown.
     """
 
     directory: Path
     title: str
+    left_out: LeftOut = attrs.field(factory=LeftOut)
     _tracks: list[ReportTrack] = attrs.field(factory=list)
     _cards: list[str] = attrs.field(factory=list)
     _reasons: Counter[str] = attrs.field(factory=Counter)
@@ -86,13 +96,20 @@ class Page:
 
     def _head(self, now: float) -> Markup:
         made = element("p", "Stems by MusicGPT · made ", when(now), class_="made")
-        return join(element("h1", element("bdi", self.title)), made, self._sums(), self._why())
+        return join(
+            element("h1", element("bdi", self.title)),
+            made,
+            self._sums(),
+            self._left_out_note(),
+            self._why(),
+        )
 
     def _sums(self) -> Markup:
-        outcomes = Counter(track.outcome for track in self._tracks)
+        left_out = self.left_out
+        outcomes = Counter(track.outcome for track in self._tracks) + left_out.outcomes
         failed, unfinished = outcomes[TrackStatus.FAILED], outcomes[TrackStatus.UNFINISHED]
         sums = [
-            _sum("Tracks", f"{len(self._tracks):,}"),
+            _sum("Tracks", f"{outcomes.total():,}"),
             _sum("Done", f"{outcomes[TrackStatus.DONE]:,}"),
         ]
         if failed:
@@ -100,14 +117,27 @@ class Page:
         if unfinished:
             sums.append(_sum("Unfinished", f"{unfinished:,}"))
         records = _records(self._tracks)
-        charged = sum(record.cost or 0.0 for record in records)
-        expected = sum(record.credit_estimate or 0.0 for record in records if record.cost is None)
+        charged = left_out.charged + sum(record.cost or 0.0 for record in records)
+        expected = left_out.estimated + sum(
+            record.credit_estimate or 0.0 for record in records if record.cost is None
+        )
         if records:
             sums.append(_sum("Credits charged", f"{round(charged, 2):,g}"))
         if expected:
             sums.append(_sum("Credits only estimated", f"{round(expected, 2):,g}"))
-        sums.append(_sum("Music", span(self._seconds)))
+        sums.append(_sum("Audio", span(self._seconds + left_out.seconds)))
         return element("dl", *sums, class_="sums")
+
+    def _left_out_note(self) -> Markup | None:
+        if not self.left_out:
+            return None
+        total = len(self._tracks) + len(self.left_out)
+        return element(
+            "p",
+            f"The last {len(self._tracks):,} of {count(total, 'track')} are shown; the sums are of "
+            f"all. report --last {total} shows all.",
+            class_="left-out",
+        )
 
     def _why(self) -> Markup | None:
         """Return why tracks failed, the most common reason first."""
@@ -152,7 +182,9 @@ class Page:
         radios = [_radio(*each) for each in choices] if len(choices) > 2 else []
         legend = element("legend", "Show", class_="unseen")
         fieldset = element("fieldset", legend, *radios) if radios else None
-        return element("div", search, fieldset, class_="tools", role="search")
+        options = [element("option", name, value=value) for value, name in ORDERS.items()]
+        order = element("select", *options, aria_label="Order tracks by", autocomplete="off")
+        return element("div", search, fieldset, order, class_="tools", role="search")
 
 
 def _seconds_of(track: ReportTrack, waveforms: Waveforms) -> float:

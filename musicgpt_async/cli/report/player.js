@@ -2,11 +2,14 @@
 (() => {
   const DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
   const STEP = 5; // seconds that an arrow key moves
-  const LOOK = 200; // milliseconds between two looks at how far the stems are apart
+  const LOOK = 200; // milliseconds between two checks of how far the stems are apart
   const APART = 0.015; // seconds apart that nobody hears
   const LOST = 0.12; // seconds apart that are faster sought than caught up
   const BEND = 0.015; // change of speed by which a sound catches up unnoticed
   const BEND_UNHEARD = 0.1; // and one that is muted
+  const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200]; // seconds
+  const TICK = 72; // pixels that a label of the time axis takes
+  const SHOWN = 2000; // milliseconds that a button says what it did
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   const tracks = [...document.querySelectorAll(".track")];
   const players = new WeakMap();
@@ -229,6 +232,22 @@
       say(`${row.dataset.name}: ${kind} ${isPressed(button) ? "on" : "off"}`);
     }
 
+    /** Put a link to this place in the track into the address bar and the clipboard. */
+    async share(button) {
+      const url = `${location.href.split("#")[0]}#${this.track.id}@${Math.floor(this.position)}`;
+      let told = "Link copied";
+      try { history.replaceState(null, "", url); } catch { /* not for every kind of page */ }
+      try {
+        await navigator.clipboard.writeText(url);
+      } catch {
+        told = "In address bar";
+      }
+      const text = button.dataset.text ??= button.textContent;
+      button.textContent = told;
+      say(told);
+      setTimeout(() => { button.textContent = text; }, SHOWN);
+    }
+
     show({ playing, busy }) {
       this.playing = playing;
       this.busy = busy;
@@ -270,8 +289,25 @@
     return `M0,64L${edge(-1).join("L")}L${last},64L${edge(1).reverse().join("L")}Z`;
   };
 
+  /** Label a track's time axis at round times. */
+  const drawAxis = (track) => {
+    const axis = track.querySelector(".axis:empty");
+    const seconds = Number(track.dataset.seconds);
+    if (!axis || !seconds) return;
+    const width = axis.clientWidth;
+    const most = Math.max(1, Math.floor(width / TICK));
+    const step = STEPS.find((each) => seconds / each <= most) ?? STEPS.at(-1);
+    for (let at = 0; at < seconds && (seconds - at) / seconds * width > TICK / 2; at += step) {
+      const tick = document.createElement("span");
+      tick.textContent = clock(at);
+      tick.style.left = `${100 * at / seconds}%`;
+      axis.append(tick);
+    }
+  };
+
   /** Draw a track's waveforms: the loudest samples, and over them the level. */
   const drawTrack = (track) => {
+    drawAxis(track);
     for (const wave of track.querySelectorAll(".wave[data-wave]")) {
       const heights = [...wave.dataset.wave].map((digit) => DIGITS.indexOf(digit));
       const parts = heights.length / 2;
@@ -304,6 +340,7 @@
       const player = button && playerOf(button.closest(".track"));
       if (!player) return;
       if (button === player.button) player.toggle();
+      else if (button.className === "share") player.share(button);
       else player.switch(button.closest(".sound"), button.className);
     });
     main.addEventListener("input", (event) => {
@@ -377,6 +414,34 @@
     event.preventDefault();
   });
 
+  const nameOf = (track) => track.querySelector("h2").textContent;
+  const made = [...tracks];
+  const COMPARE = {
+    name: (a, b) => nameOf(a).localeCompare(nameOf(b), undefined, { numeric: true }),
+    time: (a, b) => b.dataset.time - a.dataset.time,
+    cost: (a, b) => b.dataset.cost - a.dataset.cost,
+    length: (a, b) => b.dataset.seconds - a.dataset.seconds,
+  };
+  const order = (name) => {
+    tracks.splice(0, tracks.length, ...(name ? [...made].sort(COMPARE[name]) : made));
+    document.getElementById("none").before(...tracks);
+  };
+
+  /** Open the player that the address names: #track-0123456789ab@83 is a track at 1:23. */
+  const goToFragment = () => {
+    const [, id, at] = /^#(track-[0-9a-f]+)(?:@(\d+))?$/.exec(location.hash) ?? [];
+    const track = id && document.getElementById(id);
+    document.getElementById("missing").hidden = !id || Boolean(track);
+    if (!track) return;
+    track.hidden = false;
+    track.scrollIntoView({ block: "start" });
+    const player = playerOf(track);
+    (player?.button ?? track).focus({ preventScroll: true });
+    if (!player || !at) return;
+    player.open();
+    player.seek(Number(at));
+  };
+
   const listenToTools = () => {
     const search = document.querySelector("[type=search]");
     const reasons = [...document.querySelectorAll(".reasons button")];
@@ -396,7 +461,12 @@
       none.hidden = count > 0;
       say(`${count} of ${tracks.length} tracks shown`);
     };
-    document.querySelector(".tools")?.addEventListener("input", filter);
+    document.querySelector(".tools")?.addEventListener("input", (event) => {
+      if (event.target.matches("input")) filter();
+    });
+    document.querySelector(".tools select")?.addEventListener("change", (event) => {
+      order(event.target.value);
+    });
     for (const button of reasons) {
       button.addEventListener("click", () => {
         for (const other of reasons) press(other, other === button && !isPressed(button));
@@ -425,4 +495,6 @@
   listenToKeys();
   listenToTools();
   listenToMediaKeys();
+  addEventListener("hashchange", goToFragment);
+  goToFragment();
 })();

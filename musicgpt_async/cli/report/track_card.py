@@ -59,13 +59,29 @@ def track_card(
         element("div", transport, *sounds, class_="sounds") if sounds else None,
         _details(track),
         class_=" ".join(["track", str(track.outcome), *([] if sounds else ["brief"])]),
+        id=track.anchor,
         aria_labelledby=title,
         tabindex=-1,
         data_outcome=str(track.outcome),
         data_reason=reason,
         data_seconds=f"{seconds:.3f}",
+        data_time=_time_of(track),
+        data_cost=_cost_of(track),
         data_find=f"{track.title} {error or ''}".lower(),
     )
+
+
+def _time_of(track: ReportTrack) -> float:
+    """Return when a track was accepted, else queued, else written; for ordering."""
+    record = track.record
+    moment = record and (record.accepted_at or record.created_at)
+    return moment or track.written_at or 0.0
+
+
+def _cost_of(track: ReportTrack) -> float:
+    """Return what all attempts at a track cost, for ordering."""
+    records = () if track.record is None else (*track.earlier, track.record)
+    return sum(each.cost or each.credit_estimate or 0.0 for each in records)
 
 
 def when(moment: float) -> Markup:
@@ -117,7 +133,15 @@ def _transport(track: ReportTrack, seconds: float) -> Markup:
         aria_label=f"Position in {track.title}",
         aria_valuetext=f"0:00 of {span(seconds)}",
     )
-    return element("div", time, slider, class_="transport")
+    share = element(
+        "button",
+        "Copy link",
+        type="button",
+        class_="share",
+        aria_label=f"Copy a link to this position in {track.title}",
+    )
+    axis = element("div", class_="axis", aria_hidden="true")
+    return element("div", time, slider, share, axis, class_="transport")
 
 
 def _sounds(

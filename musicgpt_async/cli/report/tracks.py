@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -36,6 +38,7 @@ WHOLES: Mapping[str, Sequence[str]] = {
 }
 # Formats of a stem, the one to draw and to play first: it needs no decoder that adds silence.
 FORMATS = (".wav", ".flac", ".mp3")
+MAX_ATTEMPTS = 20  # of one track that are kept; earlier ones are only summed up
 _OF_A_TRACK = re.compile(rf"(?P<track>.+) - (?P<stem>{'|'.join(Stem)})(?P<number> \(\d+\))?")
 _IN_A_FOLDER = re.compile(rf"(?P<stem>{'|'.join(Stem)})(?P<number> \(\d+\))?")
 
@@ -60,7 +63,7 @@ class ReportTrack:
         missing: Stems whose files were here once.
         written_at: When the last stem was written, in seconds since the epoch.
         record: Its record in the journal.
-        earlier: Attempts before the last one that left no files.
+        earlier: Attempts before the last one.
     """
 
     title: str
@@ -71,6 +74,15 @@ class ReportTrack:
     written_at: float | None = None
     record: JobRecord | None = None
     earlier: tuple[JobRecord, ...] = ()
+
+    @property
+    def anchor(self) -> str:
+        """The id of the track on the page, the same each time that the page is made."""
+        record = self.record
+        parts = [self.title]
+        if record is not None:
+            parts = [record.source or record.id, *sorted(record.stems), *record.preprocessing]
+        return f"track-{hashlib.sha256(repr(parts).encode(errors='replace')).hexdigest()[:12]}"
 
     @property
     def played(self) -> tuple[Path, ...]:
@@ -85,33 +97,102 @@ class ReportTrack:
         return any(whole in self.stems for whole in WHOLES.get(sound, ()))
 
 
-def from_records(records: Iterable[JobRecord], directory: Path) -> list[ReportTrack]:
-    """Return the tracks of a journal; of attempts at the same one only those that left files.
+@attrs.define
+class LeftOut:
+    """Sums over the tracks and attempts that the page does not show.
+
+    Attributes:
+        charged: Credits charged.
+        estimated: Credits estimated, for attempts whose charge is not known.
+    """
+
+    charged: float = 0.0
+    estimated: float = 0.0
+    _tracks: dict[int, tuple[TrackStatus, float]] = attrs.field(factory=dict)
+
+    @property
+    def outcomes(self) -> Counter[TrackStatus]:
+        """How many tracks had which outcome."""
+        return Counter(outcome for outcome, _ in self._tracks.values())
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio."""
+        return sum(seconds for _, seconds in self._tracks.values())
+
+    def __len__(self) -> int:
+        return len(self._tracks)
+
+    def add_attempt(self, record: JobRecord) -> None:
+        """Count what an attempt cost."""
+        if record.cost is None:
+            self.estimated += record.credit_estimate or 0.0
+        else:
+            self.charged += record.cost
+
+    def add_track(self, key: Hashable, outcome: TrackStatus, seconds: float) -> None:
+        """Count a track."""
+        # Only its hash: a hundred thousand paths would take much more memory.
+        self._tracks[hash(key)] = (outcome, seconds)
+
+    def remove_track(self, key: Hashable) -> None:
+        """Count a track no longer, since a later attempt is shown."""
+        self._tracks.pop(hash(key), None)
+
+
+class Attempts:
+    """Groups the records of a journal by track, and keeps the last tracks.
 
     Args:
-        records: The oldest first.
-        directory: Current directory of the journal; it may have been moved.
+        last: Tracks to keep; the others are counted only.
     """
-    attempts: dict[str, list[JobRecord]] = {}
-    for record in records:
-        attempts.setdefault(record.fingerprint, []).append(record)
-    return [track for each in attempts.values() for track in _of_attempts(each, directory)]
+
+    def __init__(self, last: int) -> None:
+        self.left_out: LeftOut = LeftOut()
+        self._last = last
+        self._kept: dict[Hashable, list[JobRecord]] = {}
+
+    def add(self, record: JobRecord) -> None:
+        """Add a record; the oldest come first."""
+        key = _track_key(record)
+        attempts = self._kept.pop(key, [])
+        self._kept[key] = [*attempts, record]  # again at the end
+        self.left_out.remove_track(key)
+        if len(attempts) >= MAX_ATTEMPTS:
+            self.left_out.add_attempt(self._kept[key].pop(0))
+        if len(self._kept) > self._last:
+            self._leave_out(next(iter(self._kept)))
+
+    def _leave_out(self, key: Hashable) -> None:
+        attempts = self._kept.pop(key)
+        for each in attempts:
+            self.left_out.add_attempt(each)
+        self.left_out.add_track(key, _outcome(attempts[-1]), attempts[-1].duration or 0.0)
+
+    def tracks(self, directory: Path) -> list[ReportTrack]:
+        """Return the kept tracks, looking for their files.
+
+        Args:
+            directory: Current directory of the journal; it may have been moved.
+        """
+        return [_of_attempts(each, directory) for each in self._kept.values()]
 
 
-def _of_attempts(records: Sequence[JobRecord], directory: Path) -> Iterator[ReportTrack]:
-    earlier: list[JobRecord] = []
-    for record in records:
-        if record.files or record is records[-1]:
-            yield _of_record(record, tuple(earlier), directory)
-            earlier = []
-        else:
-            earlier.append(record)
+def _track_key(record: JobRecord) -> Hashable:
+    """Return what all attempts at the same track with the same options have in common."""
+    if not record.source:
+        return record.fingerprint
+    options = (frozenset(record.stems), frozenset(record.preprocessing), record.eco_mode)
+    return (record.source, *options)
 
 
-def _of_record(record: JobRecord, earlier: tuple[JobRecord, ...], directory: Path) -> ReportTrack:
+def _of_attempts(records: Sequence[JobRecord], directory: Path) -> ReportTrack:
+    """Return the last attempt, with the files of the last one that left any."""
+    record = records[-1]
+    with_files = next((each for each in reversed(records) if each.files), record)
     files: dict[str, list[Path]] = {}
-    for file in record.files:
-        path = _relocate(Path(file.path), record.directory, directory)
+    for file in with_files.files:
+        path = _relocate(Path(file.path), with_files.directory, directory)
         files.setdefault(file.stem, []).extend([path] if path.is_file() else [])
     return ReportTrack(
         title=title_of(record),
@@ -123,7 +204,7 @@ def _of_record(record: JobRecord, earlier: tuple[JobRecord, ...], directory: Pat
             (p.stat().st_mtime for paths in files.values() for p in paths), default=None
         ),
         record=record,
-        earlier=earlier,
+        earlier=tuple(records[:-1]),
     )
 
 

@@ -15,7 +15,7 @@ from musicgpt_async import Journal
 from musicgpt_async.cli import streams
 from musicgpt_async.cli.report import tracks
 from musicgpt_async.cli.report.page import Page
-from musicgpt_async.cli.report.tracks import ReportTrack
+from musicgpt_async.cli.report.tracks import LeftOut, ReportTrack
 from musicgpt_async.cli.report.waveforms import Waveform
 from musicgpt_async.cli.settings import JOURNAL
 from musicgpt_async.cli.text import plain
@@ -24,16 +24,21 @@ from musicgpt_async.cli.usage import UsageError
 NAME = "report.html"
 
 
-async def report(directory: Path, *, quiet: bool = False) -> int:
+async def report(directory: Path, *, last: int, quiet: bool = False) -> int:
     """Write the report of an output directory, print its path, and return the exit code.
+
+    Args:
+        directory: The output directory.
+        last: Tracks to show, the last ones; the others are only counted.
+        quiet: Whether to show no progress.
 
     Raises:
         UsageError: The directory holds nothing to report, or may not be written to.
         JournalError: Its journal cannot be read.
     """
-    found = await _tracks(directory)
+    found, left_out = await _tracks(directory, last)
     title = await anyio.to_thread.run_sync(_name, directory)
-    page = Page(directory, title)
+    page = Page(directory, title, left_out)
     with _progress(quiet=quiet) as progress:
         bar = progress.add_task("", total=len(found))
         for track in found:
@@ -43,21 +48,32 @@ async def report(directory: Path, *, quiet: bool = False) -> int:
     target = directory / NAME
     await anyio.to_thread.run_sync(_write, target, page)
     streams.write_result(plain(str(target)))
+    if left_out and not quiet:
+        total = len(found) + len(left_out)
+        streams.say(
+            f"The page shows the last {len(found):,} of {total:,} tracks; --last {total} shows all."
+        )
     return 0
 
 
-async def _tracks(directory: Path) -> list[ReportTrack]:
+async def _tracks(directory: Path, last: int) -> tuple[list[ReportTrack], LeftOut]:
     is_there = await anyio.Path(directory).is_dir()
     if is_there and await anyio.Path(directory / JOURNAL).is_file():
+        attempts = tracks.Attempts(last)
         async with Journal(directory / JOURNAL) as journal:
-            records = [record async for record in journal.records()]
-        found = await anyio.to_thread.run_sync(tracks.from_records, records, directory)
+            async for record in journal.records():
+                attempts.add(record)
+        found = await anyio.to_thread.run_sync(attempts.tracks, directory)
+        left_out = attempts.left_out
     else:
-        found = await anyio.to_thread.run_sync(tracks.from_files, directory)
+        all_ = await anyio.to_thread.run_sync(tracks.from_files, directory)
+        found, left_out = all_[-last:], LeftOut()
+        for number, track in enumerate(all_[:-last]):
+            left_out.add_track(number, track.outcome, 0.0)
     if not found:
-        why = "no tracks" if is_there else "no such directory"
-        raise UsageError(f"There is nothing to report of {directory}: {why}.")
-    return found
+        reason = "no tracks" if is_there else "no such directory"
+        raise UsageError(f"There is nothing to report of {directory}: {reason}.")
+    return found, left_out
 
 
 async def _waves(track: ReportTrack) -> dict[Path, Waveform | None]:
