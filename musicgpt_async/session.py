@@ -16,6 +16,7 @@ import anyio
 
 from musicgpt_async import batch
 from musicgpt_async._engine.runtime import Runtime, RuntimeSettings, start_runtime
+from musicgpt_async._io.api_key import KEY_FILE_VARIABLE, KEY_VARIABLE, find_key
 from musicgpt_async._io.http import Transport
 from musicgpt_async._io.sources import AudioSource, parse_source
 from musicgpt_async._rules import filenames, fingerprint, hosts, plans, protocol
@@ -31,7 +32,6 @@ from musicgpt_async.journal import Journal
 from musicgpt_async.models import AudioFormat, Limits, Preprocessing, Stem
 from musicgpt_async.webhooks import WebhookReceiver
 
-KEY_VARIABLE = "MUSICGPT_API_KEY"
 BASE_URL_VARIABLE = "MUSICGPT_BASE_URL"
 # Threads that read and write files, apart from the loop's own executor, which looks names up.
 FILE_THREADS = 8
@@ -101,7 +101,7 @@ class MusicGPTSession:
         self._slots = Slots(parallel=None if limits is None else limits.parallel)
         self._credit = CreditBudget(_validate_credits(max_credits))
         self._event_bus = EventBus()
-        key = _validate_api_key(api_key or os.environ.get(KEY_VARIABLE))
+        key = _validate_api_key(api_key or find_key().key)
         self._settings = RuntimeSettings(
             base_url=url,
             account=compute_account(key, url),
@@ -500,12 +500,11 @@ def _validate_api_key(api_key: str | None) -> str:
     key = (api_key or "").strip()
     if not key:
         raise ConfigurationError(
-            f"There is no API key: give MusicGPTSession(api_key=…) or set {KEY_VARIABLE}."
+            f"There is no API key: give MusicGPTSession(api_key=…), or set {KEY_VARIABLE} or "
+            f"{KEY_FILE_VARIABLE}."
         )
     if not key.isascii() or not key.isprintable():
-        raise ConfigurationError(
-            f"The API key has characters that no key has; look at {KEY_VARIABLE} once more."
-        )
+        raise ConfigurationError(f"The API key contains invalid characters; check {KEY_VARIABLE}.")
     return key
 
 

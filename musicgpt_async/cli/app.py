@@ -37,8 +37,9 @@ else:  # shells complete these
 app: App = App(
     name="musicgpt-async",
     help="Split songs into stems with MusicGPT.\n\n"
-    "The key is read from MUSICGPT_API_KEY, the API's address from MUSICGPT_BASE_URL, the plan "
-    "(free, plus or pro) from MUSICGPT_PLAN.",
+    "The key is read from MUSICGPT_API_KEY, the file that MUSICGPT_API_KEY_FILE names, or the "
+    "system's keyring (`keyring set musicgpt-async api-key`); the API's address from "
+    "MUSICGPT_BASE_URL; the plan (free, plus or pro) from MUSICGPT_PLAN.",
     version=__version__,
     help_format="markdown",
     version_format="plaintext",

@@ -29,6 +29,13 @@ from musicgpt_async import (
     Outcome,
     WebhookReceiver,
 )
+from musicgpt_async._io.api_key import (
+    KEY_FILE_VARIABLE,
+    KEY_VARIABLE,
+    KEYRING_SERVICE,
+    KEYRING_USER,
+    find_key,
+)
 from musicgpt_async._rules import plans
 from musicgpt_async._rules.records import was_delivered
 from musicgpt_async.cli import output, streams
@@ -43,7 +50,6 @@ from musicgpt_async.cli.text import count, credit, plain, span
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.events import Accepted, Event
 from musicgpt_async.journal import Lease
-from musicgpt_async.session import KEY_VARIABLE
 
 LEASE_SECONDS = 10.0  # seconds after which another process takes over the jobs of a killed one
 
@@ -120,14 +126,13 @@ class Run:
 
     async def _open(self, stack: AsyncExitStack) -> MusicGPTSession:
         settings = self._settings
-        if not settings.api_key and not os.environ.get(KEY_VARIABLE, "").strip():
-            raise UsageError(f"There is no API key: set the environment variable {KEY_VARIABLE}.")
         try:
+            api_key = settings.api_key or await anyio.to_thread.run_sync(_find_key)
             receiver = WebhookReceiver(settings.webhook) if settings.webhook else None
             await anyio.to_thread.run_sync(make_directory, settings.out)
             self._journal = await self._open_journal(stack)
             session = MusicGPTSession(
-                settings.api_key,
+                api_key,
                 base_url=settings.base_url,
                 limits=make_limits(settings.known_plan, settings.jobs),
                 webhooks=receiver,
@@ -285,6 +290,20 @@ class Run:
         if self._is_key_rejected:
             return 2
         return 1 if self._failure or self.summary.failed else 0
+
+
+def _find_key() -> str:
+    """Return the API key of the environment or the keyring.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if key := find_key(keyring=True).key:
+        return key
+    raise UsageError(
+        f"There is no API key: set {KEY_VARIABLE}, or {KEY_FILE_VARIABLE} to a file that holds it, "
+        f"or run `keyring set {KEYRING_SERVICE} {KEYRING_USER}`."
+    )
 
 
 def make_limits(plan: str | None, jobs: int | None) -> Limits | None:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ from musicgpt_async import (
     TransportError,
     WebhookReceiver,
 )
+from musicgpt_async._io.api_key import KEY_VARIABLE, find_key
 from musicgpt_async._io.http import Transport, map_exceptions
 from musicgpt_async._rules import hosts, payloads, protocol
 from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL, Endpoints
@@ -33,7 +35,7 @@ from musicgpt_async.cli import streams
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.cli.versions import version_lines
-from musicgpt_async.session import BASE_URL_VARIABLE, KEY_VARIABLE
+from musicgpt_async.session import BASE_URL_VARIABLE
 from musicgpt_async.webhooks import SERVICE
 
 # No task has this id, so that a look at it costs nothing and tells what the key is worth.
@@ -71,9 +73,10 @@ async def examine(webhook: str | None, listen: tuple[str, int]) -> int:
 
 
 async def _run_checks(webhook: str | None, listen: tuple[str, int]) -> AsyncIterator[CheckResult]:
-    key = os.environ.get(KEY_VARIABLE, "").strip()
+    found = await anyio.to_thread.run_sync(partial(find_key, keyring=True))
+    key = found.key
     yield (
-        CheckResult(f"{KEY_VARIABLE} is set", ok=True)
+        CheckResult(f"{found.origin} is set", ok=True)
         if key
         else CheckResult(f"{KEY_VARIABLE} is not set", ok=False, advice=f"{KEYS_AT} and export it")
     )
