@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -38,6 +37,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+SERVER_LEASE, FILE_LEASE = 15.0, 60.0  # seconds
 # Jobs with nothing left to do that are remembered to be this journal's, the newest ones.
 MAX_FINISHED = 1 << 16
 
@@ -102,8 +102,8 @@ class Journal:
         site: The name of the machine, or of all machines on which the paths of sources and outputs
             lead to the same files; by default the host's name.
         lease: Seconds after which another process may take over a job whose owner is silent; one
-            that is seen to have died on this machine is taken over from at once.
-        clock: Seconds since the epoch.
+            that is seen to have died on this machine is taken over from at once. By default 15 on
+            a server and 60 in a file.
 
     Raises:
         ConfigurationError: The extra ``journal`` or a database driver is not installed, or the
@@ -115,13 +115,11 @@ class Journal:
         path: str | os.PathLike[str],
         *,
         site: str | None = None,
-        lease: float = 60.0,
-        clock: Callable[[], float] = time.time,
+        lease: float | None = None,
     ) -> None:
         self._database = parse_database_url(os.fspath(path))
         self._site = site
-        self._lease = lease
-        self._clock = clock
+        self._lease = lease or (FILE_LEASE if self._database.file else SERVER_LEASE)
         self._owner_id = ""
         self._owned: set[str] = set()
         self._finished: dict[str, None] = {}
@@ -135,13 +133,8 @@ class Journal:
     def __repr__(self) -> str:
         return f"<Journal {self._database.name}>"
 
-    @property
-    def lease(self) -> float:
-        """Seconds that a lease holds; a session renews it three times as often."""
-        return self._lease
-
     async def __aenter__(self) -> Self:
-        return await self.open()
+        return await self._open()
 
     async def __aexit__(
         self,
@@ -149,10 +142,10 @@ class Journal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        await self._close()
 
-    async def open(self) -> Self:
-        """Open the journal, creating it where there is none; each call needs an `aclose`.
+    async def _open(self) -> Self:
+        """Open the journal, creating it where there is none; each call needs a `_close`.
 
         Raises:
             ConfigurationError: The URL of a server cannot be read.
@@ -165,20 +158,17 @@ class Journal:
                     engine = await self._database.connect(sql)
                 site = self._site or socket.gethostname()
                 self._owner_id = await anyio.to_thread.run_sync(processes.process_identity)
-                self._jobs = JobTable(sql, self._database.name, self._owner_id, site, self._clock)
-                self._transactions = Transactions(
-                    self._database,
-                    engine,
-                    sql,
-                    owner_id=self._owner_id,
-                    lease=self._lease,
-                    clock=self._clock,
+                transactions = self._transactions = Transactions(
+                    self._database, engine, sql, owner_id=self._owner_id, lease=self._lease
+                )
+                self._jobs = JobTable(
+                    sql, self._database.name, self._owner_id, site, transactions.grace
                 )
             self._transactions.wait_as_usual()  # whoever leaves has company from now on
             self._openings += 1
         return self
 
-    async def aclose(self) -> None:
+    async def _close(self) -> None:
         """Close the journal and give back its leases, once everybody who opened it is done."""
         with anyio.CancelScope(shield=True):
             async with self._opening:
@@ -423,19 +413,20 @@ class Journal:
                 if record is not None:
                     yield record
 
-    async def find(self, id_or_task_id: str) -> JobRecord | None:
+    async def _find(self, id_or_task_id: str) -> JobRecord | None:
         """Read the job with this id or task_id, the newest where there are several."""
-        values = {"key": id_or_task_id, "now": self._clock()}
-        found = await self._read(self._sql.find, values, self._table.decode)
+        found = await self._read(
+            self._sql.find, {"key": id_or_task_id, "grace": 0.0}, self._table.decode
+        )
         return found[0] if found else None
 
-    async def owners(self) -> dict[str, Lease]:
+    async def _owners(self) -> dict[str, Lease]:
         """Read who works on which job: id → lease, for every job that has an owner."""
-        now = self._clock()
 
         def lease(row: sa.Row[Any]) -> tuple[str, Lease]:
-            until, is_own = row.lease_until, row.owner == self._owner_id
-            return row.id, Lease(owner=row.owner, until=until, is_live=until > now, is_own=is_own)
+            until, is_live = row.lease_until, bool(row.is_live)
+            is_own = row.owner == self._owner_id
+            return row.id, Lease(owner=row.owner, until=until, is_live=is_live, is_own=is_own)
 
         leases = dict(await self._read(self._sql.owned, {}, lease))
         dead = await find_dead_owners(

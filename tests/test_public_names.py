@@ -23,7 +23,7 @@ PUBLIC = {
         events exception id label remove_done_callback result source state stems task_id title wait
     """,
     "WebhookReceiver": "asgi public_url routes serve",
-    "Journal": "aclose find lease open owners records",
+    "Journal": "records",
     "Extraction": "conversion_id cost duration raw stems task_id",
     "Outcome": "error extraction files job ok source",
     "BatchItem": "folder options source",

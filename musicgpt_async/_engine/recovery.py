@@ -219,7 +219,7 @@ class Recovery:
         if journal is None:
             return False
         try:
-            found = await journal.find(task_id)
+            found = await journal._find(task_id)
         except JournalError as error:  # rather unknown than another job's stems
             _log.error("Could not look up the owner of task %s: %s", task_id, error)
             return True

@@ -120,7 +120,7 @@ async def start_runtime(settings: RuntimeSettings) -> Runtime:
     settings.http.open()
     try:
         if settings.journal is not None:
-            await settings.journal.open()
+            await settings.journal._open()
     except BaseException:
         with anyio.CancelScope(shield=True):
             await settings.http.close()
@@ -355,7 +355,7 @@ class Runtime:
         """
         journal = self._require_journal()
         with self._user_call():
-            known = await journal.find(task_id)
+            known = await journal._find(task_id)
             if known is None or known.task_id != task_id or known.state is JobState.FAILED:
                 await self._poller.poll_once(task_id, ())  # a mistyped id must not be saved
                 known, claim, _ = await journal._register(
@@ -516,7 +516,7 @@ class Runtime:
         self._settings.event_bus.close()
         await self._settings.http.close()
         if self._settings.journal is not None:
-            await self._settings.journal.aclose()
+            await self._settings.journal._close()
         self._settings.executor.shutdown(wait=False)
 
     def _begin_to_leave(self) -> None:

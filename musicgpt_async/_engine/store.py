@@ -141,7 +141,7 @@ class JobStore:
 
     async def find(self, record_id: str) -> JobRecord | None:
         """Read the record with this id."""
-        found = None if self.journal is None else await self.journal.find(record_id)
+        found = None if self.journal is None else await self.journal._find(record_id)
         return found if found is not None and found.id == record_id else None
 
     async def claim(self, record_id: str) -> Claim | None:
@@ -196,7 +196,7 @@ class JobStore:
     @property
     def renewal_interval(self) -> float:
         """Seconds after which the leases are to be renewed."""
-        return math.inf if self.journal is None else self.journal.lease / 3
+        return math.inf if self.journal is None else self.journal._lease / 3
 
     async def wait_due(self, until: float) -> None:
         """Wait until something is to be saved, or until a moment of the loop's clock."""

@@ -11,7 +11,6 @@ import random
 import re
 import secrets
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,8 +22,9 @@ import anyio.to_thread
 import attrs
 
 from musicgpt_async._io import processes
+from musicgpt_async._io.database_errors import LOCK_TIMEOUT, advise, find_patience, is_busy
 from musicgpt_async._io.job_rows import UNREADABLE
-from musicgpt_async._io.journal_file import LOCK_TIMEOUT, inspect_file
+from musicgpt_async._io.journal_file import inspect_file
 from musicgpt_async._io.schema import (
     APPLICATION_ID,
     SCHEMA_VERSION,
@@ -42,15 +42,8 @@ if TYPE_CHECKING:
 
 # Seconds that SQLite itself waits, off the loop: whoever waits longer can be told to stop.
 BUSY_TIMEOUT = 1.0
-ADVICE = {
-    sqlite3.SQLITE_BUSY: "another process keeps it locked; end that process or try again",
-    sqlite3.SQLITE_FULL: "the disk is full; make room and try again",
-    sqlite3.SQLITE_IOERR: "the disk failed; check its room, its limits and its health",
-    sqlite3.SQLITE_READONLY: "it may not be written; make it and its folder writable",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check that its folder exists and is writable",
-    sqlite3.SQLITE_CORRUPT: "it is damaged; move it aside and restore a copy, or start a new one",
-    sqlite3.SQLITE_NOTADB: "it is no journal; move it aside or choose another path",
-}
+# Seconds that a server may take to answer a statement, and to accept a connection.
+STATEMENT_TIMEOUT, CONNECT_TIMEOUT = 8.0, 10.0
 
 
 def parse_database_url(path: str) -> Database:
@@ -125,7 +118,7 @@ class Database:
 
     def _load(self) -> Statements:
         try:
-            statements = load_statements()
+            statements = load_statements(on_server=self.file is None)
             self.url.get_dialect().import_dbapi()
         except ImportError as error:
             raise _missing_extra(error.name) from error
@@ -155,7 +148,9 @@ class Database:
                 async with engine.begin() as connection:
                     await self._prepare(connection, sql)
             except Exception as error:
-                if not is_busy(error) or anyio.current_time() >= give_up_at:
+                # A server that does not listen is perhaps none: a wrong address is said at once.
+                is_passing = find_patience(error) > 0.0 and not isinstance(error, OSError)
+                if not is_passing or anyio.current_time() >= give_up_at:
                     raise
             else:
                 return
@@ -165,7 +160,7 @@ class Database:
         version = await connection.run_sync(self._create, sql)
         if version == SCHEMA_VERSION:
             return
-        live = set(await connection.scalars(sql.live_owners, {"now": time.time()}))
+        live = set(await connection.scalars(sql.live_owners))
         live -= set(await anyio.to_thread.run_sync(processes.dead_processes, live))
         check_unused(self.name, version, live)
         await connection.run_sync(_upgrade, sql, version)
@@ -194,7 +189,7 @@ class Database:
         except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError, ValueError) as error:
             cause = getattr(error, "orig", None) or error
             raise JournalError(
-                f"The journal {self.name} cannot be used: {_advice(cause)}"
+                f"The journal {self.name} cannot be used: {advise(cause)}"
             ) from cause
 
 
@@ -212,10 +207,8 @@ def _engine(database: Database) -> AsyncEngine:
         "max_overflow": 0,
     }
     if database.file is None:
-        server = {"lock_timeout": str(int(LOCK_TIMEOUT * 1000))}
-        return create_async_engine(
-            database.url, pool_pre_ping=True, connect_args={"server_settings": server}, **options
-        )
+        limits = {"timeout": CONNECT_TIMEOUT, "command_timeout": STATEMENT_TIMEOUT}
+        return create_async_engine(database.url, connect_args=limits, **options)
     inspect_file(database.file)
     engine = create_async_engine(
         database.url, connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT}, **options
@@ -267,17 +260,3 @@ async def _use_wal(engine: AsyncEngine) -> None:
                 if not is_busy(error) or anyio.current_time() > deadline:
                     raise
                 await anyio.sleep(random.uniform(0.01, 0.05))
-
-
-def _advice(error: BaseException) -> str:
-    code = _error_code(error)
-    return f"{ADVICE[code]} ({error})" if code in ADVICE else f"{error or type(error).__name__}"
-
-
-def is_busy(error: BaseException) -> bool:
-    """Return whether another process's transaction is in the way."""
-    return _error_code(getattr(error, "orig", None) or error) == sqlite3.SQLITE_BUSY
-
-
-def _error_code(error: BaseException) -> int:
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

@@ -35,14 +35,14 @@ class JobTable:
         name: What messages call the journal.
         owner_id: The name of the owner in it.
         site: Where this process runs; the paths of its jobs are good there.
-        clock: Seconds since the epoch.
+        grace: Returns for how many seconds leases of others hold after they ran out.
     """
 
     _sql: Statements
     _name: str
     _owner_id: str
     _site: str
-    _clock: Callable[[], float]
+    _grace: Callable[[], float]
 
     async def add_or_get(
         self,
@@ -59,7 +59,7 @@ class JobTable:
         Returns:
             The record; whether it is new; whether this owner has it.
         """
-        values = {"key": record.fingerprint, "now": self._clock()}
+        values = {"key": record.fingerprint, "grace": self._grace()}
         rows = () if force else await connection.execute(self._sql.by_fingerprint, values)
         for row in rows:
             found = self.decode(row)
@@ -101,7 +101,7 @@ class JobTable:
     ) -> list[JobRecord]:
         """Take over unfinished jobs that nobody has; return them, the oldest first."""
         values = {
-            "now": self._clock(),
+            "grace": self._grace(),
             "every": states is None,
             "states": [str(state) for state in (JobState if states is None else states)],
             "max_rows": NO_LIMIT if limit is None else limit,
@@ -197,8 +197,8 @@ class JobTable:
         return {"key": job_id, "owner_id": self._owner_id}
 
     async def _row_of(self, connection: AsyncConnection, key: str) -> sa.Row[Any] | None:
-        values = {"key": key, "now": self._clock()}
-        row: sa.Row[Any] | None = (await connection.execute(self._sql.find, values)).first()
+        found = await connection.execute(self._sql.find, {"key": key, "grace": self._grace()})
+        row: sa.Row[Any] | None = found.first()
         return row
 
     async def _delete_dead_owners(self, connection: AsyncConnection) -> None:

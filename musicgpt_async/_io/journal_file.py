@@ -12,11 +12,9 @@ import stat
 from contextlib import closing
 from pathlib import Path
 
+from musicgpt_async._io.database_errors import LOCK_TIMEOUT
 from musicgpt_async._io.schema import APPLICATION_ID, check_version
 from musicgpt_async.errors import JournalError
-
-# Seconds that a writer waits for another process's transaction.
-LOCK_TIMEOUT = 30.0
 
 
 def inspect_file(file: Path) -> None:

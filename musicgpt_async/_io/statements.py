@@ -1,4 +1,8 @@
-"""Every statement that the journal makes; each is right on SQLite and on PostgreSQL."""
+"""Every statement that the journal makes; each is right on SQLite and on PostgreSQL.
+
+Times that processes compare are the database's: with each machine's own clock, one that is wrong by
+more than a lease would take live jobs from others.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ PAGE_SIZE = 100
 
 @attrs.frozen
 class Statements:
-    """Every statement that the journal makes; each is right on SQLite and on PostgreSQL."""
+    """Every statement that the journal makes, for one kind of database."""
 
     tables: Tables
     version: sa.Select[Any]
@@ -27,6 +31,7 @@ class Statements:
     set_secret: sa.Update
     live_owners: sa.Select[Any]
     lock: sa.Select[Any]
+    last_write: sa.Select[Any]
     renew_owner: sa.Update
     add_owner: sa.Insert
     delete_owner: sa.Delete
@@ -47,16 +52,33 @@ class Statements:
     add_number: sa.Insert
 
 
+# Seconds since the epoch. PostgreSQL's now() is as old as its transaction, which waits for locks.
+SERVER_NOW = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS double precision)"
+FILE_NOW = "(julianday('now') - 2440587.5) * 86400.0"
+SERVER_SETTINGS = {
+    "synchronous_commit": "on",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "5s",
+}
+
+
 @cache
-def load_statements() -> Statements:
-    """Load SQLAlchemy and make the statements."""
+def load_statements(*, on_server: bool) -> Statements:
+    """Load SQLAlchemy and make the statements.
+
+    Args:
+        on_server: Whether they are for PostgreSQL.
+    """
     import sqlalchemy as sa  # noqa: PLC0415 - see schema.make_tables
 
     tables = make_tables()
     journal, owners, jobs, places = tables.journal, tables.owners, tables.jobs, tables.places
     key, owner_id = sa.bindparam("key", type_=sa.Text), sa.bindparam("owner_id", type_=sa.Text)
-    now, until = sa.bindparam("now", type_=sa.Double), sa.bindparam("until", type_=sa.Double)
-    live = sa.exists().where(owners.c.id == jobs.c.owner, owners.c.lease_until > now)
+    now: Any = sa.literal_column(SERVER_NOW if on_server else FILE_NOW, sa.Double)
+    until = now + sa.bindparam("lease", type_=sa.Double)
+    # After an outage of the server leases hold longer: their owners could not renew them either.
+    live_since = now - sa.bindparam("grace", type_=sa.Double)
+    live = sa.exists().where(owners.c.id == jobs.c.owner, owners.c.lease_until > live_since)
     owned_jobs = jobs.update().where(jobs.c.owner == owner_id)
     claimable = (
         sa.select(jobs)
@@ -78,15 +100,21 @@ def load_statements() -> Statements:
         secret=sa.select(journal.c.secret),
         set_secret=journal.update().where(journal.c.secret.is_(None)),
         live_owners=sa.select(owners.c.id).where(owners.c.lease_until > now),
-        # One writer at a time: SQLite's BEGIN IMMEDIATE sees to it, PostgreSQL locks this row.
-        lock=sa.select(journal.c.version).with_for_update(),
-        renew_owner=owners.update().where(owners.c.id == owner_id).values(lease_until=until),
-        add_owner=owners.insert().values(id=owner_id, lease_until=until),
+        lock=_lock(journal, on_server=on_server),
+        last_write=sa.select(owners.c.last_write).where(owners.c.id == owner_id),
+        renew_owner=owners.update()
+        .where(owners.c.id == owner_id)
+        .values(lease_until=until, last_write=sa.bindparam("number", type_=sa.BigInteger)),
+        add_owner=owners.insert().values(
+            id=owner_id,
+            lease_until=until,
+            last_write=sa.bindparam("number", type_=sa.BigInteger),
+        ),
         delete_owner=owners.delete().where(owners.c.id == owner_id),
         other_owners=sa.select(owners.c.id).where(owners.c.id != owner_id),
         # The dead that left no job behind; what a dead owner still holds is claimed first.
         delete_expired_owners=owners.delete().where(
-            owners.c.lease_until <= now, ~sa.exists().where(jobs.c.owner == owners.c.id)
+            owners.c.lease_until <= live_since, ~sa.exists().where(jobs.c.owner == owners.c.id)
         ),
         insert=jobs.insert(),
         save=owned_jobs.where(jobs.c.id == key),
@@ -107,12 +135,29 @@ def load_statements() -> Statements:
         .where(sa.or_(jobs.c.id == key, jobs.c.task_id == key))
         .order_by(jobs.c.seq.desc())
         .limit(1),
-        owned=sa.select(jobs.c.id, jobs.c.owner, owners.c.lease_until).join(
-            owners, owners.c.id == jobs.c.owner
-        ),
+        owned=sa.select(
+            jobs.c.id,
+            jobs.c.owner,
+            owners.c.lease_until,
+            (owners.c.lease_until > now).label("is_live"),
+        ).join(owners, owners.c.id == jobs.c.owner),
         number_of=sa.select(places.c.number).where(
             places.c.place == key, places.c.task_id == sa.bindparam("task", type_=sa.Text)
         ),
         max_number=sa.select(sa.func.max(places.c.number)).where(places.c.place == key),
         add_number=places.insert(),
     )
+
+
+def _lock(journal: sa.Table, *, on_server: bool) -> sa.Select[Any]:
+    """Return what a transaction begins with: one writer at a time.
+
+    SQLite's BEGIN IMMEDIATE sees to it, PostgreSQL locks a row. It sets what holds for this
+    transaction, since connections may be shared by way of pgbouncer: no wait for the lock, and no
+    silence while holding it, is long, and what was committed is on the disk.
+    """
+    import sqlalchemy as sa  # noqa: PLC0415 - see schema.make_tables
+
+    settings = SERVER_SETTINGS if on_server else {}
+    configs = [sa.func.set_config(name, value, True) for name, value in settings.items()]
+    return sa.select(journal.c.version, *configs).with_for_update()

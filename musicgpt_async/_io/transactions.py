@@ -3,32 +3,45 @@
 Writes that are asked for while another transaction runs share the next one, and its fsync. Each
 transaction holds the journal's lock and renews the lease of this owner. What a write does is for
 its caller to say, in a function that gets the connection.
+
+A server may be away: it restarts, another one takes over, the network is cut. Then whatever runs is
+tried again until it is done, within a bound. The connection may have been lost while the server
+committed; so each transaction writes its number beside the owner's lease, and one that finds its
+own number there was committed and is not carried out a second time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
 import anyio.lowlevel
 
-from musicgpt_async._io.database import Database, is_busy
-from musicgpt_async._io.journal_file import LOCK_TIMEOUT
+from musicgpt_async._io.database import Database
+from musicgpt_async._io.database_errors import advise, find_patience, is_busy
 from musicgpt_async._io.statements import PAGE_SIZE, Statements
+from musicgpt_async._rules.outages import Outage
 from musicgpt_async.errors import JournalError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+_log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Work: TypeAlias = "Callable[[AsyncConnection], Awaitable[T]]"
 Pending: TypeAlias = "tuple[Work[Any], asyncio.Future[Any]]"
+
+MIN_PAUSE, MAX_PAUSE = 0.05, 1.0  # seconds between attempts while a server is away
+LAST_ATTEMPT = 2.0  # seconds that an attempt may take when nothing waits any more
 
 
 class Transactions:
@@ -39,8 +52,7 @@ class Transactions:
         engine: Connects to it.
         sql: The journal's statements.
         owner_id: Whose lease each write renews.
-        lease: Seconds that it then holds.
-        clock: Seconds since the epoch.
+        lease: Seconds that it then holds, by the database's clock.
     """
 
     def __init__(
@@ -51,21 +63,28 @@ class Transactions:
         *,
         owner_id: str,
         lease: float,
-        clock: Callable[[], float],
     ) -> None:
         self._database = database
         self._engine = engine
         self._sql = sql
         self._owner_id = owner_id
         self._lease = lease
-        self._clock = clock
         self._give_up_at = math.inf  # on the loop's clock; when nothing waits any more
+        self._attempts: set[anyio.CancelScope] = set()
+        self._outage = Outage(lease, now=anyio.current_time())
         self._pending: list[Pending] = []
         self._writer: asyncio.Task[None] | None = None
+        self._number = 0
 
     def give_up_after(self, seconds: float) -> None:
         """Have reads and writes wait so long at most from now on."""
         self._give_up_at = min(self._give_up_at, anyio.current_time() + seconds)
+        for attempt in self._attempts:
+            attempt.deadline = self._last_moment()
+
+    def grace(self) -> float:
+        """Return for how many seconds leases of others hold after they ran out."""
+        return self._outage.grace(now=anyio.current_time())
 
     def wait_as_usual(self) -> None:
         """Have reads and writes wait for their own limits again."""
@@ -77,6 +96,9 @@ class Transactions:
 
     async def write(self, work: Work[T]) -> T:
         """Have the work done in a transaction that also renews the lease.
+
+        Args:
+            work: What to do; it may run more than once, and changes nothing but the database.
 
         Raises:
             JournalError: It was not done.
@@ -93,12 +115,12 @@ class Transactions:
 
     async def _drain(self) -> None:
         while self._pending:
-            batch, self._pending = self._pending, []
+            batch, self._pending = _Batch(self._pending), []
             try:
-                await self._commit(batch)
+                self._pending[:0] = await self._commit(batch)
             except BaseException:
                 # Not cancelled: whoever waits was not, and would take it for a stray cancellation.
-                for _, outcome in [*batch, *self._pending]:
+                for _, outcome in [*batch.pending, *self._pending]:
                     if not outcome.done():
                         outcome.set_exception(self._make_stopped_error())
                 self._pending.clear()
@@ -109,49 +131,34 @@ class Transactions:
             f"A write to the journal {self._database.name} was cancelled before it was done."
         )
 
-    async def _commit(self, batch: list[Pending]) -> None:
-        """Commit works together; one that fails is put aside, and the others are tried again."""
-        results: list[Any] = []
-        is_working = False
+    async def _commit(self, batch: _Batch) -> list[Pending]:
+        """Commit works together; if one fails, return the others, which are to be tried again."""
+        self._number += 1
         try:
-            async with self._transaction() as connection:
-                is_working = True
-                for work, _ in batch:
-                    results.append(await work(connection))
-                is_working = False
+            await self._until_done(partial(self._carry_out, batch))
         except Exception as error:  # noqa: BLE001 - each is raised where the work was asked for
-            failed = [batch.pop(len(results))] if is_working else list(batch)
-            for _, outcome in failed:
-                outcome.set_exception(error.copy() if isinstance(error, JournalError) else error)
-            self._pending[:0] = batch if is_working else ()
-        else:
-            for (_, outcome), result in zip(batch, results, strict=True):
-                outcome.set_result(result)
+            return batch.fail(error)
+        batch.succeed()
+        return []
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Hold the journal's lock; wait for another process's transaction within a bound."""
-        give_up_at = anyio.current_time() + LOCK_TIMEOUT
-        while True:
-            async with AsyncExitStack() as stack:
-                stack.enter_context(self._database.map_errors())
-                try:
-                    connection = await stack.enter_async_context(self._engine.begin())
-                    await connection.execute(self._sql.lock)
-                except Exception as error:
-                    if not is_busy(error) or self._has_waited_until(give_up_at):
-                        raise
-                else:
-                    await self._renew_lease(connection)
-                    yield connection
-                    return
-            await anyio.sleep(random.uniform(0.01, 0.1))
+    async def _carry_out(self, batch: _Batch) -> None:
+        async with self._connect() as connection:
+            await connection.execute(self._sql.lock)
+            if batch.may_be_committed and await self._find_last_write(connection) == self._number:
+                return
+            await self._renew_lease(connection)
+            await batch.run(connection)
+            batch.may_be_committed = True
+            await connection.commit()
 
-    def _has_waited_until(self, moment: float) -> bool:
-        return anyio.current_time() >= min(moment, self._give_up_at)
+    async def _find_last_write(self, connection: AsyncConnection) -> int | None:
+        number: int | None = await connection.scalar(
+            self._sql.last_write, {"owner_id": self._owner_id}
+        )
+        return number
 
     async def _renew_lease(self, connection: AsyncConnection) -> None:
-        values = {"owner_id": self._owner_id, "until": self._clock() + self._lease}
+        values = {"owner_id": self._owner_id, "lease": self._lease, "number": self._number}
         if not (await connection.execute(self._sql.renew_owner, values)).rowcount:
             await connection.execute(self._sql.add_owner, values)
 
@@ -163,18 +170,108 @@ class Transactions:
         Raises:
             JournalError: It could not be read.
         """
-        engine = self._engine.execution_options(musicgpt_reading=True)
-        give_up_at = anyio.current_time() + LOCK_TIMEOUT
-        while True:
-            with self._database.map_errors():
+
+        async def fetch() -> list[T]:
+            async with self._connect(musicgpt_reading=True) as connection:
+                rows = await connection.execute(statement, values)
+            return await decode_rows(rows, decode)
+
+        return await self._until_done(fetch)
+
+    async def _until_done(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try again while another's transaction is in the way, or the server is away."""
+        began, pause = anyio.current_time(), MIN_PAUSE
+        with self._database.map_errors():
+            while True:
                 try:
-                    async with engine.connect() as connection:
-                        rows = await connection.execute(statement, values)
-                    return await decode_rows(rows, decode)
+                    result = await attempt()
                 except Exception as error:
-                    if not is_busy(error) or self._has_waited_until(give_up_at):
+                    give_up_at = min(began + find_patience(error), self._give_up_at)
+                    if anyio.current_time() >= give_up_at:
                         raise
-            await anyio.sleep(random.uniform(0.01, 0.1))
+                    if is_busy(error):
+                        await anyio.sleep(random.uniform(0.01, 0.1))
+                        continue
+                    self._on_fault(error)
+                    await anyio.sleep(pause * random.uniform(0.5, 1.0))
+                    pause = min(2 * pause, MAX_PAUSE)
+                else:
+                    self._on_success()
+                    return result
+
+    def _on_fault(self, error: Exception) -> None:
+        if self._outage.on_fault(now=anyio.current_time()):
+            _log.warning(
+                "The journal %s is away and is tried again; jobs wait for it: %s",
+                self._database.name,
+                advise(getattr(error, "orig", None) or error),
+            )
+
+    def _on_success(self) -> None:
+        if self._outage.on_success(now=anyio.current_time()):
+            _log.info("The journal %s is there again.", self._database.name)
+
+    @asynccontextmanager
+    async def _connect(self, **options: Any) -> AsyncIterator[AsyncConnection]:
+        """Connect for one transaction; a server that is silent ends it."""
+        engine = self._engine.execution_options(**options)
+        with anyio.CancelScope() as attempt:
+            if self._database.file is None:
+                attempt.deadline = self._last_moment()
+                self._attempts.add(attempt)
+            try:
+                async with engine.connect() as connection:
+                    try:
+                        yield connection
+                    except TimeoutError:
+                        await connection.invalidate()  # a rollback would wait for the server, too
+                        raise
+            finally:
+                self._attempts.discard(attempt)
+        if attempt.cancelled_caught:
+            raise TimeoutError("it did not answer in time")
+
+    def _last_moment(self) -> float:
+        return max(self._give_up_at, anyio.current_time() + LAST_ATTEMPT)
+
+
+class _Batch:
+    """Works that share a transaction.
+
+    Args:
+        pending: The works, and the futures of their outcomes.
+
+    Attributes:
+        may_be_committed: Whether a transaction of it ended without a word of the database.
+    """
+
+    def __init__(self, pending: list[Pending]) -> None:
+        self.pending = pending
+        self.may_be_committed = False
+        self._results: list[Any] = []
+        self._failed: Pending | None = None
+
+    async def run(self, connection: AsyncConnection) -> None:
+        """Do the works."""
+        self._results, self._failed = [], None
+        for each in self.pending:
+            try:
+                self._results.append(await each[0](connection))
+            except Exception as error:
+                self._failed = None if find_patience(error) else each
+                raise
+
+    def succeed(self) -> None:
+        """Tell what the works returned."""
+        for (_, outcome), result in zip(self.pending, self._results, strict=True):
+            outcome.set_result(result)
+
+    def fail(self, error: Exception) -> list[Pending]:
+        """Tell the work that failed, if one did, or all of them; return the others."""
+        failed = self.pending if self._failed is None else [self._failed]
+        for _, outcome in failed:
+            outcome.set_exception(error.copy() if isinstance(error, JournalError) else error)
+        return [each for each in self.pending if each not in failed]
 
 
 async def decode_rows(rows: Iterable[Any], decode: Callable[[Any], T]) -> list[T]:

@@ -174,7 +174,7 @@ class Run:
         """Return the jobs of the journal that another process holds, or held until it died."""
         if self._journal is None:
             return {}
-        owners = await self._journal.owners()
+        owners = await self._journal._owners()
         return {id_: lease for id_, lease in owners.items() if lease.is_live and not lease.is_own}
 
     async def _work(self, session: MusicGPTSession, outcomes: Outcomes) -> None:

@@ -1,4 +1,4 @@
-"""Records and clocks for journals, and other processes at the same one."""
+"""Records and time for journals, and other processes at the same one."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from musicgpt_async.journal import Journal
 from musicgpt_async.models import JobRecord
 
 # A wait that ends in a failure rather than in a hang; no test comes near it.
 GUARD = 60.0
 
 
-class Clock:
-    """Seconds since the epoch, as told."""
+async def let_pass(journal: Journal, seconds: float) -> None:
+    """Have a time pass for all that the journal holds, by the database's clock."""
+    owners = journal._sql.tables.owners
+    shift = owners.update().values(lease_until=owners.c.lease_until - seconds)
 
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(shift)
 
-    def __call__(self) -> float:
-        """Return what it was set to."""
-        return self.now
+    await journal._write(work)
 
 
 def job(name: str = "a", **changes: Any) -> JobRecord:

@@ -142,5 +142,5 @@ async def nobody_holds(path: Path) -> None:
     """Wait until the leases of a killed process have run out."""
     with anyio.fail_after(HANG):
         async with Journal(path) as journal:
-            while any(lease.is_live for lease in (await journal.owners()).values()):
+            while any(lease.is_live for lease in (await journal._owners()).values()):
                 await anyio.sleep(0.02)

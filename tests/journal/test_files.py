@@ -134,7 +134,7 @@ async def test_what_is_no_sound_journal_is_left_as_it_is(
     await anyio.to_thread.run_sync(make, path)
     before = contents_of(tmp_path)
     with pytest.raises(JournalError, match=words) as caught:
-        await Journal(path).open()
+        await Journal(path)._open()
     assert str(path) in str(caught.value)
     assert contents_of(tmp_path) == before
 
@@ -147,14 +147,14 @@ async def test_damage_to_a_journal_with_a_log_is_named(tmp_path: Path) -> None:
     os.truncate(path, 8192)
     before = (path.read_bytes(), beside(path, "-wal").read_bytes())
     with pytest.raises(JournalError, match="damaged"):
-        await Journal(path).open()
+        await Journal(path)._open()
     assert (path.read_bytes(), beside(path, "-wal").read_bytes()) == before
 
 
 async def test_there_must_be_a_folder(tmp_path: Path) -> None:
     """A journal makes its file, not the folders above it."""
     with pytest.raises(JournalError, match="there is no folder"):
-        await Journal(tmp_path / "nowhere" / "journal.db").open()
+        await Journal(tmp_path / "nowhere" / "journal.db")._open()
     assert contents_of(tmp_path) == {}
 
 
@@ -173,7 +173,7 @@ async def test_a_link_to_a_journal_is_that_journal(tmp_path: Path) -> None:
     link.symlink_to(target)
     async with Journal(target) as first, Journal(link) as second:
         await first._add_or_get(job())
-        assert await second.find("a") == job()
+        assert await second._find("a") == job()
     assert set(contents_of(tmp_path)) == {"link", "target"}
 
 
@@ -190,5 +190,5 @@ async def test_a_password_stays_out_of_the_name() -> None:
     journal = Journal("postgresql://user:secret@127.0.0.1:1/db")
     assert "secret" not in repr(journal)
     with pytest.raises(JournalError, match=r"127\.0\.0\.1:1") as caught:
-        await journal.open()
+        await journal._open()
     assert "secret" not in "".join(traceback.format_exception(caught.value))

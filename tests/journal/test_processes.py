@@ -11,7 +11,6 @@ from pathlib import Path
 import attrs
 import pytest
 from factories.journals import (
-    Clock,
     answer_of,
     child_process,
     contents_of,
@@ -19,6 +18,7 @@ from factories.journals import (
     job,
     killed_owner,
     let_go_on,
+    let_pass,
     lines_of,
     select,
 )
@@ -33,8 +33,9 @@ pytestmark = pytest.mark.anyio
 async def test_jobs_of_a_killed_process_are_taken_over_at_once(place: str, how: str) -> None:
     """Nobody waits for the lease of an owner that was killed on this machine."""
     killed_owner(place)
-    async with Journal(place, clock=lambda: 0.0) as heir:  # by whose clock it holds for ages
-        assert not any(lease.is_live for lease in (await heir.owners()).values())
+    async with Journal(place) as heir:
+        await let_pass(heir, -1e6)  # it would hold for ages
+        assert not any(lease.is_live for lease in (await heir._owners()).values())
         if how == "claimed":
             assert [record.id for record in await heir._claim()] == ["0", "1", "2", "3", "4"]
         else:
@@ -42,23 +43,49 @@ async def test_jobs_of_a_killed_process_are_taken_over_at_once(place: str, how: 
                 1
             ] is False
         assert heir._owns("0")
-        assert (await heir.owners())["0"].is_own
+        assert (await heir._owners())["0"].is_own
 
 
 async def test_jobs_of_another_machine_are_protected_by_their_lease(tmp_path: Path) -> None:
     """An owner that cannot be seen keeps its jobs until its lease runs out."""
-    path, clock = tmp_path / "journal.db", Clock()
+    path = tmp_path / "journal.db"
     killed_owner(path)
     execute(
         path,
         "UPDATE musicgpt_owners SET id = 'another:machine:1:2:3'",
         "UPDATE musicgpt_jobs SET owner = (SELECT id FROM musicgpt_owners)",
     )
-    async with Journal(path, clock=clock) as heir:
-        clock.now = max(lease.until for lease in (await heir.owners()).values()) - 1
+    async with Journal(path) as heir:
         assert await heir._claim() == []
-        clock.now += 2
+        await let_pass(heir, heir._lease)
         assert [record.id for record in await heir._claim()] == ["0", "1", "2", "3", "4"]
+
+
+SKEWED = """
+    import time
+    real = time.time
+    time.time = lambda: real() + 600.0
+
+    async def main():
+        async with Journal(place) as journal:
+            await journal._add_or_get(job("skewed"))
+            say(*[record.id for record in await journal._claim()], "and", *[
+                id for id, lease in (await journal._owners()).items() if not lease.is_live
+            ])
+            sys.stdin.readline()
+
+    asyncio.run(main())
+"""
+
+
+async def test_a_wrong_clock_takes_no_live_jobs(place: str) -> None:
+    """Of two machines whose clocks are ten minutes apart neither takes the other's live jobs."""
+    async with Journal(place) as journal:
+        await journal._add_or_get(job("ours"))
+        with child_process(SKEWED, place) as child:
+            assert next(lines_of(child)) == "and"
+            assert await journal._claim() == []
+            assert all(lease.is_live for lease in (await journal._owners()).values())
 
 
 RIVAL = """
@@ -203,7 +230,7 @@ POWERLESS = """
             os.setuid(65534)
         for name in ("warm-up.db", "new.db"):
             try:
-                await Journal(place + "/" + name).open()
+                await Journal(place + "/" + name)._open()
             except JournalError as error:
                 named = f"nothing may be written in the folder {place}" in str(error)
                 say("refused" if named else error)

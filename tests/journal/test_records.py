@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 import traceback
 import uuid
 from contextlib import closing
@@ -14,7 +15,7 @@ from typing import Any
 import anyio
 import attrs
 import pytest
-from factories.journals import Clock, job, select
+from factories.journals import job, let_pass, select
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -76,10 +77,10 @@ async def test_every_field_comes_back(
 ) -> None:
     """Whatever a record holds is the same after being entered, and after being saved."""
     await journal._add_or_get(first)
-    entered = await journal.find(first.id)
+    entered = await journal._find(first.id)
     saved_as = attrs.evolve(second, id=first.id)
     await journal._save(saved_as)
-    saved = await journal.find(first.id)
+    saved = await journal._find(first.id)
     assert (entered, saved) == (first, saved_as)
     assert saved is not None
     assert list(saved.links) == list(second.links)
@@ -143,45 +144,42 @@ async def test_a_record_found_is_owned_only_where_its_lease_was_free(place: str)
 
 async def test_only_the_owner_saves(place: str) -> None:
     """A process whose job was taken over cannot write, and what the new owner wrote stands."""
-    clock = Clock()
     async with (
-        Journal(place, lease=10, clock=clock) as first,
-        Journal(place, lease=10, clock=clock) as second,
+        Journal(place, lease=10) as first,
+        Journal(place, lease=10) as second,
     ):
         await first._add_or_get(job())
-        clock.now += 11
+        await let_pass(second, 11)
         assert await second._claim() == [job()]
         await second._save(job(state=JobState.UPLOADING))
         with pytest.raises(JournalError, match="taken it over"):
             await first._save(job(state=JobState.UNACKNOWLEDGED))
         assert not first._owns("a")
-        assert await first.find("a") == job(state=JobState.UPLOADING)
+        assert await first._find("a") == job(state=JobState.UPLOADING)
 
 
 async def test_an_overdue_owner_may_go_on_while_nobody_took_over(place: str) -> None:
     """A lease that ran out does no harm by itself, and saving renews it."""
-    clock = Clock()
     async with (
-        Journal(place, lease=10, clock=clock) as first,
-        Journal(place, lease=10, clock=clock) as second,
+        Journal(place, lease=10) as first,
+        Journal(place, lease=10) as second,
     ):
         await first._add_or_get(job())
-        clock.now += 11
+        await let_pass(second, 11)
         await first._save(job(state=JobState.UPLOADING))
         assert await second._claim() == []
 
 
 async def test_a_renewed_lease_holds(place: str) -> None:
     """Renewing in time keeps every job of the journal from being taken over."""
-    clock = Clock()
     async with (
-        Journal(place, lease=10, clock=clock) as first,
-        Journal(place, lease=10, clock=clock) as second,
+        Journal(place, lease=10) as first,
+        Journal(place, lease=10) as second,
     ):
         await first._add_or_get(job("a"))
         await first._add_or_get(job("b"))
         for _ in range(3):
-            clock.now += 9
+            await let_pass(second, 9)
             await first._renew()
             assert await second._claim() == []
 
@@ -254,7 +252,7 @@ async def test_a_lost_job_takes_the_task_that_was_found(place: str) -> None:
         assert bound == attrs.evolve(
             lost, state=JobState.PROCESSING, task_id="task", accepted_at=5.0, error=None
         )
-        assert await first.find("a") == bound
+        assert await first._find("a") == bound
         assert second._owns("a")
         assert await first._claim() == []
         await second._save(attrs.evolve(bound, cost=1.0))
@@ -286,10 +284,10 @@ async def test_a_task_that_does_not_fit_changes_nothing(
             await other._add_or_get(each)
             await other._release(each.id)
         await other._add_or_get(job("held", state=JobState.UNACKNOWLEDGED, sent_at=5.0))
-        before = [each async for each in journal.records()], await journal.owners()
+        before = [each async for each in journal.records()], await journal._owners()
         with pytest.raises(InvalidOptionError, match=f"(?s){why}.*Nothing was changed"):
             await journal._bind(which, task_id)
-        assert ([each async for each in journal.records()], await journal.owners()) == before
+        assert ([each async for each in journal.records()], await journal._owners()) == before
         assert not journal._owns(which)
 
 
@@ -334,19 +332,22 @@ async def test_claims_come_in_order_and_within_their_bounds(journal: Journal) ->
 
 async def test_owners_are_visible(place: str) -> None:
     """Anybody sees who holds which job, and whether that lease still holds."""
-    clock = Clock()
     async with (
-        Journal(place, lease=10, clock=clock) as first,
-        Journal(place, lease=10, clock=clock) as second,
+        Journal(place, lease=10) as first,
+        Journal(place, lease=10) as second,
     ):
         await first._add_or_get(job("a"))
         await first._add_or_get(job("b"))
         await first._release("b")
-        (held,) = (await first.owners()).values()
-        assert (held.is_own, held.is_live, held.until) == (True, True, clock.now + 10)
+        (held,) = (await first._owners()).values()
+        assert (held.is_own, held.is_live, held.until) == (
+            True,
+            True,
+            pytest.approx(time.time() + 10, abs=5),
+        )
         assert f":{os.getpid()}:" in held.owner
-        clock.now += 11
-        (seen,) = (await second.owners()).values()
+        await let_pass(second, 11)
+        (seen,) = (await second._owners()).values()
         assert (seen.is_own, seen.is_live, seen.owner) == (False, False, held.owner)
 
 
@@ -358,7 +359,7 @@ async def test_closing_gives_every_lease_back(place: str) -> None:
     with pytest.raises(JournalError, match="not open"):
         await first._renew()
     async with Journal(place) as second:
-        assert await second.owners() == {}
+        assert await second._owners() == {}
         assert await second._claim() == [job()]
         async with first:
             assert not first._owns("a")
@@ -375,11 +376,11 @@ async def test_the_inner_close_leaves_the_journal_open(journal: Journal) -> None
 
 async def test_dead_owners_are_forgotten(tmp_path: Path) -> None:
     """Processes that were killed leave no trace once their jobs are taken over."""
-    path, clock = tmp_path / "journal.db", Clock()
-    async with Journal(path, lease=10, clock=clock) as dead:
+    path = tmp_path / "journal.db"
+    async with Journal(path, lease=10) as dead:
         await dead._add_or_get(job())
-        async with Journal(path, lease=10, clock=clock) as heir:
-            clock.now += 11
+        async with Journal(path, lease=10) as heir:
+            await let_pass(heir, 11)
             await heir._claim()
             assert select(path, "SELECT count(*) FROM musicgpt_owners") == [(1,)]
         await dead._add_or_get(job("b"))
@@ -389,8 +390,8 @@ async def test_dead_owners_are_forgotten(tmp_path: Path) -> None:
 async def test_a_job_is_found_by_either_name(journal: Journal) -> None:
     """The vendor's task_id finds the job as well as its own id; what is not there is None."""
     await journal._add_or_get(job(task_id="task"))
-    assert await journal.find("a") == await journal.find("task") == job(task_id="task")
-    assert await journal.find("b") is None
+    assert await journal._find("a") == await journal._find("task") == job(task_id="task")
+    assert await journal._find("b") is None
 
 
 async def test_records_stream_in_order_while_others_write(journal: Journal) -> None:
@@ -464,7 +465,7 @@ async def test_a_writer_waits_for_another_processs_transaction(tmp_path: Path) -
             entering = asyncio.ensure_future(journal._add_or_get(job()))
             await asyncio.wait([entering], timeout=0.3)
             assert not entering.done()
-            assert await journal.find("a") is None
+            assert await journal._find("a") is None
             other.execute("COMMIT")
         assert await entering == (job(), True)
 
@@ -473,9 +474,9 @@ async def test_many_may_open_a_new_journal_at_once(tmp_path: Path) -> None:
     """Whoever is first makes the journal, and the others wait for it instead of failing."""
     for attempt in range(20):
         journals = [Journal(tmp_path / f"{attempt}.db") for _ in range(6)]
-        await asyncio.gather(*(journal.open() for journal in journals))
+        await asyncio.gather(*(journal._open() for journal in journals))
         for journal in journals:
-            await journal.aclose()
+            await journal._close()
 
 
 async def test_the_file_is_a_synchronous_write_ahead_log(tmp_path: Path) -> None:

@@ -127,10 +127,10 @@ async def test_an_upgraded_journal_is_left_as_it_is(old_journal: str) -> None:
     journals = [Journal(old_journal) for _ in range(4)]
     async with anyio.create_task_group() as openings:
         for journal in journals:
-            openings.start_soon(journal.open)
+            openings.start_soon(journal._open)
     for journal in journals:
         assert [record async for record in journal.records()] == upgraded()
-        await journal.aclose()
+        await journal._close()
     async with Journal(old_journal) as journal:
         assert [record async for record in journal.records()] == upgraded()
 
@@ -141,7 +141,7 @@ async def test_an_older_journal_in_use_is_not_upgraded(old_journal: str) -> None
     await execute(old_journal, owner.format("99999999999.0"))
     for _ in range(2):
         with pytest.raises(JournalError, match=r"older release \(another:machine:1:2:3\)"):
-            await Journal(old_journal).open()
+            await Journal(old_journal)._open()
     await execute(old_journal, "UPDATE musicgpt_owners SET lease_until = 5.0")
     async with Journal(old_journal) as journal:
         assert [record async for record in journal.records()] == upgraded()

@@ -44,7 +44,7 @@ async def show(settings: Settings, *, only_failed: bool = False) -> int:
     if settings.database is None:
         await anyio.to_thread.run_sync(require_journal, settings)
     async with Journal(settings.database or settings.journal_path) as journal:
-        owners = await journal.owners()
+        owners = await journal._owners()
         write_job = _choose_format(settings)
         left = 0
         async for record in journal.records():

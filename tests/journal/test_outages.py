@@ -1,0 +1,179 @@
+"""A journal on a server that restarts, or whose network fails: nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import pytest
+from factories.journals import job, let_pass
+from factories.postgres import PostgresServer, PostgresServers
+from factories.postgres_fixtures import POSTGRES
+from factories.tcp_proxy import Proxy, proxied
+
+from musicgpt_async.errors import JournalError
+from musicgpt_async.journal import Journal
+from musicgpt_async.models import JobState
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=POSTGRES[-1:])
+def server(
+    request: pytest.FixtureRequest, postgres_servers: PostgresServers
+) -> Iterator[PostgresServer]:
+    """A server of the newest version for this test alone."""
+    server = postgres_servers.start(request.param)
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=POSTGRES[-1:])
+async def proxy(
+    request: pytest.FixtureRequest, postgres_servers: PostgresServers
+) -> AsyncIterator[Proxy]:
+    """A proxy before an empty database of the newest version."""
+    with postgres_servers.shared(request.param).database() as url:
+        async with proxied(url) as proxy:
+            yield proxy
+
+
+async def test_a_restart_under_load_loses_nothing(server: PostgresServer) -> None:
+    """While a server crashes and starts again twice, every write and read waits and succeeds."""
+    async with Journal(server.url()) as journal:
+        is_over = False
+
+        async def work(name: str) -> int:
+            count = 0
+            await journal._add_or_get(job(name))
+            while not is_over:
+                count += 1
+                await journal._save(job(name, label=str(count)))
+                found = await journal._find(name)
+                assert found is not None
+                assert found.label == str(count)
+            return count
+
+        workers = [asyncio.create_task(work(f"job {number}")) for number in range(4)]
+        for _ in range(2):
+            await anyio.sleep(0.3)
+            await anyio.to_thread.run_sync(server.restart, "immediate")
+        await anyio.sleep(0.3)
+        is_over = True
+        counts = [str(count) for count in await asyncio.gather(*workers)]
+        assert [record.label async for record in journal.records()] == counts
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_write_that_was_committed_is_not_done_twice(proxy: Proxy, force: bool) -> None:
+    """If the connection is lost while the server commits, the write is recognised as one's own."""
+    async with Journal(proxy.url) as journal:
+        await journal._renew()
+        proxy.cut_after = b"COMMIT"
+        assert await journal._add_or_get(job(), force=force) == (job(), True)
+        proxy.cut_after = b"COMMIT"
+        await journal._save(job(state=JobState.UPLOADING), release=True)
+        assert (await journal._claim())[0].state is JobState.UPLOADING
+        await journal._release("a")
+        proxy.cut_after = b"COMMIT"
+        assert [record.id for record in await journal._claim()] == ["a"]
+        assert proxy.cuts == 3
+        assert len([record async for record in journal.records()]) == 1
+
+
+async def test_a_write_that_was_not_committed_is_done_again(proxy: Proxy) -> None:
+    """If the connection is lost before the commit, the whole transaction is carried out again."""
+    async with Journal(proxy.url) as journal:
+        runs = 0
+
+        async def work(connection: AsyncConnection) -> int:
+            nonlocal runs
+            runs += 1
+            number = await journal._table.assign_number(connection, "task", "place")
+            if runs == 1:
+                proxy.cut()
+            return number
+
+        assert await journal._write(work) == 1
+        assert runs == 2
+
+
+async def test_a_silent_network_is_noticed(proxy: Proxy) -> None:
+    """What a black hole swallows is tried again when there is a network, and no wait is longer."""
+    async with Journal(proxy.url) as journal:
+        await journal._add_or_get(job())
+        proxy.is_silent = True
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(journal._save, job(label="saved"))
+            tasks.start_soon(journal._find, "a")
+            await anyio.sleep(0.5)
+            proxy.is_silent = False
+            with anyio.fail_after(15.0):
+                while (found := await journal._find("a")) is None or found.label != "saved":
+                    await anyio.sleep(0.05)
+
+
+async def test_a_slow_network_is_no_fault(proxy: Proxy) -> None:
+    """With half a second for each question and its answer, everything takes its time."""
+    async with Journal(proxy.url) as journal:
+        proxy.delay = 0.25
+        assert await journal._add_or_get(job()) == (job(), True)
+        assert await journal._find("a") == job()
+        proxy.delay = 0.0
+
+
+async def test_leaving_does_not_wait_for_a_server_that_is_away(proxy: Proxy) -> None:
+    """Once it is told to give up, a journal whose server is away closes within seconds."""
+    journal = await Journal(proxy.url)._open()
+    proxy.cut(refuse=True)
+    saving = asyncio.create_task(journal._add_or_get(job()))
+    await anyio.sleep(0.2)
+    assert not saving.done()
+    with anyio.fail_after(6.0):
+        journal._give_up_after(0.5)
+        with pytest.raises(JournalError):
+            await saving
+        await journal._close()
+
+
+async def test_after_an_outage_the_first_to_come_takes_no_live_jobs(proxy: Proxy) -> None:
+    """Leases that no owner could renew while the server was away hold for one lease more."""
+    async with Journal(proxy.url) as journal, Journal(proxy.url) as other:
+        await other._add_or_get(job())
+        await journal._renew()
+        proxy.cut(refuse=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(journal._renew)
+            await anyio.sleep(0.3)
+            proxy.restore()
+        journal._require_transactions()._outage._began -= 60.0  # as if it had been longer
+        await let_pass(journal, 50.0)
+        assert await journal._claim() == []
+        await let_pass(journal, 50.0)
+        assert await journal._claim() == [job()]
+
+
+async def test_what_was_committed_is_on_the_disk(proxy: Proxy) -> None:
+    """Each write of the journal waits for the disk, whatever the database's default is."""
+
+    async def show(connection: AsyncConnection) -> list[str]:
+        names = ("synchronous_commit", "lock_timeout", "idle_in_transaction_session_timeout")
+        rows = [await connection.exec_driver_sql(f"SHOW {name}") for name in names]
+        return [row.scalar_one() for row in rows]
+
+    async def weaken(connection: AsyncConnection) -> None:
+        database = (await connection.exec_driver_sql("SELECT current_database()")).scalar_one()
+        await connection.exec_driver_sql(
+            f"ALTER DATABASE {database} SET synchronous_commit = 'off'"
+        )
+
+    async with Journal(proxy.url) as journal:
+        await journal._write(weaken)
+    async with Journal(proxy.url) as journal:
+        assert await journal._write(show) == ["on", "5s", "5s"]
