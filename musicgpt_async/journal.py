@@ -20,7 +20,9 @@ import attrs
 
 from musicgpt_async._io import processes
 from musicgpt_async._io.database import parse_database_url
+from musicgpt_async._io.forwarding import Forwarding
 from musicgpt_async._io.job_table import JobTable, find_dead_owners
+from musicgpt_async._io.notifications import Notifications
 from musicgpt_async._io.statements import Statements
 from musicgpt_async._io.transactions import Transactions, Work
 from musicgpt_async._rules import records
@@ -29,7 +31,7 @@ from musicgpt_async.models import JobRecord, JobState
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 __all__ = ["Claim", "ClaimLostError", "Journal", "Lease"]
 
@@ -129,6 +131,9 @@ class Journal:
         self._statements: Statements | None = None
         self._jobs: JobTable | None = None
         self._transactions: Transactions | None = None
+        self._listener: Notifications | None = None
+        self._forwarder: Forwarding | None = None
+        self._secret = ""
 
     def __repr__(self) -> str:
         return f"<Journal {self._database.name}>"
@@ -156,17 +161,29 @@ class Journal:
                 sql = self._statements = await self._database.statements()
                 with self._database.map_errors():
                     engine = await self._database.connect(sql)
-                site = self._site or socket.gethostname()
-                self._owner_id = await anyio.to_thread.run_sync(processes.process_identity)
-                transactions = self._transactions = Transactions(
-                    self._database, engine, sql, owner_id=self._owner_id, lease=self._lease
-                )
-                self._jobs = JobTable(
-                    sql, self._database.name, self._owner_id, site, transactions.grace
-                )
-            self._transactions.wait_as_usual()  # whoever leaves has company from now on
+                await self._make_parts(sql, engine)
+            else:
+                self._transactions.wait_as_usual()  # whoever leaves has company from now on
             self._openings += 1
         return self
+
+    async def _make_parts(self, sql: Statements, engine: AsyncEngine) -> None:
+        database, on_server = self._database, self._database.file is None
+        self._owner_id = await anyio.to_thread.run_sync(processes.process_identity)
+        transactions = Transactions(
+            database, engine, sql, owner_id=self._owner_id, lease=self._lease
+        )
+        try:
+            (self._secret,) = await transactions.read(sql.secret, {}, lambda row: row.secret)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await transactions.close()
+            raise
+        site = self._site or socket.gethostname()
+        self._jobs = JobTable(sql, database.name, self._owner_id, site, transactions.grace)
+        self._forwarder = Forwarding(transactions, sql, on_server=on_server)
+        self._listener = Notifications(engine, on_server=on_server)
+        self._transactions = transactions
 
     async def _close(self) -> None:
         """Close the journal and give back its leases, once everybody who opened it is done."""
@@ -185,6 +202,7 @@ class Journal:
                     self._owned.clear()
                     self._finished.clear()
                     self._claims.clear()
+                    await self._notifications.close()
                     await transactions.close()
 
     async def _add_or_get(
@@ -472,6 +490,18 @@ class Journal:
         if self._jobs is None:
             raise self._not_open()
         return self._jobs
+
+    @property
+    def _notifications(self) -> Notifications:
+        if self._listener is None:
+            raise self._not_open()
+        return self._listener
+
+    @property
+    def _forwarding(self) -> Forwarding:
+        if self._forwarder is None:
+            raise self._not_open()
+        return self._forwarder
 
     def _require_transactions(self) -> Transactions:
         if self._transactions is None:

@@ -77,6 +77,7 @@ class WebhookReceiver:
             raise ConfigurationError(
                 "The webhook secret is empty; leave it out, or make one with secrets.token_hex()."
             )
+        self._journal_secrets: set[bytes] = set()
         self._instance: str = secrets.token_hex(8)
         self._queue: DeliveryQueue = DeliveryQueue(self._is_signed)
         self._endpoint = _Endpoint(
@@ -86,12 +87,22 @@ class WebhookReceiver:
     def __repr__(self) -> str:
         return f"WebhookReceiver({self.public_url!r})"
 
-    def _token_for(self, job_id: str) -> str:
-        """Return a token for a job: with a secret always the same one, else a new random one."""
-        if self._secret is None:
+    def _token_for(self, job_id: str, journal_secret: bytes | None = None) -> str:
+        """Return a token for a job: with a secret always the same one, else a new random one.
+
+        Args:
+            job_id: The job.
+            journal_secret: The secret of its journal, for a receiver that was given none.
+        """
+        secret = self._secret or journal_secret
+        if secret is None:
             return f"{secrets.token_hex(16)}.{secrets.token_hex(16)}"
-        public = _digest(self._secret, "job", job_id)
-        return f"{public}.{_digest(self._secret, 'token', public)}"
+        public = _digest(secret, "job", job_id)
+        return f"{public}.{_digest(secret, 'token', public)}"
+
+    def _learn_secret(self, secret: bytes) -> None:
+        """Take deliveries in for tokens that a journal's secret has signed."""
+        self._journal_secrets.add(secret)
 
     def _url_for(self, token: str) -> str:
         """Return the absolute URL that the vendor is to post to."""
@@ -149,10 +160,13 @@ class WebhookReceiver:
             yield root
 
     def _is_signed(self, token: str) -> bool:
-        if self._secret is None or _SIGNED_TOKEN.fullmatch(token) is None:
+        if _SIGNED_TOKEN.fullmatch(token) is None:
             return False
+        known = self._journal_secrets if self._secret is None else (self._secret,)
         public, _, signature = token.partition(".")
-        return hmac.compare_digest(_digest(self._secret, "token", public), signature)
+        return any(
+            hmac.compare_digest(_digest(secret, "token", public), signature) for secret in known
+        )
 
 
 @attrs.frozen

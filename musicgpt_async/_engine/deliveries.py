@@ -11,19 +11,28 @@ import logging
 from functools import partial
 from typing import Any
 
+import anyio
+
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.jobs import Jobs
 from musicgpt_async._engine.store import JobStore
 from musicgpt_async._engine.supervision import Supervisor
-from musicgpt_async._io.delivery_queue import Consumer, Delivery
+from musicgpt_async._engine.wakeup import Wakeup
+from musicgpt_async._io.delivery_queue import Consumer, Delivery, public_part
+from musicgpt_async._io.forwarding import DELIVERY
 from musicgpt_async._rules import payloads
 from musicgpt_async._rules.lifecycle import Effect, Trigger
 from musicgpt_async._rules.payloads import Conversion
 from musicgpt_async.errors import JournalError
 from musicgpt_async.events import EventBus, WebhookReceived
+from musicgpt_async.journal import Journal
+from musicgpt_async.models import JobState
 from musicgpt_async.webhooks import WebhookReceiver
 
 _log = logging.getLogger(__name__)
+
+MAX_FORWARDING = 256  # deliveries that are being written down for other processes
+_OVER = frozenset({JobState.COMPLETED, JobState.FAILED})
 
 
 class Deliveries:
@@ -53,6 +62,15 @@ class Deliveries:
         self._supervisor = supervisor
         self._consumer = None if receiver is None else Consumer(receiver._queue)
         self._subscribed: dict[str, Job] = {}  # by token
+        self._tokens: dict[str, str] = {}  # by their public part
+        self._unread: set[str] = set()  # public parts for which older deliveries may be kept
+        self._collecting = Wakeup()
+        self._forwarding = 0  # deliveries that are being written down for other processes
+        self._secret: bytes | None = None
+        if receiver is not None and self._consumer is not None and store.journal is not None:
+            self._secret = store.journal._secret.encode()
+            receiver._learn_secret(self._secret)
+            self._consumer.forward()
         self._hints: dict[str, Conversion] = {}  # by job
 
     def is_subscribed(self, job: Job) -> bool:
@@ -67,10 +85,14 @@ class Deliveries:
         """
         if self._receiver is None or self._consumer is None or not self._store.may_write(job):
             return None
-        token = job.record.token or self._receiver._token_for(job.id)
+        token = job.record.token or self._receiver._token_for(job.id, self._secret)
         if token not in self._subscribed:
             self._consumer.subscribe(token)
             self._subscribed[token] = job
+            self._tokens[public_part(token)] = token
+            if job.record.token is not None:  # it is resumed: something may have come before
+                self._unread.add(public_part(token))
+            self._collecting.set()
             self._jobs.update(job, save=False, token=token)
         return self._receiver._url_for(token)
 
@@ -105,15 +127,59 @@ class Deliveries:
             self._hints.pop(job.id, None)
             if self._subscribed.get(job.record.token) is job and self._consumer is not None:
                 del self._subscribed[job.record.token]
-                self._consumer.unsubscribe(job.record.token)
+                self._tokens.pop(public_part(job.record.token), None)
+                self._consumer.unsubscribe(job.record.token, is_over=job.record.state in _OVER)
 
     async def run(self) -> None:
         """Dispatch deliveries until the session ends."""
         while self._consumer is not None:
-            delivery = await self._consumer.get()
-            self._supervisor.spawn(
-                self._dispatch, delivery, on_failure=partial(self._on_failure, delivery)
-            )
+            self._start_dispatch(await self._consumer.get())
+
+    def _start_dispatch(self, delivery: Delivery) -> None:
+        self._supervisor.spawn(
+            self._dispatch, delivery, on_failure=partial(self._on_failure, delivery)
+        )
+
+    async def collect(self) -> None:
+        """Take what other processes have received for these jobs, until the session ends."""
+        journal = self._store.journal
+        assert journal is not None  # noqa: S101 - this part runs with a journal alone
+        while True:
+            while not self._subscribed:
+                await self._collecting.wait()
+            with journal._notifications.listen(self._on_notification):
+                await self._collect_while_subscribed(journal)
+
+    async def _collect_while_subscribed(self, journal: Journal) -> None:
+        last: int | None = None
+        while self._subscribed:
+            try:
+                if last is None:
+                    last = await journal._forwarding.find_last()
+                    self._unread.update(self._tokens)
+                last = await self._collect_after(journal, last)
+            except JournalError as error:
+                _log.debug("Webhooks of other processes could not be read: %s", error)
+            limit = anyio.current_time() + journal._notifications.wait_limit
+            await self._collecting.wait(until=limit)
+
+    async def _collect_after(self, journal: Journal, last: int) -> int:
+        unread = set(self._unread)
+        found = await journal._forwarding.read_for(unread) if unread else []
+        newer = await journal._forwarding.read_after(last)
+        self._unread -= unread
+        for _, public, payload in [*found, *newer]:
+            if (token := self._tokens.get(public)) is not None:
+                self._start_dispatch(Delivery(token, payload, 0))
+        if newer:
+            last = newer[-1][0]
+            self._collecting.set()  # there may be more
+        return last
+
+    def _on_notification(self, text: str) -> None:
+        kind, _, public = text.partition(" ")
+        if not kind or (kind == DELIVERY and public in self._tokens):
+            self._collecting.set()
 
     def close(self) -> None:
         """Leave what has not been dispatched to whoever subscribes next."""
@@ -124,7 +190,22 @@ class Deliveries:
         job = self._subscribed.get(delivery.token)
         if job is not None:
             await self._take_hint(job, delivery)
+        else:
+            await self._forward(delivery)
         delivery.acknowledge()
+
+    async def _forward(self, delivery: Delivery) -> None:
+        """Write a delivery down for the process that works on its job, and wake that process."""
+        if self._store.journal is None:
+            return
+        if self._forwarding >= MAX_FORWARDING:
+            raise JournalError("Too many webhooks wait to be written to the journal.")
+        self._forwarding += 1
+        try:
+            public = public_part(delivery.token)
+            await self._store.journal._forwarding.forward(public, delivery.payload)
+        finally:
+            self._forwarding -= 1
 
     async def _take_hint(self, job: Job, delivery: Delivery) -> None:
         hint = payloads.parse_delivery(delivery.payload, requested=job.record.stems)

@@ -494,6 +494,8 @@ class Runtime:
         }
         if self._settings.webhooks is not None:
             parts["webhook dispatcher"] = self._deliveries.run
+        if self._settings.webhooks is not None and self._settings.journal is not None:
+            parts["webhook collector"] = self._deliveries.collect
         if self._settings.journal is not None:
             parts["journal writer"] = self._save_and_renew
         for name, part in parts.items():

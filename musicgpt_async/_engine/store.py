@@ -53,7 +53,7 @@ class JobStore:
         account: The digest of the account that its jobs belong to.
     """
 
-    def __init__(self, journal: Journal | None, *, account: str) -> None:
+    def __init__(self, journal: Journal | None, *, account: str = "") -> None:
         self.journal = journal
         self.account = account
         self._dirty: dict[str, Job] = {}

@@ -203,7 +203,7 @@ def _engine(database: Database) -> AsyncEngine:
         "hide_parameters": True,
         "json_deserializer": _parse_json,
         "poolclass": pool.AsyncAdaptedQueuePool,
-        "pool_size": 2,  # the writer's and one for readers
+        "pool_size": 3,  # the writer's, one for readers, and one that listens
         "max_overflow": 0,
     }
     if database.file is None:

@@ -115,6 +115,7 @@ class DeliveryQueue:
         self._lock = threading.RLock()
         self._subscriptions: dict[str, tuple[str, Consumer]] = {}  # by the public part
         self._closed: dict[str, str] = {}
+        self._forwarders: list[Consumer] = []
         self._buffer: deque[Delivery] = deque()
         self._buffered_bytes = 0
         self._queued_bytes = 0
@@ -125,7 +126,7 @@ class DeliveryQueue:
 
     def accepts(self, token: str) -> bool:
         """Return whether a delivery for this token is taken: it is, or was, a job's own."""
-        public = _public_part(token)
+        public = public_part(token)
         with self._lock:
             subscription, closed = self._subscriptions.get(public), self._closed.get(public)
         if subscription is not None:
@@ -146,17 +147,36 @@ class DeliveryQueue:
             return Receipt.UNKNOWN_TOKEN
         delivery = Delivery(token, payload, size)
         with self._lock:
-            subscription = self._subscriptions.get(_public_part(token))
-            if subscription is None:
+            consumer = self._consumer_of(token)
+            if consumer is None:
                 self.reliability.arrived_late(token, now=time.monotonic())
                 self._keep(delivery)
                 return Receipt.ACKNOWLEDGED
             if self._queued_bytes + size > MAX_QUEUED_BYTES:
                 return Receipt.REPEAT
             self._queued_bytes += size
-            subscription[1].push(delivery)
+            consumer.push(delivery)
         is_dealt_with = await delivery.wait_decided(self._acknowledge_timeout)
         return Receipt.ACKNOWLEDGED if is_dealt_with else Receipt.REPEAT
+
+    def _consumer_of(self, token: str) -> Consumer | None:
+        """Return who takes a delivery: its subscriber, or who can forward it to another process."""
+        public = public_part(token)
+        if public in self._subscriptions:
+            return self._subscriptions[public][1]
+        is_here = public in self._closed  # its job has ended here, or is resumed here
+        return None if is_here or not self._forwarders else self._forwarders[-1]
+
+    def add_forwarder(self, consumer: Consumer) -> None:
+        """Have a consumer take the deliveries for jobs that no session of this process has had."""
+        with self._lock:
+            self._forwarders.append(consumer)
+
+    def remove_forwarder(self, consumer: Consumer) -> None:
+        """Have a consumer take its own deliveries alone."""
+        with self._lock:
+            if consumer in self._forwarders:
+                self._forwarders.remove(consumer)
 
     def subscribe(self, token: str, consumer: Consumer) -> None:
         """Hand the deliveries for a token to a consumer, those that were kept included.
@@ -164,7 +184,7 @@ class DeliveryQueue:
         Raises:
             ConfigurationError: Another consumer has them.
         """
-        public = _public_part(token)
+        public = public_part(token)
         with self._lock:
             if public in self._subscriptions:
                 raise ConfigurationError(
@@ -179,11 +199,18 @@ class DeliveryQueue:
                 self._queued_bytes += delivery.size
                 consumer.push(delivery)
 
-    def unsubscribe(self, token: str) -> None:
-        """Keep what comes for a token from now on; harmless if it is not subscribed to."""
-        public = _public_part(token)
+    def unsubscribe(self, token: str, *, is_over: bool = True) -> None:
+        """Keep what comes for a token from now on; harmless if it is not subscribed to.
+
+        Args:
+            token: The token.
+            is_over: Whether its job has ended for good; if another process may go on with it, what
+                comes is forwarded instead.
+        """
+        public = public_part(token)
         with self._lock:
-            if self._subscriptions.pop(public, None) is None:
+            was_subscribed = self._subscriptions.pop(public, None) is not None
+            if not was_subscribed or (self._forwarders and not is_over):
                 return
             self._closed[public] = token
             if len(self._closed) > MAX_CLOSED_TOKENS:
@@ -231,9 +258,9 @@ class Consumer:
         """
         self._queue.subscribe(token, self)
 
-    def unsubscribe(self, token: str) -> None:
-        """Take no more deliveries for a token."""
-        self._queue.unsubscribe(token)
+    def unsubscribe(self, token: str, *, is_over: bool = True) -> None:
+        """Take no more deliveries for a token: see `DeliveryQueue.unsubscribe`."""
+        self._queue.unsubscribe(token, is_over=is_over)
 
     def push(self, delivery: Delivery) -> None:
         """Add a delivery, in any thread; for the queue, which holds its lock."""
@@ -250,13 +277,19 @@ class Consumer:
         self._queue.on_taken(delivery)
         return delivery
 
+    def forward(self) -> None:
+        """Take the deliveries for other processes, too."""
+        self._queue.add_forwarder(self)
+
     def close(self) -> None:
         """Give back what was not taken."""
+        self._queue.remove_forwarder(self)
         while self._deliveries:
             self._queue.put_back(self._deliveries.popleft())
 
 
-def _public_part(token: str) -> str:
+def public_part(token: str) -> str:
+    """Return the part of a token that is no secret."""
     return token.partition(".")[0]
 
 

@@ -50,6 +50,12 @@ class Statements:
     number_of: sa.Select[Any]
     max_number: sa.Select[Any]
     add_number: sa.Insert
+    notify: sa.Select[Any]
+    add_delivery: sa.Insert
+    delete_deliveries: sa.Delete
+    last_delivery: sa.Select[Any]
+    deliveries_after: sa.Select[Any]
+    deliveries_for: sa.Select[Any]
 
 
 # Seconds since the epoch. PostgreSQL's now() is as old as its transaction, which waits for locks.
@@ -73,6 +79,7 @@ def load_statements(*, on_server: bool) -> Statements:
 
     tables = make_tables()
     journal, owners, jobs, places = tables.journal, tables.owners, tables.jobs, tables.places
+    deliveries = tables.deliveries
     key, owner_id = sa.bindparam("key", type_=sa.Text), sa.bindparam("owner_id", type_=sa.Text)
     now: Any = sa.literal_column(SERVER_NOW if on_server else FILE_NOW, sa.Double)
     until = now + sa.bindparam("lease", type_=sa.Double)
@@ -146,6 +153,19 @@ def load_statements(*, on_server: bool) -> Statements:
         ),
         max_number=sa.select(sa.func.max(places.c.number)).where(places.c.place == key),
         add_number=places.insert(),
+        notify=sa.select(sa.func.pg_notify(sa.bindparam("channel"), sa.bindparam("message"))),
+        add_delivery=deliveries.insert().values(at=now),
+        delete_deliveries=deliveries.delete().where(
+            deliveries.c.at < now - sa.bindparam("age", type_=sa.Double)
+        ),
+        last_delivery=sa.select(sa.func.max(deliveries.c.id)),
+        deliveries_after=sa.select(deliveries)
+        .where(deliveries.c.id > sa.bindparam("number", type_=sa.Integer))
+        .order_by(deliveries.c.id)
+        .limit(PAGE_SIZE),
+        deliveries_for=sa.select(deliveries)
+        .where(deliveries.c.public.in_(sa.bindparam("publics", expanding=True)))
+        .order_by(deliveries.c.id),
     )
 
 

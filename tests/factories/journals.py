@@ -24,11 +24,13 @@ GUARD = 60.0
 
 async def let_pass(journal: Journal, seconds: float) -> None:
     """Have a time pass for all that the journal holds, by the database's clock."""
-    owners = journal._sql.tables.owners
-    shift = owners.update().values(lease_until=owners.c.lease_until - seconds)
+    tables = journal._sql.tables
+    owners, deliveries = tables.owners, tables.deliveries
 
     async def work(connection: AsyncConnection) -> None:
-        await connection.execute(shift)
+        lease_until = owners.c.lease_until - seconds
+        await connection.execute(owners.update().values(lease_until=lease_until))
+        await connection.execute(deliveries.update().values(at=deliveries.c.at - seconds))
 
     await journal._write(work)
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from musicgpt_async import Limits, MusicGPTSession
 from musicgpt_async.emulator import Emulator
+from musicgpt_async.journal import Journal
 
 SOUND = b"ID3" + b"\x00" * 3000
 TRACK = ("song.mp3", SOUND)
 
 
 def connected(
-    vendor: Emulator, journal: str | Path | None = None, **options: Any
+    vendor: Emulator, journal: Journal | str | Path | None = None, **options: Any
 ) -> MusicGPTSession:
     """Return a session with the vendor."""
     options = {"limits": Limits.PRO, "journal": journal, **options}

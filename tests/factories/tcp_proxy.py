@@ -41,7 +41,7 @@ class Proxy:
 
     def restore(self) -> None:
         """Have a good network again. Connections that hung in a silent one are cut."""
-        self.delay, self.is_silent = 0.0, False
+        self.delay, self.is_silent, self._refuses = 0.0, False, False
         self.cut()
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:

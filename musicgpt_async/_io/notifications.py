@@ -1,0 +1,130 @@
+"""Wake-ups across processes: something that concerns others was written to the journal.
+
+On a server they are PostgreSQL's notifications; in a file, SQLite's count of the commits of other
+connections is read at short intervals. A notification only wakes: the database says what is so, and
+a waiter asks it after ``wait_limit`` seconds at the latest, notified or not. So a pooler that
+swallows notifications costs latency and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+_log = logging.getLogger(__name__)
+
+CHANNEL = "musicgpt_journal"
+PROOF = "proof"  # what a process tells itself, to see that notifications arrive
+NOTIFIED_WAIT, UNNOTIFIED_WAIT = 5.0, 1.0  # seconds that a waiter waits at most
+FILE_POLL_INTERVAL = 0.04  # seconds
+CHECK_INTERVAL = 5.0  # seconds between two proofs that notifications arrive
+RECONNECT_DELAY = 1.0  # seconds
+
+Callback: TypeAlias = "Callable[[str], None]"
+
+
+class Notifications:
+    """What one process hears of the others. A task of its own listens while anyone wants to hear.
+
+    Args:
+        engine: Connects to the database.
+        on_server: Whether that is PostgreSQL.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, on_server: bool) -> None:
+        self._engine = engine
+        self._on_server = on_server
+        self._callbacks: dict[object, Callback] = {}
+        self._listener: asyncio.Task[None] | None = None
+        self._stopping: set[asyncio.Task[None]] = set()
+        self._is_proven = False
+
+    @property
+    def wait_limit(self) -> float:
+        """Seconds after which a waiter asks the database by itself."""
+        return NOTIFIED_WAIT if self._is_proven else UNNOTIFIED_WAIT
+
+    @contextmanager
+    def listen(self, callback: Callback) -> Iterator[None]:
+        """Call back for each notification, with its text, empty if anything may have changed."""
+        key = object()
+        self._callbacks[key] = callback
+        if self._listener is None:
+            self._listener = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            del self._callbacks[key]
+            if not self._callbacks and self._listener is not None:
+                self._listener.cancel()
+                self._stopping.add(self._listener)
+                self._listener.add_done_callback(self._stopping.discard)
+                self._listener, self._is_proven = None, False
+
+    async def close(self) -> None:
+        """Wait until nothing listens any more, once nobody wants to hear."""
+        if self._stopping:
+            await asyncio.wait(self._stopping)
+
+    async def _run(self) -> None:
+        listen = self._listen if self._on_server else self._watch_file
+        while True:
+            try:
+                async with self._engine.connect() as connection:
+                    try:
+                        await listen(connection)
+                    finally:  # it is not to be used by others, who would be called back
+                        with anyio.CancelScope(shield=True):
+                            await connection.invalidate()
+            except Exception as error:  # noqa: BLE001 - waiters ask the database by themselves
+                self._is_proven = False
+                _log.debug("Notifications of the journal do not arrive: %r", error)
+            await anyio.sleep(RECONNECT_DELAY)
+
+    async def _listen(self, connection: AsyncConnection) -> None:
+        driver = await _driver(connection)
+        heard, closed = asyncio.Event(), asyncio.Event()
+
+        def on_notification(_connection: Any, _pid: int, _channel: str, text: str) -> None:
+            heard.set()
+            if text != PROOF:
+                self._call_back(text)
+
+        driver.add_termination_listener(lambda _: closed.set())
+        await driver.add_listener(CHANNEL, on_notification)
+        self._call_back("")
+        while not driver.is_closed():
+            heard.clear()
+            await driver.execute(f"NOTIFY {CHANNEL}, '{PROOF}'")
+            with anyio.move_on_after(UNNOTIFIED_WAIT):
+                await heard.wait()
+            self._is_proven = heard.is_set()
+            with anyio.move_on_after(CHECK_INTERVAL):
+                await closed.wait()
+
+    async def _watch_file(self, connection: AsyncConnection) -> None:
+        driver = await _driver(connection)
+        last = None
+        while True:
+            async with driver.execute("PRAGMA data_version") as cursor:
+                version = (await cursor.fetchone())[0]
+            if version != last:
+                last = version
+                self._call_back("")
+            await anyio.sleep(FILE_POLL_INTERVAL)
+
+    def _call_back(self, text: str) -> None:
+        for callback in tuple(self._callbacks.values()):
+            callback(text)
+
+
+async def _driver(connection: AsyncConnection) -> Any:
+    return (await connection.get_raw_connection()).driver_connection
