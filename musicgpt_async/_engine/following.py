@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 import attrs
 
 from musicgpt_async._engine.context import Context
@@ -37,6 +38,8 @@ from musicgpt_async.errors import (
 )
 from musicgpt_async.journal import Claim
 from musicgpt_async.models import Extraction, JobRecord, JobState
+
+Follow = Callable[[Job, anyio.CancelScope], Awaitable[None]]
 
 OWNER_POLL_INTERVAL = 1.0  # seconds between looks at a job that another process works on
 
@@ -69,28 +72,17 @@ class Following:
     def follow(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
         """Go on with the job that the journal has of this track, instead of a new submit."""
         self._jobs.apply(job, Trigger.REQUEUED)
-        if not job.has_ended and not records.has_same_options(record, job.record):
+        if records.has_same_options(record, job.record):
+            follow = partial(self._follow_owner, record=record, claim=claim)
+            self._start(job, record.id, follow)
+        else:
             self._jobs.apply(job, Trigger.REFUSED, outcome=_make_other_options_error(job, record))
-        if job.has_ended:  # refused now, or detached while the journal was asked
-            if claim is not None:
-                self._context.supervisor.spawn(
-                    self._give_back, claim, on_failure=lambda _: claim.drop()
-                )
-            return
-        self._context.supervisor.spawn(
-            self._follow, job, record, claim, on_failure=partial(self._on_failure, job)
-        )
+            self.resume(job, record, claim)
 
     def watch(self, job: Job) -> None:
         """Follow whoever works on the record of a job; if nobody does, resume it."""
         self._jobs.mirror(job, job.record)
-        self._context.supervisor.spawn(
-            self._limited,
-            job,
-            job.record.id,
-            self._watch_owner,
-            on_failure=partial(self._on_failure, job),
-        )
+        self._start(job, job.record.id, self._watch_owner)
 
     def stop(self, job: Job) -> None:
         """Stop watching for a job that the session resumes itself."""
@@ -98,7 +90,12 @@ class Following:
             scope.cancel()
 
     def resume(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
-        """Go on from where a record stands."""
+        """Go on from where a record stands; a job that has ended gives the claim back."""
+        if job.has_ended:  # refused, or detached while the journal was asked
+            if claim is not None:
+                on_failure = partial(_drop, claim)
+                self._context.supervisor.spawn(self._give_back, claim, on_failure=on_failure)
+            return
         self._jobs.adopt(job, record, claim)
         try:
             self._resume(job, record)
@@ -132,35 +129,28 @@ class Following:
         )
         self._jobs.apply(job, Trigger.REFUSED, outcome=error)
 
-    async def _follow(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
+    def _start(self, job: Job, record_id: str, follow: Follow) -> None:
+        scope = self._scopes[job.id] = anyio.CancelScope()
         if job.has_ended:
-            if claim is not None:
-                await self._give_back(claim)
-            return
-        follow = partial(self._follow_owner, record=record, claim=claim)
-        await self._limited(job, record.id, follow)
+            scope.cancel()
+        on_failure = partial(self._on_failure, job)
+        supervisor = self._context.supervisor
+        supervisor.spawn(self._limited, job, record_id, scope, follow, on_failure=on_failure)
 
     async def _limited(
-        self,
-        job: Job,
-        record_id: str,
-        follow: Callable[[Job, anyio.CancelScope], Awaitable[None]],
+        self, job: Job, record_id: str, scope: anyio.CancelScope, follow: Follow
     ) -> None:
         """Follow until the job has ended here, is resumed here, or its deadline has passed.
 
         The deadline counts once the job is seen to be accepted: its owner may wait for a slot.
         """
-        if job.has_ended:
-            return
-        scope = self._scopes[job.id] = anyio.CancelScope()
         try:
             with scope, anyio.CancelScope() as limit:
                 await follow(job, limit)
-            if not limit.cancelled_caught or job.has_ended:
-                return
-            found = await self._context.store.find(record_id)
-            task_id = None if found is None else found.task_id
-            self._jobs.apply(job, Trigger.DETACHED, outcome=_make_overdue_error(job, task_id))
+            if limit.cancelled_caught:
+                found = await self._context.store.find(record_id)
+                overdue = _make_overdue_error(job, None if found is None else found.task_id)
+                self._jobs.apply(job, Trigger.DETACHED, outcome=overdue)
         finally:
             if self._scopes.get(job.id) is scope:
                 del self._scopes[job.id]
@@ -175,10 +165,9 @@ class Following:
                 found = await store.find(record_id)
                 outcome = None if found is None else make_outcome(found)
                 is_over = found is None or outcome is not None
-                if claim is not None and (is_over or job.has_ended or scope.cancel_called):
+                if claim is not None and (is_over or scope.cancel_called):
                     await self._give_back(claim)
-            if job.has_ended or scope.cancel_called:
-                return
+            await anyio.lowlevel.checkpoint_if_cancelled()
             if found is None:
                 error = JournalError(f"The journal has no job {record_id} any more.")
                 self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=error)
@@ -253,8 +242,7 @@ class Following:
     def _on_failure(self, job: Job, error: Exception) -> None:
         if not isinstance(error, MusicGPTError):
             error = MusicGPTError(f"Following {job.title} failed unexpectedly: {error!r}.")
-        if not job.has_ended:
-            self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=error)
+        self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=error)
 
 
 def make_outcome(record: JobRecord) -> Extraction | MusicGPTError | None:
@@ -272,6 +260,10 @@ def make_outcome(record: JobRecord) -> Extraction | MusicGPTError | None:
             return JobDetachedError(record.error or "It was detached and not submitted.")
         case _:
             return None
+
+
+def _drop(claim: Claim, _: Exception) -> None:
+    claim.drop()
 
 
 def _begin_deadline(job: Job, record: JobRecord, limit: anyio.CancelScope) -> None:

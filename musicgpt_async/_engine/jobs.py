@@ -5,7 +5,8 @@ Every change of a job goes through :meth:`Jobs.apply`. It looks the trigger up i
 them, with the effects that the table names. The parts of the engine only say what happened; none of
 them calls another. ``commit`` is ``apply`` and a record that is durable when it returns.
 
-Once a job has ended, a late trigger records what became known and has no other effect.
+A job ends once: whatever would end it again is ignored, so that no part has to ask after each wait
+whether a job still runs. A late response records what became known and has no other effect.
 """
 
 from __future__ import annotations
@@ -146,6 +147,8 @@ class Jobs:
             outcome: How it ended, if the trigger ends it.
             facts: What became known with it: attributes of the record.
         """
+        if job.has_ended and trigger not in lifecycle.LATE:
+            return
         step = lifecycle.next_step(job.record.state, trigger)
         effects = step.effects
         if job.has_ended:

@@ -321,7 +321,8 @@ class SubmitQueue:
 
     def queued(self) -> list[Turn]:
         """Return what has no slot, in order: what is in the queue and what runs ahead."""
-        queued = [turn for _, _, turn in self._heap] + self._without_slot()
+        queued = [turn for _, _, turn in self._heap if not turn.job.has_ended]
+        queued += self._without_slot()
         return sorted(queued, key=lambda turn: turn.job.position)
 
     def _settle(self, turn: Turn, estimate: float | None) -> None:

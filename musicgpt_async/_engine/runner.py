@@ -253,11 +253,10 @@ class Runner:
         """End what is queued: the account would be refused again."""
         kind = CreditLimitError if isinstance(error, InsufficientCreditsError) else type(error)
         for turn in self._queue.queued():
-            if not turn.job.has_ended:
-                refusal = kind(
-                    f"{turn.job.title} was not submitted, because a track before it was refused "
-                    f"with status {error.status}. {error.advice}",
-                    status=error.status,
-                    vendor_message=error.vendor_message,
-                )
-                self._jobs.apply(turn.job, Trigger.REFUSED, outcome=refusal)
+            refusal = kind(
+                f"{turn.job.title} was not submitted, because a track before it was refused "
+                f"with status {error.status}. {error.advice}",
+                status=error.status,
+                vendor_message=error.vendor_message,
+            )
+            self._jobs.apply(turn.job, Trigger.REFUSED, outcome=refusal)

@@ -226,7 +226,7 @@ class JobStore:
                 async with anyio.create_task_group() as saves:
                     for job in tuple(self._dirty.values()):
                         saves.start_soon(self._save, job, lost)
-        return [job for job in lost if not job.has_ended]
+        return lost
 
     async def _save(self, job: Job, lost: list[Job]) -> None:
         try:

@@ -151,6 +151,8 @@ TRANSITIONS: Mapping[JobState, Mapping[Trigger, Step]] = {
     },
 }
 
+# What may still be recorded of a job that has ended; a second end is none.
+LATE = frozenset(TRANSITIONS[_S.DETACHED])
 TERMINAL = frozenset(
     state for state, row in TRANSITIONS.items() if all(step.state is state for step in row.values())
 )
