@@ -41,7 +41,10 @@ napoleon_use_ivar = True
 # pages a build without a network cannot ask, and what is no more than the type of an argument.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(_?asyncio|collections|datetime|os|pathlib|ssl|aiohttp|opentelemetry)\..*"),
+    (
+        r"py:.*",
+        r"(_?asyncio|collections|datetime|os|pathlib|ssl|aiohttp|opentelemetry|procrastinate)\..*",
+    ),
     (r"py:class", r"web\.RouteDef|AbstractContextManager"),
     (r"py:class", r".*\.(BinaryReader|InstrumentedSession|Kind|Stage)"),
 ]
