@@ -80,6 +80,7 @@ def setup(app: Sphinx) -> None:
     # After napoleon, which makes fields out of the docstring's sections.
     app.connect("autodoc-process-docstring", edit_docstring, priority=900)
     app.connect("doctree-read", link_names)
+    app.connect("doctree-read", draw_dashes)
 
 
 def hide_signature(
@@ -145,6 +146,13 @@ def link_names(app: Sphinx, doctree: nodes.document) -> None:
             refwarn=True,
         )
         literal.replace_self(link)
+
+
+def draw_dashes(_app: Sphinx, doctree: nodes.document) -> None:
+    """Put a dash between a parameter and its description, as smart quotes would."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))  # noqa: RUF001 - a dash
 
 
 def _section_of(node: nodes.Node) -> nodes.Node | None:
