@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import shutil
@@ -195,11 +196,32 @@ def test_the_list_is_one(directory: Path) -> None:
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "2 tracks would be submitted" in done.stderr
+
+
+@pytest.mark.usefixtures("musicgpt_emulator")
+def test_the_json_has_the_documented_fields(directory: Path) -> None:
+    """Each field of the example of `--json` is in what the command prints, of the same kind."""
+    (example,) = blocks(ROOT / "docs" / "commands.md", "json")
+    program = [sys.executable, "-m", "musicgpt_async.cli", "extract", "song.flac", "--json"]
+    done = subprocess.run(
+        [*program, "--stem", "vocals"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    documented, printed = json.loads(example.code), json.loads(done.stdout)
+    for name, value in documented.items():
+        assert type(printed[name]) is type(value), name
+    assert printed["files"].keys() == documented["files"].keys()
+    assert printed["state"] == documented["state"]
 
 
 def test_the_errors_named_are_the_librarys() -> None:
