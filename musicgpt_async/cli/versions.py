@@ -14,6 +14,7 @@ from musicgpt_async._version import __version__
 
 NAME = "musicgpt-async"
 _NAME = re.compile(r"[\w.-]+")
+_EXCLUDED_SYSTEM = re.compile(r"sys_platform\s*!=\s*[\"'](\w+)")
 _EXTRA = re.compile(r"extra\s*==\s*[\"']([\w-]+)")
 
 
@@ -61,7 +62,8 @@ def _packages_of(extra: str | None, requirements: list[str]) -> Iterator[str]:
 
 
 def _is_for_other_systems(requirement: str) -> bool:
-    return sys.platform == "win32" and "sys_platform != 'win32'" in requirement.replace('"', "'")
+    excluded = _EXCLUDED_SYSTEM.search(requirement)
+    return excluded is not None and excluded[1] == sys.platform
 
 
 def _describe(package: str) -> str:

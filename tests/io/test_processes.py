@@ -76,3 +76,17 @@ def test_nobody_is_dead_who_cannot_be_seen(parts: dict[str, str]) -> None:
 def test_names_of_no_process_are_nobodys() -> None:
     """What is no such name is not held for dead."""
     assert processes.dead_processes(["", "host:1:abcd", "a:b:c", f"host:{os.getpid()}:abcd"]) == []
+
+
+def test_psutil_tells_the_same() -> None:
+    """Without /proc, psutil knows who is dead, and a later process with the same id."""
+    table = processes.PsutilProcesses(pytest.importorskip("psutil"))
+    own = processes.process_identity(table)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        start = table.start_of(process.pid)
+        other = changed(own, pid=process.pid, start=start)
+        later = changed(own, pid=process.pid, start=int(start or 0) - 5)
+        assert processes.dead_processes([own, other, later], table) == [later]
+        process.kill()
+        process.wait()
+        assert processes.dead_processes([own, other], table) == [other]
