@@ -56,7 +56,8 @@ async def open_app(
         conninfo=libpq_url(database),
         min_size=1,
         max_size=CONNECTIONS,
-        kwargs={"connect_timeout": CONNECT_TIMEOUT},
+        # Behind pgbouncer the next statement may meet a server that has not prepared it.
+        kwargs={"connect_timeout": CONNECT_TIMEOUT, "prepare_threshold": None},
     )
     app = App(connector=connector)
     app.add_tasks_from(
