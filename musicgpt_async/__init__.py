@@ -56,8 +56,10 @@ if TYPE_CHECKING:
         JobState,
         Limits,
         Preprocessing,
+        PreprocessingName,
         Stem,
         StemLinks,
+        StemName,
     )
     from musicgpt_async.session import MusicGPTSession
     from musicgpt_async.webhooks import WebhookReceiver
@@ -93,6 +95,7 @@ __all__ = [
     "NotFoundError",
     "Outcome",
     "Preprocessing",
+    "PreprocessingName",
     "ProtocolError",
     "RateLimitError",
     "ServerError",
@@ -101,6 +104,7 @@ __all__ = [
     "SourceError",
     "Stem",
     "StemLinks",
+    "StemName",
     "SubmissionUnknownError",
     "TransportError",
     "TransportTimeoutError",
@@ -129,4 +133,4 @@ if not TYPE_CHECKING:  # hidden from type checkers, for which every misspelt nam
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

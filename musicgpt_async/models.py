@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import attrs
 
@@ -40,6 +40,35 @@ class Stem(StrEnum):
     INSTRUMENTAL = "instrumental"
 
 
+StemName: TypeAlias = Literal[
+    "vocals",
+    "male_vocal",
+    "female_vocal",
+    "lead_vocal",
+    "back_vocal",
+    "guitar",
+    "acoustic_guitar",
+    "electric_guitar",
+    "rhythm_guitar",
+    "solo_guitar",
+    "drums",
+    "kick_drum",
+    "snare_drum",
+    "toms",
+    "hi_hat",
+    "ride",
+    "crash",
+    "piano",
+    "keys",
+    "strings",
+    "winds",
+    "bass",
+    "instrumental",
+]
+"""A stem by its name: type checkers report one that does not exist. ``Stem(text)`` makes a
+stem of any other text, or raises."""
+
+
 class Preprocessing(StrEnum):
     """Options that process a track before the extraction (MusicGPT docs, Extraction).
 
@@ -50,6 +79,9 @@ class Preprocessing(StrEnum):
     DEECHO = "Deecho"
     DEREVERB = "Dereverb"
 
+
+PreprocessingName: TypeAlias = Literal["Denoise", "Deecho", "Dereverb"]
+"""A preprocessing option by its name, as ``StemName`` is a stem by its name."""
 
 AudioFormat = Literal["best", "wav", "mp3", "both"]
 """The files of a stem to download.
@@ -114,6 +146,12 @@ Limits.PLUS = Limits(parallel=3, polls_per_minute=200)
 Limits.PRO = Limits(parallel=10, polls_per_minute=500)
 
 
+def _hide_signature(url: str | None) -> str:
+    """Return a URL's repr without its query: who has the signature can download the file."""
+    path, query, _ = (url or "").partition("?")
+    return repr(f"{path}?…" if query else url)
+
+
 @attrs.frozen(kw_only=True)
 class StemLinks:
     """The links of one stem's files (MusicGPT docs, webhooks).
@@ -123,8 +161,8 @@ class StemLinks:
         wav: URL of the WAV, or ``None`` if there is none.
     """
 
-    mp3: str | None = None
-    wav: str | None = None
+    mp3: str | None = attrs.field(default=None, repr=_hide_signature)
+    wav: str | None = attrs.field(default=None, repr=_hide_signature)
 
 
 @attrs.frozen(kw_only=True)

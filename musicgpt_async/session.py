@@ -29,7 +29,14 @@ from musicgpt_async.errors import ConfigurationError, InvalidOptionError, Sessio
 from musicgpt_async.events import Event, EventBus
 from musicgpt_async.job import ExtractionJob
 from musicgpt_async.journal import Journal
-from musicgpt_async.models import AudioFormat, Limits, Preprocessing, Stem
+from musicgpt_async.models import (
+    AudioFormat,
+    Limits,
+    Preprocessing,
+    PreprocessingName,
+    Stem,
+    StemName,
+)
 from musicgpt_async.webhooks import WebhookReceiver
 
 BASE_URL_VARIABLE = "MUSICGPT_BASE_URL"
@@ -198,8 +205,8 @@ class MusicGPTSession:
         self,
         source: AudioSource,
         *,
-        stems: Iterable[str | Stem] = (),
-        preprocessing: Iterable[str | Preprocessing] = (),
+        stems: Iterable[StemName | Stem] = (),
+        preprocessing: Iterable[PreprocessingName | Preprocessing] = (),
         eco_mode: bool = False,
         label: str | None = None,
         key: str | None = None,
@@ -242,8 +249,8 @@ class MusicGPTSession:
         self,
         source: AudioSource,
         *,
-        stems: Iterable[str | Stem] = (),
-        preprocessing: Iterable[str | Preprocessing] = (),
+        stems: Iterable[StemName | Stem] = (),
+        preprocessing: Iterable[PreprocessingName | Preprocessing] = (),
         eco_mode: bool = False,
         label: str | None = None,
         key: str | None = None,
@@ -334,8 +341,8 @@ class MusicGPTSession:
         source: AudioSource,
         directory: str | Path,
         *,
-        stems: Iterable[str | Stem] = (),
-        preprocessing: Iterable[str | Preprocessing] = (),
+        stems: Iterable[StemName | Stem] = (),
+        preprocessing: Iterable[PreprocessingName | Preprocessing] = (),
         eco_mode: bool = False,
         label: str | None = None,
         key: str | None = None,
@@ -365,8 +372,8 @@ class MusicGPTSession:
         sources: batch.BatchSources,
         directory: str | Path,
         *,
-        stems: Iterable[str | Stem] = (),
-        preprocessing: Iterable[str | Preprocessing] = (),
+        stems: Iterable[StemName | Stem] = (),
+        preprocessing: Iterable[PreprocessingName | Preprocessing] = (),
         eco_mode: bool = False,
         force: bool = False,
         retry_failed: bool = False,

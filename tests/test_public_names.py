@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import musicgpt_async
+
 REFERENCE = Path(__file__).parents[1] / "docs" / "api"
 PAGE = "".join(page.read_text("utf-8") for page in REFERENCE.glob("*.rst"))
 # What the parts of the library have for each other is none of this.
@@ -44,6 +46,11 @@ def load(name: str) -> Any:
     """Return the object of a name on the page."""
     module, _, attribute = f"musicgpt_async.{name}".rpartition(".")
     return getattr(import_module(module), attribute)
+
+
+def test_the_package_lists_its_public_names_alone() -> None:
+    """`dir()` and completion offer what `__all__` names, and nothing that was imported."""
+    assert dir(musicgpt_async) == sorted(musicgpt_async.__all__)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

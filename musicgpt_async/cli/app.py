@@ -12,12 +12,20 @@ from enum import StrEnum
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter, Token, validators
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
-from musicgpt_async import AudioFormat, InvalidOptionError, MusicGPTError, Preprocessing, Stem
+from musicgpt_async import (
+    AudioFormat,
+    InvalidOptionError,
+    MusicGPTError,
+    Preprocessing,
+    PreprocessingName,
+    Stem,
+    StemName,
+)
 from musicgpt_async._rules import filenames
 from musicgpt_async._version import __version__
 from musicgpt_async.cli import event_loop, streams
@@ -26,13 +34,6 @@ from musicgpt_async.cli.settings import Plan, Settings
 from musicgpt_async.cli.task_database import libpq_url
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
-
-if TYPE_CHECKING:
-    StemName = str
-    PreprocessingName = str
-else:  # shells complete these
-    StemName = Literal[tuple(map(str, Stem))]
-    PreprocessingName = Literal[tuple(map(str, Preprocessing))]
 
 app: App = App(
     name="musicgpt-async",
