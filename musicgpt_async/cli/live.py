@@ -19,6 +19,8 @@ from musicgpt_async.cli.text import count, credit, span
 
 # Columns of a bar, of a state and of a speed or time; titles have the rest.
 BAR, STATE, DETAIL = 14, 11, 20
+# Columns that are used at most: further apart, a title and its state are hard to read together.
+WIDEST = 120
 # A terminal of fewer columns shows no bars.
 NARROW = 70
 # Lines of a terminal that no track is shown on: the batch's own, "more", and the cursor's.
@@ -96,7 +98,7 @@ class LiveScreen(Screen):
         has_bars = self._console.width >= NARROW
         table = self._table(tracks[:room], has_bars=has_bars)
         picture = Group(_overall(self._totals()), table, *left)
-        return Constrain(picture, self._console.width - ECHO)
+        return Constrain(picture, min(WIDEST, self._console.width - ECHO))
 
     def _table(self, tracks: Sequence[TrackProgress], *, has_bars: bool) -> Table:
         table = Table.grid(padding=(0, 1, 0, 0), expand=True)
