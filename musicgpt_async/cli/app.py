@@ -54,7 +54,7 @@ FLAG = LIST = Parameter(negative=(), show_default=False)
 
 
 def _convert_names(kind: type[StrEnum], _: Any, tokens: Sequence[Token]) -> list[str]:
-    """Return the names in the texts of an option; what does not exist is refused with the list."""
+    """Return the names in an option's values; cyclopts rejects one that does not exist."""
     return [*match_case(chain.from_iterable(split_names(each.value) for each in tokens), kind)]
 
 
@@ -73,33 +73,33 @@ class Common:
     plan: Plan | None = None
     """The account's plan; by default that of MUSICGPT_PLAN, else its limits are learned."""
     jobs: Annotated[int | None, Parameter(name=("--jobs", "-j")), Positive] = None
-    """Unfinished tracks at the vendor at once; by default as many as the account allows."""
+    """Tracks at MusicGPT at once; by default as many as the account allows."""
     deadline: Annotated[float | None, Positive] = 3600.0
     """Give up on a track after this many seconds."""
     max_credits: Annotated[float | None, Positive] = None
-    """Credits after which nothing more is submitted."""
+    """Stop submitting when this many credits are used."""
     layout: str = filenames.DEFAULT_LAYOUT
-    """Names of the files below --out, out of {track}, {stem}, {ext} and {folder}, the path of a
-    track below the directory that was given."""
+    """Names of the files below --out, made of {track}, {stem}, {ext} and {folder}: the track's path
+    below the directory that was given."""
     webhook: str | None = None
-    """Public URL for the vendor's webhooks, such as https://example.com/musicgpt."""
+    """Public URL for MusicGPT's webhooks, such as https://example.com/musicgpt."""
     listen: str = "127.0.0.1:8080"
-    """Where the receiver of the webhooks listens, as HOST:PORT."""
+    """Address that the webhook receiver listens on, as HOST:PORT."""
     json: Annotated[bool, FLAG] = False
     """One JSON object a track on stdout: track, source, ok, state, id, task_id, conversion_id,
     label, stems, preprocessing, eco_mode, format, directory, size, files (stem → format → path),
     duration, credits_estimated, credits_charged, created, accepted, in_work, error (type, message,
     status, vendor_message)."""
     quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False
-    """Nothing but failures on stderr."""
+    """Show only failures."""
     verbose: Annotated[bool, Parameter(name=("--verbose", "-v")), FLAG] = False
-    """The library's log on stderr."""
+    """Show the library's log on stderr."""
 
     def settings(self, *, directory: Path | None = None, **more: Any) -> Settings:
-        """Return the same, checked.
+        """Return the validated settings.
 
         Args:
-            directory: What was named in place of --out.
+            directory: The directory given instead of --out.
             more: Options of one command.
         """
         return Settings(
@@ -146,18 +146,18 @@ def extract(
         files_or_urls: Audio files, URLs, directories (for all audio files below them) and globs.
         stem: Stems to extract: `vocals,drums`, or the option once for each; by default drums,
             bass, piano and guitar.
-        preprocess: What to do to the song first; several as with --stem.
-        format: Which files of each stem: `best` is WAV if the vendor has it, else MP3; `both` is
-            whatever there is.
+        preprocess: Process the song first; several options as with --stem.
+        format: File format: `best` is WAV if MusicGPT has it, else MP3; `both` is every format
+            there is.
         eco: Ask for MusicGPT's faster parallel separation (second generation of its API).
-        list: A track a line: a path or URL; or CSV or JSON lines with source, stems,
+        list: File with one track per line: a path or URL; or CSV or JSON lines with source, stems,
             preprocessing, eco_mode, label, key. Relative paths are resolved against the list's
             directory. `-` reads it from standard input.
         force: Submit tracks even if they were submitted before, or are not audio by their first
             bytes.
         retry_failed: Submit tracks again that MusicGPT could not process before, and pay again.
-        dry_run: List what would be submitted, and send nothing.
-        journal: Whether to remember in the output directory what was submitted, as is done.
+        dry_run: List what would be submitted and its price; send nothing.
+        journal: Keep a journal of submitted tracks in the output directory (the default).
         common: What other commands take, too.
     """
     from musicgpt_async.cli import track_list  # noqa: PLC0415 - other commands go without
@@ -194,10 +194,10 @@ def resume(
 
     Args:
         directory: The output directory; the same as --out.
-        found: JOB_ID=TASK_ID, once for each job that is unknown and that the vendor's dashboard
-            shows; `jobs` tells the ids.
-        format: Which files of each stem; by default what the earlier run was told. (With --layout
-            what it was told goes first.)
+        found: JOB_ID=TASK_ID, once for each job that is unknown and that the MusicGPT dashboard
+            shows; `jobs` shows the ids.
+        format: File format; by default that of the earlier run. (For --layout the setting of the
+            earlier run takes precedence.)
         common: What other commands take, too.
     """
     from musicgpt_async.cli.commands import extract as command  # noqa: PLC0415 - other commands go without
@@ -216,11 +216,11 @@ def fetch(
 ) -> int:
     """Download the stems of tasks that were submitted elsewhere; wait for those that still run.
 
-    Nothing is submitted or paid for. `--jobs` and `--max-credits` do not matter here.
+    Nothing is submitted or paid for; `--jobs` and `--max-credits` have no effect.
 
     Args:
         task_ids: MusicGPT's ids, as the dashboard and other programs show them.
-        format: Which files of each stem: `best`, or what an earlier run in --out was told.
+        format: File format; by default `best`, or that of an earlier run in --out.
         common: What other commands take, too.
     """
     from musicgpt_async.cli.commands import fetch as command  # noqa: PLC0415 - other commands go without
@@ -286,11 +286,11 @@ def report(
 
 @app.command(sort_key=5)
 def doctor(*, webhook: str | None = None, listen: str = "127.0.0.1:8080") -> int:
-    """Check the key, the API and the webhook URL, and say what to do about what is wrong.
+    """Check the key, the API and the webhook URL, and say how to fix what is wrong.
 
     Args:
-        webhook: Public URL for the vendor's webhooks; a receiver runs while it is asked.
-        listen: Where that receiver listens, as HOST:PORT.
+        webhook: Public URL for MusicGPT's webhooks; a receiver runs during the check.
+        listen: Address that the receiver listens on, as HOST:PORT.
     """
     from musicgpt_async.cli.commands import doctor as command  # noqa: PLC0415 - other commands go without
 
@@ -314,21 +314,22 @@ def emulate(
 ) -> int:
     """Run a local MusicGPT emulator (no key, no cost).
 
-    Its first two lines on stdout are the shell's: `export MUSICGPT_BASE_URL=…` and
-    `export MUSICGPT_API_KEY=…`. Each request is a line on stderr. It ends when it is interrupted.
+    The first two lines on stdout are for your shell: `export MUSICGPT_BASE_URL=…` and
+    `export MUSICGPT_API_KEY=…`. Each request is logged on stderr. Press Ctrl-C to stop it.
 
     Args:
         generation: 1 for the API whose base URL ends in /v1, 2 for that of August 2026.
         wav: Whether results have WAV files; by default those of generation 1 have.
         port: The API's port; 0 for any free one.
-        seconds: Time that a track takes at least.
+        seconds: Seconds that a track takes at least.
         parallel: Unfinished tracks that are allowed at once.
         polls: byId calls that are allowed a minute.
-        speed: Seconds of the vendor's time in one of ours.
+        speed: Factor by which the emulator's time runs faster.
         credits: The account's balance.
         key: The key that is accepted.
-        separate: Whether tracks are really split; --pretend makes quick noise instead.
-        fault: What goes wrong, once for each: TARGET:KIND or TARGET:KIND:OPTION=VALUE,…, such as
+        separate: Really separate tracks; --pretend makes quick noise instead.
+        fault: A fault to inject; repeat the option for several. TARGET:KIND or
+            TARGET:KIND:OPTION=VALUE,…, such as
             `submit:drop_before_answer` or `byId:status:status=503,times=always`.
     """
     from musicgpt_async.cli.commands import emulate as command  # noqa: PLC0415 - other commands go without
@@ -355,7 +356,7 @@ def demo(
     out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("musicgpt-async-demo"),
     quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False,
 ) -> int:
-    """Compose a song, split it on this machine, and show how the stems measure up.
+    """Compose a song, separate it on this machine, and measure the stems.
 
     It needs neither a key nor a network.
 
@@ -534,11 +535,11 @@ def host_and_port(text: str) -> tuple[str, int]:
     """Return the two halves of an address such as ``127.0.0.1:8080`` or ``[::1]:8080``.
 
     Raises:
-        UsageError: It is no such address.
+        UsageError: It is not such an address.
     """
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"{text!r} is no address to listen on; it looks like 127.0.0.1:8080.")
+        raise UsageError(f"{text!r} is not an address to listen on, such as 127.0.0.1:8080.")
     return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)  # noqa: S104 - asked for
 
 
@@ -559,7 +560,7 @@ def tasks_by_job(found: Sequence[str]) -> dict[str, str]:
     """Return job id → task_id out of texts such as ``JOB_ID=TASK_ID``.
 
     Raises:
-        UsageError: One of them is no such text, or a job comes twice.
+        UsageError: A text has another form, or names a job or a task again.
     """
     tasks: dict[str, str] = {}
     for text in found:

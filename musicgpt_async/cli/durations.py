@@ -1,4 +1,4 @@
-"""How long a track is, as its own header tells."""
+"""The length of a track, read from its header."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def read_duration(path: Path) -> float | None:
-    """Return the seconds of audio in a file, ``None`` if its header does not tell.
+    """Return the seconds of audio in a file, ``None`` if its header does not say.
 
     Args:
         path: The file; only its beginning and its end are read.

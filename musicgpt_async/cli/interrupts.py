@@ -66,7 +66,7 @@ class Interrupts:
 
 
 def _exit_now(code: int) -> None:
-    """End the process in the middle of whatever it does; the journal is made for that."""
+    """End the process at once; the journal makes that safe."""
     with suppress(*streams.FAILURES):
         if sys.stderr.isatty():
             os.set_blocking(sys.stderr.fileno(), False)  # the terminal may be stopped

@@ -1,4 +1,4 @@
-"""The moving part of a terminal: one bar for the batch, a line for each active track."""
+"""The live display: one bar for the batch, a line for each active track."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class _Console(Console):
 
 
 class LiveScreen(Screen):
-    """Bars that move in place, with lines above them.
+    """Live bars, with lines above them.
 
     Args:
-        progress: The tracks on their way.
+        progress: The active tracks.
         totals: Returns the batch's numbers.
         namesakes: Tells tracks of one title apart.
     """
@@ -133,5 +133,5 @@ def _overall(totals: Totals) -> RenderableType:
 
 
 def _bar(share: float | None) -> RenderableType:
-    """Return a bar, which pulses if nobody knows how much is done."""
+    """Return a bar, which pulses if the share that is done is unknown."""
     return ProgressBar(total=1.0, completed=share or 0.0, pulse=share is None)

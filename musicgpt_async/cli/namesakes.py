@@ -1,4 +1,4 @@
-"""Names that tell tracks of one title apart."""
+"""Names that distinguish tracks with the same title."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from musicgpt_async.cli.text import count, credit, plain, span
 from musicgpt_async.cli.track_json import describe_outcome
 from musicgpt_async.models import JobRecord
 
-# Groups of reasons that a summary keeps apart, and tracks that it names for each.
+# Groups of failures that a summary shows, and tracks that it names for each.
 MAX_GROUPS = 12
 MAX_NAMES = 3
 
@@ -64,8 +64,8 @@ def as_line(outcome: Outcome, name: str) -> str:
     """Return one line for people.
 
     Args:
-        outcome: What became of the track.
-        name: What the track is called.
+        outcome: The track's outcome.
+        name: The track's name for people.
     """
     if outcome.error is not None:
         words = plain(outcome.error.message)
@@ -135,7 +135,7 @@ class Summary:
             self.earlier += is_earlier
 
     def _compare(self, outcome: Outcome) -> None:
-        """Keep the charges apart whose estimate is known: only they can be compared."""
+        """Sum up charges whose estimate is known: only they can be compared."""
         estimate = outcome.job.credit_estimate if outcome.job else None
         cost = outcome.extraction.cost if outcome.extraction else None
         if estimate is not None and cost is not None:
@@ -171,7 +171,7 @@ class Summary:
         return found
 
     def _difference(self) -> str:
-        """Say how the charges differ from their estimates."""
+        """Return how the charges differ from their estimates."""
         estimate, charge = self.compared
         if not estimate or not charge:
             return ""
@@ -220,7 +220,7 @@ def unfinished_lines(
 
 
 def record_of(job: ExtractionJob) -> JobRecord:
-    """Return all that is remembered of a job."""
+    """Return the record of a job."""
     return job._job.record  # noqa: SLF001 - the command shows what the engine knows
 
 

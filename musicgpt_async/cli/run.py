@@ -53,7 +53,7 @@ from musicgpt_async.journal import Lease
 
 LEASE_SECONDS = 10.0  # seconds after which another process takes over the jobs of a killed one
 
-# After these no other track fares better.
+# Errors that every further track would end in, too.
 FATAL_ERRORS = (
     AuthenticationError,
     CreditLimitError,
@@ -101,10 +101,10 @@ class Run:
         self._failure: Exception | None = None
 
     async def execute(self, outcomes: Outcomes) -> int:
-        """Work through the outcomes, say what became of them, and return the exit code.
+        """Process the outcomes, report them, and return the exit code.
 
         Raises:
-            UsageError: It could not begin.
+            UsageError: The run could not start.
         """
         with self._interrupts.listening():
             async with AsyncExitStack() as stack:
@@ -158,7 +158,7 @@ class Run:
         except ConfigurationError as error:
             if self._settings.database is not None:
                 raise
-            self._screen.say(f"There will be no journal: {plain(error.message)}", "yellow")
+            self._screen.say(f"This run keeps no journal: {plain(error.message)}", "yellow")
             return None
 
     async def _report_other_owners(self) -> None:

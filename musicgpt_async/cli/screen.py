@@ -1,4 +1,4 @@
-"""What people see on stderr while tracks are on their way."""
+"""What stderr shows while tracks are processed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import attrs
 from musicgpt_async.cli import streams
 from musicgpt_async.cli.text import plain
 
-RENDER_INTERVAL = 0.125  # seconds between two paintings
-CLOSE_TIMEOUT = 2.0  # seconds for the last one
+RENDER_INTERVAL = 0.125  # seconds between two renderings
+CLOSE_TIMEOUT = 2.0  # seconds for the last rendering
 MAX_CAUSES = 20  # different causes of retries that are shown
 _REPR = re.compile(r"""\w+\((["'])(.*)\1\)""")
-# Where stamina, and the library's own retries, keep the error in a log record.
+# The attribute of a log record in which stamina and the library keep the cause of a retry.
 _CAUSE = "stamina.caused_by"
 
 
@@ -40,11 +40,11 @@ class Totals:
 class Screen:
     """Lines on stderr, one after the other.
 
-    Painting happens in a thread, so that a stopped terminal or a pipe that is not read holds up no
-    upload. If it fails, it ends, and the work continues in silence.
+    A thread renders them, so that a stopped terminal or a pipe that is not read cannot block an
+    upload. If rendering fails, it ends, and the work continues without output.
 
     Args:
-        quiet: Whether to leave out what is retried.
+        quiet: Whether to leave out retries.
     """
 
     shows_progress = False
@@ -56,7 +56,7 @@ class Screen:
         self._is_lost = False
 
     def say(self, text: str, style: str = "") -> None:
-        """Show a line when there is time."""
+        """Show a line at the next rendering."""
         if not self._is_lost:
             self._lines.append((text, style))
 
@@ -65,7 +65,7 @@ class Screen:
 
     @asynccontextmanager
     async def shown(self, *, verbose: bool = False) -> AsyncIterator[None]:
-        """Paint for the duration of the block.
+        """Render for the duration of the block.
 
         Args:
             verbose: Whether to show all of the library's log, and not its warnings alone.
@@ -145,7 +145,7 @@ class _LogLines(logging.Handler):
 
 
 class _RetryLines(logging.Handler):
-    """Shows retries, each cause once; stamina's own text is not a sentence."""
+    """Shows retries, each cause once; stamina's own message is not a sentence."""
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(logging.WARNING)
@@ -158,4 +158,4 @@ class _RetryLines(logging.Handler):
         cause = _REPR.sub(r"\2", str(getattr(record, _CAUSE)))
         if cause not in self._reported and len(self._reported) < MAX_CAUSES:
             self._reported.add(cause)
-            self._screen.say(f"{plain(cause)} It is tried again.", "yellow")
+            self._screen.say(f"{plain(cause)} Retrying.", "yellow")

@@ -23,13 +23,13 @@ class Settings:
 
     Attributes:
         out: Directory for the stems.
-        format: Which files of each stem; ``None`` for what the journal remembers, else the best.
+        format: Which files of each stem; ``None`` for the format in the journal, else the best.
         layout: The template of the files' names.
         plan: The account's; ``None`` for the environment's, else its limits are learned.
-        jobs: Unfinished at the vendor at once; ``None`` for as many as the account allows.
+        jobs: Tracks at MusicGPT at once; ``None`` for as many as the account allows.
         deadline: Seconds from acceptance in which a track has to finish.
         max_credits: Credits after which nothing more is submitted.
-        webhook: The public URL that the vendor's webhooks come to.
+        webhook: The public URL for MusicGPT's webhooks.
         listen: Host and port that the receiver listens on.
         journal: Whether to keep a journal in the output directory.
         database: URL of the database that holds the journal in place of the output directory.
@@ -73,7 +73,7 @@ class Settings:
 
     @property
     def resume_command(self) -> str:
-        """The command that resumes what a run has detached."""
+        """The command that resumes the tracks that a run has detached."""
         if self.database is not None:
             return "musicgpt-async worker, on any machine that has the tracks"
         return shlex.join(["musicgpt-async", "resume", "--out", os.fspath(self.out)])

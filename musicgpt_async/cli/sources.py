@@ -74,7 +74,7 @@ class TrackSources:
         preprocessing: For every track that has none of its own.
         eco_mode: For every track that does not say.
         generated: Recognises stems that an earlier run made.
-        warn: Called with what was left out, and why.
+        warn: Called with a message for each source that is skipped.
     """
 
     named: Sequence[str]
@@ -94,14 +94,14 @@ class TrackSources:
         _check_options(self.stems, self.preprocessing, "")
         number = sum(1 for _ in self.tracks(check=True))
         if not number:
-            raise UsageError("There is nothing to do: no audio file was named or found.")
+            raise UsageError("There is nothing to do: no audio file was given or found.")
         return number
 
     def tracks(self, *, check: bool = False) -> Iterator[TrackRequest]:
         """Yield every track once.
 
         Args:
-            check: Whether to refuse what cannot be sent, and to warn of what is left out.
+            check: Whether to raise for sources that cannot be sent, and to warn of skipped ones.
         """
         seen: set[int] = set()
         for request in self._iterate(check=check):
@@ -135,7 +135,7 @@ class TrackSources:
         elif path.exists():
             _check_readable(path)
             if self.generated.is_generated(path):
-                warn(f"{name} is a stem that an earlier run made; it is left out.")
+                warn(f"{name} is a stem from an earlier run; it is skipped.")
             else:
                 yield name, ""
         elif glob.has_magic(name):
@@ -159,7 +159,7 @@ class TrackSources:
 
     def _walk(self, root: Path, *, warn: Callable[[str], None]) -> Iterator[tuple[str, str]]:
         def unreadable(error: OSError) -> None:
-            warn(f"{error.filename} is left out: {error.strerror}.")
+            warn(f"{error.filename} is skipped: {error.strerror}.")
 
         for folder, subfolders, files in os.walk(root, onerror=unreadable):
             subfolders[:] = sorted(
@@ -193,7 +193,7 @@ class TrackSources:
 
 
 class GeneratedFiles:
-    """Which files below the output directory are stems of earlier runs, and no tracks.
+    """Recognises the stems of earlier runs below the output directory.
 
     Args:
         out: The output directory.
@@ -218,7 +218,7 @@ class GeneratedFiles:
 
 
 def is_url(source: str) -> bool:
-    """Return whether the vendor is to fetch the track itself."""
+    """Return whether MusicGPT downloads the track itself."""
     return source.lower().startswith(("http://", "https://"))
 
 

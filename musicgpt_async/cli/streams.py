@@ -44,7 +44,7 @@ def open_missing() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - for good
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - stays open
             setattr(sys, name, stream)
         # Names of files may hold what the terminal's encoding lacks.
         stream.reconfigure(errors="backslashreplace")

@@ -32,7 +32,7 @@ class TrackJSON:
         preprocessing: The options that were asked for.
         eco_mode: Whether the faster separation was asked for.
         format: Which files of each stem were asked for.
-        directory: Where the stems go.
+        directory: The directory of the stems.
         size: Bytes of the track.
         files: Stem → format → path.
         duration: Seconds of audio.
@@ -115,11 +115,11 @@ def describe_record(record: JobRecord, *, in_work: bool) -> TrackJSON:
 def describe_outcome(
     outcome: Outcome, record: JobRecord | None, files: Mapping[str, Mapping[str, str]]
 ) -> TrackJSON:
-    """Return what became of a track.
+    """Return the outcome of a track.
 
     Args:
         outcome: The outcome.
-        record: All that is remembered of its job; ``None`` if it was not submitted.
+        record: The record of its job; ``None`` if it was not submitted.
         files: Stem → format → path.
     """
     error = None

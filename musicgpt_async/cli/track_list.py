@@ -166,7 +166,7 @@ def _row(location: str, values: Mapping[str, Any]) -> ListRow:
     if not isinstance(source, str) or not source.strip():
         raise UsageError(f"{location}: there is no source.")
     if label is not None and not isinstance(label, str):
-        raise UsageError(f"{location}: the label is no text.")
+        raise UsageError(f"{location}: the label is not text.")
     return ListRow(
         location=location,
         source=source.strip(),

@@ -1,4 +1,4 @@
-"""`demo`: a song, its stems, and how they measure up; no key, no network."""
+"""`demo`: separates a composed song and measures the stems; no key, no network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def demonstrate(settings: Settings) -> int:
     """Compose, split and measure a song; return the exit code.
 
     Raises:
-        UsageError: It could not begin.
+        UsageError: The demo could not start.
     """
     try:
         from musicgpt_async.emulator import Emulator  # noqa: PLC0415 - an extra, slow to import

@@ -1,4 +1,4 @@
-"""`emulate`: the vendor on a loopback port, until it is interrupted."""
+"""`emulate`: the MusicGPT emulator on a loopback port, until it is interrupted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from musicgpt_async.cli.usage import UsageError
 
 @attrs.frozen(kw_only=True)
 class EmulatorSettings:
-    """How the emulated vendor behaves; see ``Emulator``."""
+    """Options of the emulator; see ``Emulator``."""
 
     generation: Literal[1, 2] = 1
     wav: bool | None = None
@@ -66,7 +66,7 @@ async def emulate(settings: EmulatorSettings) -> int:
         try:
             streams.write_result(f"export MUSICGPT_BASE_URL={shlex.quote(emulator.base_url)}")
             streams.write_result(f"export MUSICGPT_API_KEY={shlex.quote(emulator.api_key)}")
-            streams.say("The emulator runs until it is interrupted (Ctrl-C).")
+            streams.say("The emulator runs until you press Ctrl-C.")
             await interrupts.wait()
         finally:
             await emulator.__aexit__(None, None, None)

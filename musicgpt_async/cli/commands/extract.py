@@ -46,7 +46,7 @@ async def extract(
     """Submit every track, wait for it and download its stems; return the exit code.
 
     Raises:
-        UsageError: It could not begin.
+        UsageError: The run could not start.
     """
     total = await anyio.to_thread.run_sync(sources.validate)
 
@@ -86,7 +86,7 @@ async def resume(settings: Settings, *, found: Mapping[str, str]) -> int:
         found: Ids of jobs whose responses were lost, and the tasks that the user found for them.
 
     Raises:
-        UsageError: There is no journal, or it could not begin.
+        UsageError: There is no journal, or the run could not start.
     """
     await anyio.to_thread.run_sync(require_journal, settings)
     return await Run(settings).execute(partial(_iterate_resumed, settings, found))
@@ -169,7 +169,7 @@ async def dry_run(
     """List what would be sent and what it is expected to cost; return the exit code.
 
     Raises:
-        UsageError: It would not begin either.
+        UsageError: The run could not start.
     """
     try:
         plan = settings.known_plan
@@ -197,7 +197,7 @@ async def dry_run(
 
 
 def _expected(price: float, sent: int, unpriced: int, plan: str | None) -> str:
-    """Say what tracks are expected to cost in all."""
+    """Return what the tracks are expected to cost in total."""
     rates = f"{plan or 'pay as you go'}, prices of {pricing.PRICES_AS_OF}"
     if not sent:
         return "for nothing"
@@ -297,7 +297,7 @@ async def _look_at(
 
 
 async def _read_known_states(settings: Settings, *, retry_failed: bool) -> dict[str, TrackState]:
-    """Return what the journal has already, by fingerprint."""
+    """Return the states of the journal's jobs, by fingerprint."""
     if not settings.journal or not await anyio.Path(settings.journal_path).is_file():
         return {}
     async with Journal(settings.journal_path) as journal:

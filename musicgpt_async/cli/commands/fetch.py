@@ -27,7 +27,7 @@ async def fetch(settings: Settings, task_ids: Sequence[str]) -> int:
     """Wait for tasks and download their stems; return the exit code.
 
     Raises:
-        UsageError: An id cannot be one, or it could not begin.
+        UsageError: An id cannot be one, or the run could not start.
     """
     for task_id in task_ids:
         if not is_task_id(task_id.strip()):

@@ -23,7 +23,7 @@ from musicgpt_async.models import JobRecord
 
 # Widths of the columns; the last one is as long as it needs to be.
 STATE, TASK, CREDITS, FILES = 11, 36, 8, 5
-# A narrower terminal shows the beginning of a task's id only, which tells tasks apart.
+# A narrower terminal shows the beginning of a task's id only, which distinguishes tasks.
 WIDE, SHORT_TASK = 110, 9
 MIN_TRACK = 10  # columns that the last column has at least
 # States that are shown with their reason.
@@ -91,8 +91,8 @@ def format_lines(record: JobRecord, lease: Lease | None, width: int | None) -> I
     busy = "  (in work)" if _is_in_work(lease) else ""
     reason = record.error if state in EXPLAINED else None
     task = record.task_id or (f"job {record.id}" if was_delivered(record) else "-")
-    told = f": {reason}" if reason and width is None else ""
-    values = (str(state), task, credits_, str(len(record.files)), plain(f"{track}{busy}{told}"))
+    suffix = f": {reason}" if reason and width is None else ""
+    values = (str(state), task, credits_, str(len(record.files)), plain(f"{track}{busy}{suffix}"))
     yield _columns(values, width)
     if width is None:
         return

@@ -188,7 +188,7 @@ class Page:
 
 
 def _seconds_of(track: ReportTrack, waveforms: Waveforms) -> float:
-    """Return how long a track is: as its files say, or else as the vendor said."""
+    """Return the length of a track: from its files, or else from MusicGPT."""
     played = [waveforms.get(path) for path in track.played]
     known = [waveform.seconds for waveform in played if waveform is not None]
     return max(known, default=(track.record and track.record.duration) or 0.0)

@@ -44,7 +44,7 @@ _IN_A_FOLDER = re.compile(rf"(?P<stem>{'|'.join(Stem)})(?P<number> \(\d+\))?")
 
 
 class TrackStatus(StrEnum):
-    """What became of a track."""
+    """The outcome of a track."""
 
     DONE = "done"
     FAILED = "failed"
@@ -57,7 +57,7 @@ class ReportTrack:
 
     Attributes:
         title: Its name for people.
-        outcome: What became of it.
+        outcome: Its outcome.
         song: Path of the song that was split, if it is on this machine.
         stems: Stem → its files that are here, the one to play first.
         missing: Stems whose files were here once.
@@ -230,7 +230,7 @@ def _relocate(path: Path, was: str | None, directory: Path) -> Path:
 
 
 def _order(files: Mapping[str, Sequence[Path]]) -> Stems:
-    """Return stems that have files, in the order in which the vendor lists all stems."""
+    """Return stems that have files, in MusicGPT's own order."""
     known = list(Stem)
     places = {stem: known.index(Stem(stem)) if stem in known else len(known) for stem in files}
     return {
