@@ -41,6 +41,12 @@ def title(outcome: Outcome) -> str:
     return plain(_title(outcome))
 
 
+def reason_of(outcome: Outcome) -> str:
+    """Return why a track failed, the same for all that failed alike; empty if it did not."""
+    message = outcome.error.message if outcome.error else ""
+    return message.replace(_title(outcome), "…")
+
+
 def source_of(outcome: Outcome) -> str:
     """Return the path or URL of a track; empty if it has none."""
     return record_of(outcome.job).source if outcome.job else str(outcome.source)

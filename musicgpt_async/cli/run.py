@@ -89,6 +89,7 @@ class Run:
         self._progress = ProgressModel(find_source=self._find_source)
         self._poll_usage = PollUsage()
         self._rejection: APIError | None = None  # of the key
+        self._last_reason = ""  # of the track that failed last
         self._session: MusicGPTSession | None = None
         self._screen = make_screen(
             self._progress,
@@ -209,17 +210,23 @@ class Run:
             await streams.run_in_thread(partial(streams.write_result, output.as_json(outcome)))
 
     def _say_outcome(self, outcome: Outcome) -> None:
-        if isinstance(outcome.error, KEY_ERRORS) and not self.summary.done:
+        if isinstance(outcome.error, KEY_ERRORS) and self._has_nothing:
             self._rejection = self._rejection or outcome.error  # said once, at the end
             return
         title, source = output.title(outcome), output.source_of(outcome)
         self._namesakes.add(title, source)
         line = output.as_line(outcome, self._namesakes.name(title, source))
+        if outcome.error is None:
+            self._last_reason = ""
+            self.say(line, "green")
+            return
+        reason = output.reason_of(outcome)
+        if reason == self._last_reason:
+            line = f"failed  {self._namesakes.name(title, source)} (same reason)"
+        self._last_reason = reason
         # The summary says in one line what stopped a thousand tracks.
         is_reported = self.should_stop and isinstance(outcome.error, FATAL_ERRORS)
-        if outcome.error is None:
-            self.say(line, "green")
-        elif not is_reported or self._settings.quiet:
+        if not is_reported or self._settings.quiet:
             self._screen.say(line, "red")
 
     def _find_source(self, job_id: str) -> str:
@@ -228,8 +235,9 @@ class Run:
         return job.record.source if job else ""
 
     @property
-    def _is_key_rejected(self) -> bool:
-        return self._rejection is not None and not self.summary.done
+    def _has_nothing(self) -> bool:
+        """Whether MusicGPT has accepted no track of this run, and none is done."""
+        return not self.summary.done and not (self._session and self._session.credits_estimated)
 
     async def _follow_events(self, events: AsyncIterator[Event]) -> None:
         last_trouble = ""
@@ -256,9 +264,11 @@ class Run:
         )
 
     def _print_summary(self, session: MusicGPTSession) -> None:
-        if self._rejection is not None and self._is_key_rejected:
+        if self._rejection is not None and self._has_nothing:
             self._screen.say(_format_rejection(self._rejection), "red")
             return
+        if self._rejection is not None:  # the first refusals were held back
+            self._screen.say(f"failed  {plain(self._rejection.message)}", "red")
         if self._failure is not None and not getattr(self._failure, "is_closed", False):
             self._screen.say(plain(str(self._failure)), "red")
         seconds = time.time() - self.summary.began
@@ -287,7 +297,7 @@ class Run:
     def _exit_code(self) -> int:
         if self._interrupts.first is not None:
             return self._interrupts.exit_code
-        if self._is_key_rejected:
+        if self._rejection is not None and self._has_nothing:
             return 2
         return 1 if self._failure or self.summary.failed else 0
 

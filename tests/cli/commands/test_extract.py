@@ -113,6 +113,7 @@ async def test_failures_are_grouped_by_reason(open_vendor: Any) -> None:
         assert ended.code == 1
         summary = ended.err[ended.err.index("1 track done") :]
         assert "2 tracks failed:" in summary
+        assert len(re.findall("^failed  ", ended.err, re.MULTILINE)) == 2
         assert summary.count("Cannot decode") == 1
         assert "2 x " in summary
         assert {"bad1", "bad2"} <= set(re.findall(r"bad\d", summary))
@@ -387,6 +388,17 @@ async def test_a_refused_key_is_not_tried_a_hundred_times(open_vendor: Any) -> N
         told = await shell.run("extract", "in", "--out", "o", *BARE, MUSICGPT_API_KEY="wrong")
         assert told.err.startswith("MusicGPT rejected the API key (401")
         assert [ended.err.count("\n"), told.err.count("\n")] == [1, 1]
+
+
+async def test_a_reason_is_said_once_in_a_row(open_vendor: Any) -> None:
+    """Tracks that fail alike one after another name the reason once."""
+    faults = [Fault("job", "fails", times=None, message="Cannot decode")]
+    async with open_vendor(seconds=0.1, faults=faults) as (_, shell):
+        tracks = [shell.track(f"bad{number}.wav") for number in range(3)]
+        ended = await shell.run("extract", *tracks, "--out", "o", "-s", "bass", "-q", *BARE)
+        assert ended.code == 1
+        assert ended.err.count("Cannot decode") == 1
+        assert ended.err.count("(same reason)") == 2
 
 
 async def test_what_is_tried_again_is_told_in_a_sentence(open_vendor: Any) -> None:
