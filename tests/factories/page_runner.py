@@ -13,7 +13,7 @@ from typing import Any
 
 from factories.pages import Block
 
-from musicgpt_async import Limits, MusicGPTSession, WebhookReceiver
+from musicgpt_async import Journal, Limits, MusicGPTSession, WebhookReceiver
 from musicgpt_async.emulator import Emulator
 
 # A block with one of these runs an event loop of its own.
@@ -35,6 +35,7 @@ class PageRunner:
         self.names: dict[str, Any] = {
             "Path": Path,
             "MusicGPTSession": MusicGPTSession,
+            "Journal": Journal,
             "receiver": WebhookReceiver(PUBLIC_URL),
         }
 
