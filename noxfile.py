@@ -1,6 +1,6 @@
-"""The project's chores: ``python3 noxfile.py`` runs the checks, ``… -s demo`` shows what it does.
+"""Development sessions: ``python3 noxfile.py`` runs all checks, ``… -s demo`` runs a demo.
 
-Run as a script it needs nothing but Python 3.11 and a network: it installs nox into ``.nox`` first.
+As a script it only needs Python 3.11 and a network connection: it installs nox into ``.nox`` first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NOX = "nox[uv]>=2025.10.14"
 
 
 def bootstrap() -> None:
-    """Run nox from an environment of its own, made on the first run."""
+    """Run nox from its own environment, which the first run creates."""
     home = ROOT / ".nox" / "bootstrap"
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     installed = home / "installed"
@@ -25,10 +25,10 @@ def bootstrap() -> None:
         try:
             venv.create(home, with_pip=True, clear=True, symlinks=os.name != "nt")
         except subprocess.CalledProcessError:
-            sys.exit("This Python cannot make environments: Debian has that in python3-venv.")
+            sys.exit("This Python cannot create environments; on Debian, install python3-venv.")
         subprocess.run([python, "-m", "pip", "install", "--quiet", NOX], check=True)
         installed.touch()
-    # uv then trusts what the system trusts, as pip does: a company's proxy, for one.
+    # Let uv trust the system's certificates, as pip does: a company's proxy may need that.
     os.environ.setdefault("UV_SYSTEM_CERTS", "true")
     command = [python, "-m", "nox", "--noxfile", __file__, *sys.argv[1:]]
     sys.exit(subprocess.run(command, cwd=ROOT, check=False).returncode)
@@ -41,7 +41,7 @@ import nox
 from nox.command import CommandFailed
 
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
-# The tests of what could depend on the event loop.
+# Tests of code that may depend on the event loop.
 LOOP_TESTS = (
     "tests/engine",
     "tests/invariants",
@@ -59,9 +59,9 @@ nox.options.error_on_external_run = True
 
 
 def find_other_pythons() -> list[str]:
-    """Return the other supported versions that this machine has, and put them on the PATH.
+    """Return the other supported Python versions of this machine, and put them on the PATH.
 
-    A version manager may leave a ``python3.12`` on the PATH that only says it is not active.
+    A version manager may leave a ``python3.12`` on the PATH that only prints an error.
     """
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     others = [each for each in nox.project.python_versions(PROJECT) if each != running]
@@ -78,20 +78,20 @@ def _find_python(version: str) -> bool:
 
 
 def group(name: str) -> tuple[str, ...]:
-    """Return what a dependency group of pyproject.toml asks for."""
+    """Return the requirements of a dependency group of pyproject.toml."""
     return nox.project.dependency_groups(PROJECT, name)
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Compose a song, split it against the emulator, and measure the stems."""
+    """Run the demo: separate a synthesized song with the emulator, and measure the stems."""
     session.install("--quiet", ".[cli,emulator]")
     session.run("musicgpt-async", "demo", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Look for mistakes and for lines out of shape."""
+    """Check the code with ruff, and its format."""
     session.install("--quiet", *group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -99,7 +99,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types inside, and that every public name has one."""
+    """Check types with mypy, and that all public names have types."""
     session.install("--quiet", ".[all]", *group("types"))
     session.run("mypy")
     session.run("pyright", "--verifytypes", "musicgpt_async", "--ignoreexternal")
@@ -107,7 +107,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests on the Python that runs this."""
+    """Run the tests on the current Python."""
     session.install("--quiet", ".[all]", *group("test"))
     run_tests(session, *session.posargs)
 
@@ -121,7 +121,7 @@ def matrix(session: nox.Session) -> None:
 
 @nox.session
 def loops(session: nox.Session) -> None:
-    """Run the tests of the core on asyncio's debug mode, and on uvloop."""
+    """Run the core tests in asyncio's debug mode and on uvloop."""
     session.install("--quiet", ".[all]", *group("test"))
     for loop in ("debug", "uvloop"):
         run_tests(session, "--loop", loop, *(session.posargs or LOOP_TESTS))
@@ -129,7 +129,7 @@ def loops(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Run the tests once more, and hold the lines and branches that they cover."""
+    """Run the tests and check the coverage of lines and branches."""
     session.install("--quiet", ".[all]", *group("test"))
     session.run("coverage", "erase")
     run_tests(session, command=("coverage", "run", "-m", "pytest"))
@@ -140,21 +140,21 @@ def coverage(session: nox.Session) -> None:
 def run_tests(
     session: nox.Session, *arguments: str, command: tuple[str, ...] = ("pytest",)
 ) -> None:
-    """Run the tests that measure, alone; then the others, in parallel; each failure once more.
+    """Run timing tests serially, the others in parallel, and rerun failures once.
 
-    They use real sockets, processes and clocks, and the machine may be busy with other things.
+    Tests use real sockets, processes and clocks, so they depend on the load of the machine.
     """
     for chosen, workers in (("alone", ()), ("not alone", ("-n", "auto", "--dist", "worksteal"))):
-        try:  # 5: there were none
+        try:  # 5: no tests were collected
             session.run(*command, "-m", chosen, *workers, *arguments, success_codes=[0, 5])
         except CommandFailed:
-            session.warn("Once more, what failed:")
+            session.warn("Rerunning the failed tests:")
             session.run(*command, "-m", chosen, "--last-failed", *arguments)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation, a warning being an error; `-- DIRECTORY` says where."""
+    """Build the documentation with warnings as errors, into `-- DIRECTORY` if given."""
     session.install("--quiet", ".[all]", *group("docs"))
     target = Path(*session.posargs or [ROOT / ".nox" / "html"])
     arguments = ("-W", "--keep-going", "--quiet", "--fresh-env", "-d", session.create_tmp())
@@ -164,6 +164,6 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against the machine's limit and against other clients."""
+    """Run the benchmarks."""
     session.install("--quiet", ".[all]", *group("bench"))
     session.run("python", "benchmarks/run.py", *session.posargs)

@@ -15,7 +15,7 @@ OWN, OTHER = "#0b6e4f", "#9aa5b1"
 
 
 def draw(tables: Sequence[Table], directory: Path) -> None:
-    """Draw every table in which ours stands beside others."""
+    """Draw every table that compares this library with others."""
     for table in tables:
         if OURS in table.rounds and len(table.rounds) > 1:
             name = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
@@ -23,7 +23,7 @@ def draw(tables: Sequence[Table], directory: Path) -> None:
 
 
 def bars(table: Table) -> str:
-    """Return a picture of a table: a bar for each median, a whisker from the least to the most."""
+    """Return a bar chart of a table: medians, with whiskers from minimum to maximum."""
     column = table.columns[0].name
     figures = {name: table.figure(name, column) for name in table.rounds}
     figures = {name: each for name, each in figures.items() if not math.isnan(each.median)}
@@ -34,7 +34,7 @@ def bars(table: Table) -> str:
         "<style>text { font: 13px sans-serif }</style>",
         '<rect width="100%" height="100%" fill="white"/>',
         f'<text x="{LEFT}" y="26" font-weight="bold">{escape(table.title)}</text>',
-        f'<text x="{LEFT}" y="46">{escape(column)}: median, least and most</text>',
+        f'<text x="{LEFT}" y="46">{escape(column)}: median, minimum and maximum</text>',
     ]
     for row, (name, figure) in enumerate(figures.items()):
         y, end = TOP + ROW * row, LEFT + scale * figure.median

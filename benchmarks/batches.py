@@ -1,7 +1,7 @@
-"""A whole batch: upload, wait, and download four stems of every track, ten unfinished at most.
+"""A complete batch: upload, wait, and download four stems of every track, ten at a time.
 
-The vendor is the emulator in a process of its own. The bound uses bare blocking sockets, knows when
-each conversion ends, and frees its slot at that moment; the others ask every 0.2 s, as people do.
+The server is the emulator in its own process. The bound uses bare blocking sockets, knows when each
+conversion ends, and releases its slot at that moment; the other clients poll every 0.2 s.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Go = Callable[[], Awaitable[dict[str, float]]]
 
 
 async def serve(stem_bytes: int) -> None:
-    """Be the vendor until standard input closes."""
+    """Run the emulator until standard input is closed."""
     from musicgpt_async.emulator import Emulator  # noqa: PLC0415 - the clients do not need it
 
     async with Emulator(
@@ -66,7 +66,7 @@ async def serve(stem_bytes: int) -> None:
 
 @contextmanager
 def vendor(stem_bytes: int) -> Iterator[str]:
-    """Run the vendor in a process of its own; give its base URL."""
+    """Run the emulator in its own process; yield its base URL."""
     command = [sys.executable, __file__, str(stem_bytes)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
@@ -80,7 +80,7 @@ def vendor(stem_bytes: int) -> Iterator[str]:
 
 @contextmanager
 def folder(parent: str, files: int, size: int) -> Iterator[Path]:
-    """Give a folder, and see in the end that every stem lies in it whole."""
+    """Yield a folder, and check at the end that every stem in it is complete."""
     path = Path(tempfile.mkdtemp(dir=parent))
     try:
         yield path
@@ -96,7 +96,7 @@ def _request(to: socket.socket, method: str, path: str, *lines: str) -> None:
 
 
 def _received(to: socket.socket) -> tuple[int, bytes]:
-    """Return the length that an answer's head tells, and what came after the head."""
+    """Return the Content-Length of a response, and the bytes after its head."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += to.recv(65536)
@@ -113,7 +113,7 @@ def _json(to: socket.socket) -> Any:
 
 
 def bare_job(base: str, path: str) -> dict[str, str]:
-    """Submit a track, sleep until it is done, and return its links."""
+    """Submit a track, sleep until it is finished, and return its links."""
     api = urlsplit(base).path
     head = f'--b\r\nContent-Disposition: form-data; name="stems"\r\n\r\n{FIELDS["stems"]}\r\n'
     head += '--b\r\nContent-Disposition: form-data; name="audio_file"; filename="a.wav"\r\n\r\n'
@@ -139,7 +139,7 @@ def bare_job(base: str, path: str) -> dict[str, str]:
 
 
 def bare_file(url: str, path: Path) -> None:
-    """Bring a file down."""
+    """Download a file."""
     parts = urlsplit(url)
     buffer = memoryview(bytearray(MIB))
     with connected(url) as to, path.open("wb", buffering=0) as file:
@@ -163,7 +163,7 @@ def _links(conversion: dict[str, Any]) -> dict[str, str]:
 def bound(
     base: str, path: str, parent: str, tracks: int, polls: int, size: int
 ) -> Iterator[Blocking]:
-    """Do it with bare sockets and perfect knowledge."""
+    """Run the batch with bare sockets and perfect knowledge of the ends."""
     with folder(parent, tracks * len(STEMS), size) as to:
 
         def fetch(number: int, links: dict[str, str]) -> None:
@@ -187,7 +187,7 @@ def bound(
 def requests_threads(
     base: str, path: str, parent: str, tracks: int, polls: int, size: int
 ) -> Iterator[Blocking]:
-    """Do it with requests, a thread for each track under way."""
+    """Run the batch with requests, with one thread per running track."""
     import requests  # noqa: PLC0415 - each contender loads its own client alone
 
     def track(number: int, to: Path) -> None:
@@ -224,7 +224,7 @@ def requests_threads(
 async def aiohttp_gather(
     base: str, path: str, parent: str, tracks: int, polls: int, size: int
 ) -> AsyncIterator[Go]:
-    """Do it with aiohttp, aiofiles, a semaphore and gather."""
+    """Run the batch with aiohttp, aiofiles, a semaphore and gather."""
     import aiofiles  # noqa: PLC0415
     import aiohttp  # noqa: PLC0415
 
@@ -274,7 +274,7 @@ async def ours(
     size: int,
     webhooks: WebhookReceiver | None = None,
 ) -> AsyncIterator[Go]:
-    """Do it with ``extract_many``, within as many calls a minute as the others make."""
+    """Run the batch with ``extract_many``, with as many calls per minute as the others."""
     from musicgpt_async import Limits, MusicGPTSession  # noqa: PLC0415
 
     limits = Limits(parallel=AT_ONCE, polls_per_minute=polls)
@@ -297,7 +297,7 @@ async def ours(
 async def ours_webhooks(
     base: str, path: str, parent: str, tracks: int, polls: int, size: int
 ) -> AsyncIterator[Go]:
-    """Do it with a door for the vendor's webhooks."""
+    """Run the batch with webhooks."""
     from musicgpt_async import WebhookReceiver  # noqa: PLC0415
 
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -311,7 +311,7 @@ async def ours_webhooks(
 
 
 def even_polls() -> None:
-    """Look every 0.2 s, as the others do, whatever was learned."""
+    """Poll every 0.2 s, as the other clients do."""
     from musicgpt_async._rules import poll_pricing  # noqa: PLC0415
 
     poll_pricing.PollPricing._wait = lambda *_: POLL  # type: ignore[method-assign] # noqa: SLF001
@@ -332,7 +332,7 @@ ABLATIONS = ["ours", *list(CONTENDERS)[6:]]
 
 
 def tables(rounds: int, names: list[str], *, quick: bool) -> Iterator[Table]:
-    """Run the batch."""
+    """Measure the batch."""
     tracks, mib = (20, 1) if quick else (100, 5)
     with (
         tempfile.TemporaryDirectory(dir=memory()) as directory,

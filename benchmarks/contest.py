@@ -1,4 +1,4 @@
-"""Contests: contenders take turns, and only the ratios between them count."""
+"""Contests: contenders run alternately, and only the ratios between them are meaningful."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """The value that half of the rounds stayed below."""
+        """The median of all rounds."""
         return statistics.median(self.values)
 
     def __format__(self, spec: str) -> str:
@@ -40,7 +40,7 @@ class Figure:
 
 @attrs.frozen
 class Column:
-    """A figure that a table shows: its heading, how it is made of a round, how it is written."""
+    """A column of a table: its heading, its value for a round, and its format."""
 
     name: str
     of: Callable[[Mapping[str, float]], float]
@@ -49,7 +49,7 @@ class Column:
 
 @attrs.define
 class Table:
-    """What the contenders of one contest took."""
+    """The results of one contest."""
 
     title: str
     columns: tuple[Column, ...]
@@ -62,12 +62,12 @@ class Table:
         return Figure(tuple(of(each) for each in self.rounds[name]))
 
     def ratio(self, column: str, over: str, name: str = OURS) -> Figure:
-        """Return a contender's figure over another's, round by round."""
+        """Return the ratio of a contender's figure to another's, round by round."""
         pairs = zip(self.figure(name, column).values, self.figure(over, column).values, strict=True)
         return Figure(tuple(mine / theirs if theirs else float("nan") for mine, theirs in pairs))
 
     def print(self) -> None:
-        """Print it: medians with the least and the most, and ours as a ratio of each."""
+        """Print medians, minima and maxima, and the ratio of this library to each contender."""
         print(f"\n{self.title}")
         widths = [max(len(f"{name}") for name in (*self.rounds, *self.missing, "")) + 2]
         heads = [f"{column.name}" for column in self.columns]
@@ -81,7 +81,7 @@ class Table:
             print(f"{name:<{widths[0]}}  {why}")
 
     def as_json(self) -> dict[str, Any]:
-        """Return every round of every contender."""
+        """Return all rounds of all contenders."""
         figures = {
             name: {c.name: attrs.asdict(self.figure(name, c.name)) for c in self.columns}
             for name in self.rounds
@@ -90,7 +90,7 @@ class Table:
 
 
 class Worker:
-    """A contender's process."""
+    """The process of a contender."""
 
     def __init__(self, module: str, name: str, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -128,7 +128,7 @@ class Worker:
 
 
 def without(contender: Any, change: Callable[[], None]) -> Callable[..., Any]:
-    """Return a contender on the loop with a part of it taken away in this process."""
+    """Return an asynchronous contender with one part changed in its process."""
 
     @asynccontextmanager
     async def changed(**arguments: Any) -> AsyncIterator[Any]:
@@ -140,7 +140,7 @@ def without(contender: Any, change: Callable[[], None]) -> Callable[..., Any]:
 
 
 def cores() -> tuple[int, int] | None:
-    """Return a core for servers and one for clients, ``None`` where there is no choice."""
+    """Return a core for servers and one for clients, or ``None`` if there is only one."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     mine = sorted(os.sched_getaffinity(0))
@@ -158,7 +158,7 @@ def contest(
     names: Iterable[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Table:
-    """Let contenders take turns, each in a process of its own, in another order each round."""
+    """Run contenders alternately, each in its own process, in another order each round."""
     table = Table(title, columns)
     names = list(names or importlib.import_module(module).CONTENDERS)
     with ExitStack() as stack:

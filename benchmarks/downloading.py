@@ -1,4 +1,4 @@
-"""Downloads to files, several at once: ours beside the machine's limit and what people use."""
+"""Concurrent downloads to files: this library, the machine's limit and other clients."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def links(root: str, mib: int, count: int) -> list[str]:
 
 @contextmanager
 def folder(parent: str, mib: int, count: int) -> Iterator[Path]:
-    """Give a folder, and see in the end that all files lie in it whole."""
+    """Yield a folder, and check at the end that all files in it are complete."""
     path = Path(tempfile.mkdtemp(dir=parent))
     try:
         yield path
@@ -57,7 +57,7 @@ def folder(parent: str, mib: int, count: int) -> Iterator[Path]:
 
 @contextmanager
 def bare(root: str, parent: str, mib: int, count: int) -> Iterator[Callable[[], dict[str, float]]]:
-    """Receive a block, write a block, a thread each: the limit in Python."""
+    """Receive and write blocks, with one thread per file: the limit in Python."""
 
     def fetch(url: str, path: Path) -> None:
         buffer = memoryview(bytearray(MIB))
@@ -110,14 +110,14 @@ def program(command: Callable[[list[str], Path], list[str]]) -> Any:
 
 
 def curl(urls: list[str], path: Path) -> list[str]:
-    """Fetch with ``curl --parallel``."""
+    """Download with ``curl --parallel``."""
     files = [part for url in urls for part in ("-O", url)]
     trusted = ["--cacert", os.environ["SSL_CERT_FILE"]]
     return ["curl", "-sfZ", *trusted, "--output-dir", str(path), *files]
 
 
 def aria2c(urls: list[str], path: Path) -> list[str]:
-    """Fetch with ``aria2c -x4``."""
+    """Download with ``aria2c -x4``."""
     trusted = [f"--ca-certificate={os.environ['SSL_CERT_FILE']}"]
     options = ["-q", "-x4", f"-j{len(urls)}", "-Z", f"--dir={path}", "--no-conf=true"]
     return ["aria2c", *options, *trusted, *urls]
@@ -127,7 +127,7 @@ def aria2c(urls: list[str], path: Path) -> list[str]:
 def requests_threads(
     root: str, parent: str, mib: int, count: int
 ) -> Iterator[Callable[[], dict[str, float]]]:
-    """Fetch with requests, a thread each."""
+    """Download with requests, with one thread per file."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
     import requests  # noqa: PLC0415
@@ -156,7 +156,7 @@ def requests_threads(
 
 @asynccontextmanager
 async def httpx_async(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Go]:
-    """Fetch with httpx's asynchronous client."""
+    """Download with httpx's asynchronous client."""
     import aiofiles  # noqa: PLC0415
     import httpx  # noqa: PLC0415
 
@@ -181,7 +181,7 @@ async def httpx_async(root: str, parent: str, mib: int, count: int) -> AsyncIter
 
 @asynccontextmanager
 async def aiohttp_aiofiles(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Go]:
-    """Fetch with aiohttp into aiofiles by 64 KiB, as tutorials do."""
+    """Download with aiohttp and aiofiles in blocks of 64 KiB, as tutorials do."""
     import aiofiles  # noqa: PLC0415
     import aiohttp  # noqa: PLC0415
 
@@ -205,7 +205,7 @@ async def aiohttp_aiofiles(root: str, parent: str, mib: int, count: int) -> Asyn
 
 @asynccontextmanager
 async def ours(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Go]:
-    """Fetch as a session does, each file checked, forced to the disk and renamed."""
+    """Download as a session does: each file is checked, synced to disk and renamed."""
     from musicgpt_async import MusicGPTSession  # noqa: PLC0415
 
     session = MusicGPTSession("key", base_url=f"{root}/api/public/v1")
@@ -232,14 +232,14 @@ async def ours(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Go
 
 
 def small_writes() -> None:
-    """Write 64 KiB at a time."""
+    """Write blocks of 64 KiB."""
     from musicgpt_async._io import response_body  # noqa: PLC0415
 
     response_body.CHUNK_SIZE = 65536
 
 
 def no_sync() -> None:
-    """Leave it to the system when a file reaches the disk."""
+    """Do not sync files to disk."""
     os.fsync = lambda _: None  # type: ignore[assignment]
 
 
@@ -262,7 +262,7 @@ ABLATIONS = ["ours", *list(CONTENDERS)[8:]]
 def tables(
     server: Server, mib: int, rounds: int, names: list[str], *, count: int = 4
 ) -> Iterator[Table]:
-    """Download in clear and over TLS, to memory."""
+    """Measure downloads to memory, with and without TLS."""
     with tempfile.TemporaryDirectory(dir=memory()) as directory:
         for tls in (False, True):
             yield contest(

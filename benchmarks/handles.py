@@ -1,4 +1,4 @@
-"""Many waiting handles: memory a handle, CPU per poll, and how long the loop was held."""
+"""Many waiting handles: memory per handle, CPU per poll, and how long the loop was blocked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Go = Callable[[], Awaitable[dict[str, float]]]
 
 
 class Memory:
-    """What Python objects made inside the block take; slows them down, so it is no timing."""
+    """Memory of the Python objects created in the block; tracing is slow, so do not time it."""
 
     def __enter__(self) -> Self:
         gc.collect()
@@ -47,22 +47,22 @@ class Memory:
 
 
 class Counted:
-    """Counts the polls of a session."""
+    """Counter of a session's polls."""
 
     def __init__(self, session: Any) -> None:
         self.polls = 0
-        self._ask = session._settings.http.get  # noqa: SLF001 - the only door that polls go through
+        self._ask = session._settings.http.get  # noqa: SLF001 - the function that all polls call
         session._settings.http.get = self  # noqa: SLF001
 
     def __call__(self, *arguments: Any) -> Any:
-        """Ask, and count."""
+        """Send a poll and count it."""
         self.polls += 1
         return self._ask(*arguments)
 
 
 @asynccontextmanager
 async def ours(root: str, handles: int, seconds: float, calls: int) -> AsyncIterator[Go]:
-    """Attach jobs and wait for them, within so many calls a minute."""
+    """Attach jobs and wait for them, with so many calls per minute."""
     from musicgpt_async import Limits, MusicGPTSession  # noqa: PLC0415
 
     limits = Limits(parallel=10, polls_per_minute=calls)
@@ -86,7 +86,7 @@ async def ours(root: str, handles: int, seconds: float, calls: int) -> AsyncIter
 
 @asynccontextmanager
 async def tasks(root: str, handles: int, seconds: float, calls: int) -> AsyncIterator[Go]:
-    """Wait in a task a job, each on its own timer, as many calls in all."""
+    """Wait in one task per job, each with its own timer, with as many calls in total."""
     import aiohttp  # noqa: PLC0415
 
     pause = 60.0 * handles / calls
@@ -112,7 +112,7 @@ async def tasks(root: str, handles: int, seconds: float, calls: int) -> AsyncIte
 
         async def go() -> dict[str, float]:
             before = polls
-            # All timers were started together: one whole wave, or the time that is given.
+            # All timers start together: wait for one complete wave, or for the given time.
             await asyncio.sleep(min(pause, seconds * 4) + 0.5)
             return {"bytes": memory.bytes / handles, "polls": polls - before}
 
@@ -124,7 +124,7 @@ async def tasks(root: str, handles: int, seconds: float, calls: int) -> AsyncIte
 
 @asynccontextmanager
 async def listed(root: str, tracks: int) -> AsyncIterator[Go]:
-    """List tracks for a batch on an account that finishes none."""
+    """Pass tracks to a batch on an account that finishes none of them."""
     from musicgpt_async import Limits, MusicGPTSession  # noqa: PLC0415
 
     session = MusicGPTSession("key", base_url=f"{root}{BASE}", limits=Limits.FREE)
@@ -148,7 +148,7 @@ async def listed(root: str, tracks: int) -> AsyncIterator[Go]:
 
 @asynccontextmanager
 async def submitted(root: str, tracks: int) -> AsyncIterator[Go]:
-    """Submit every track at once: a handle each, standing in line."""
+    """Submit all tracks at once, each with a queued handle."""
     from musicgpt_async import Limits, MusicGPTSession  # noqa: PLC0415
 
     session = MusicGPTSession("key", base_url=f"{root}{BASE}", limits=Limits.FREE)
@@ -177,11 +177,11 @@ CONTENDERS: dict[str, Any] = {
 
 
 def tables(server: Server, rounds: int, *, quick: bool) -> Iterator[Table]:
-    """Wait for 100, 1,000 and 10,000 jobs; list 100,000 tracks."""
+    """Measure 100, 1,000 and 10,000 waiting jobs, and 100,000 tracks that are not submitted."""
     environment = {"SSL_CERT_FILE": server.ca}
     for handles in (100, 1000, 10_000):
         for calls in (500, 60_000):
-            budget = "the pro plan's calls" if calls == 500 else f"{calls} calls a minute"
+            budget = "the pro plan's calls" if calls == 500 else f"{calls} calls per minute"
             yield contest(
                 f"{handles} waiting handles, {budget}",
                 "handles",

@@ -1,4 +1,4 @@
-"""What lost webhooks cost, by the rule, by the rule before it and by polling alone."""
+"""The cost of lost webhooks, by the current rule, by the previous one and by polling alone."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from webhook_simulation import IsLost, SafetyPolls, Waited, after, at_random, wa
 PLANS = ((2, 20.0), (5, 200.0), (10, 500.0))
 LOSSES = (0.0, 0.01, 0.1, 0.5, 1.0)
 LEARNING = 50
-"""Jobs after which a receiver that hears is known to."""
+"""Jobs after which a working receiver has been recognized."""
 
 Losses = dict[float, tuple[Waited, Waited, Waited]]
 
 
 def networks(count: int) -> Iterator[tuple[str, IsLost]]:
-    """Every way to lose deliveries."""
+    """Yield networks that lose deliveries in different ways."""
     for share in LOSSES:
         yield f"{share:.0%} lost", at_random(share)
     yield "dies midway", after(count // 2)
 
 
 def show_losses(verdicts: Verdicts, count: int) -> Losses:
-    """Each plan on each network; return those of the pro plan by the share that is lost."""
+    """Simulate each plan on each network; return the pro plan's results by the lost share."""
     shown: Losses = {}
     jobs = draw(lognormal(0.3), count, seed=3)
     for at_once, plan in PLANS:
-        print(f"\n{at_once} unfinished, {plan:g} polls a minute, {count} jobs with webhooks")
+        print(f"\n{at_once} unfinished, {plan:g} polls per minute, {count} jobs with webhooks")
         print("  deliveries     mean s  p95 s  polls/job | after 50 | 90th perc. + 30 s | polling")
         polling = wait_for(jobs, at_once=at_once, polls_per_minute=plan, is_lost=None)
         for name, is_lost in networks(count):
@@ -55,11 +55,11 @@ def show_losses(verdicts: Verdicts, count: int) -> Losses:
 def judge(
     verdicts: Verdicts, here: str, name: str, results: tuple[Waited, Waited], *, at_once: int
 ) -> None:
-    """Hold one network to what was asked of it."""
+    """Compare the results on one network with their bounds."""
     ours, polling = results
     if name == "0% lost":
         polls = ours.since(LEARNING).polls_per_job
-        verdicts.at_most(f"{here}: polls a job after the first {LEARNING}", polls, 1.1)
+        verdicts.at_most(f"{here}: polls per job after the first {LEARNING}", polls, 1.1)
     elif name == "10% lost":
         verdicts.at_most(f"{here}: mean delay", ours.mean, 2.0)
     elif name == "100% lost":
@@ -73,7 +73,7 @@ def judge(
 
 
 def draw_losses(path: Path, losses: Losses) -> None:
-    """Draw the mean delay over the share that is lost."""
+    """Draw the mean delay over the share of lost deliveries."""
     picture = Picture(
         "Jobs whose webhooks may be lost, 10 at once on the pro plan",
         x=(0.005, 1.0, "deliveries lost", (0.01, 0.1, 0.5, 1.0)),

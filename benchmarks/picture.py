@@ -1,4 +1,4 @@
-"""A small plot on two logarithmic axes, written as SVG."""
+"""Draw small plots with two logarithmic axes, as SVG."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 Axis = tuple[float, float, str, tuple[float, ...]]
-"""Its ends, its name and its ticks."""
+"""Lower and upper end, label and ticks."""
 
 
 class Picture:
-    """A small plot on two logarithmic axes, as SVG."""
+    """A small plot with two logarithmic axes."""
 
     WIDTH, HEIGHT, MARGIN = 760, 520, 64
-    POLLS: Axis = (2.0, 200.0, "polls a job", (2, 5, 10, 20, 50, 100, 200))
+    POLLS: Axis = (2.0, 200.0, "polls per job", (2, 5, 10, 20, 50, 100, 200))
     DELAY: Axis = (0.2, 30.0, "mean delay, s", (0.2, 0.5, 1, 2, 5, 10, 20))
     COLOURS = ("#0b6e4f", "#c1121f", "#e09f3e", "#335c67", "#7b2d8b")
 
@@ -32,7 +32,7 @@ class Picture:
         self._grid()
 
     def curve(self, name: str, points: Iterable[tuple[float, float]]) -> None:
-        """Draw a line through points, with its name in the legend."""
+        """Draw a line through points and add its name to the legend."""
         colour = self._legend(name)
         inside = [self._place(x, y) for x, y in sorted(points) if self._is_inside(x, y)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in inside)
@@ -41,14 +41,14 @@ class Picture:
         )
 
     def spot(self, name: str, polls: float, delay: float) -> None:
-        """Draw one point with its name beside it."""
+        """Draw one labelled point."""
         if self._is_inside(polls, delay):
             x, y = self._place(polls, delay)
             self._parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#444"/>')
             self._text(x - 7, y - 7, name, anchor="end" if x > self.WIDTH / 2 else "start")
 
     def save(self, path: Path) -> None:
-        """Write the picture."""
+        """Write the plot to a file."""
         path.write_text("\n".join([*self._parts, "</svg>", ""]), encoding="utf-8")
 
     def _is_inside(self, x: float, y: float) -> bool:

@@ -1,4 +1,4 @@
-"""The cost of one byId look: ours beside the machine's limit and what people use."""
+"""The cost of one byId poll: this library, the machine's limit and other clients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Go = Callable[[], Awaitable[dict[str, float]]]
 
 @contextmanager
 def bare(root: str, polls: int) -> Iterator[Blocking]:
-    """Ask on one bare socket: the limit in Python."""
+    """Poll on one bare socket: the limit in Python."""
     query = "&".join(f"{name}={value}" for name, value in QUERY.items())
     lines = (f"GET {BASE}/byId?{query} HTTP/1.1", f"Host: {urlsplit(root).netloc}", "Accept: */*")
     request = "\r\n".join([*lines, "Authorization: key", "", ""]).encode()
@@ -45,7 +45,7 @@ def bare(root: str, polls: int) -> Iterator[Blocking]:
 
 @contextmanager
 def requests_session(root: str, polls: int) -> Iterator[Blocking]:
-    """Ask with a requests session."""
+    """Poll with a requests session."""
     import requests  # noqa: PLC0415 - each contender loads its own client alone
 
     with requests.Session() as client:
@@ -61,7 +61,7 @@ def requests_session(root: str, polls: int) -> Iterator[Blocking]:
 
 @contextmanager
 def requests_anew(root: str, polls: int) -> Iterator[Blocking]:
-    """Ask as the vendor's SDK does, on a new connection each time."""
+    """Poll as MusicGPT's SDK does, on a new connection each time."""
     import requests  # noqa: PLC0415
 
     trusted = os.environ["SSL_CERT_FILE"]
@@ -76,7 +76,7 @@ def requests_anew(root: str, polls: int) -> Iterator[Blocking]:
 
 @contextmanager
 def httpx_sync(root: str, polls: int) -> Iterator[Blocking]:
-    """Ask with httpx."""
+    """Poll with httpx."""
     import httpx  # noqa: PLC0415
 
     with httpx.Client(verify=ssl.create_default_context()) as client:
@@ -91,7 +91,7 @@ def httpx_sync(root: str, polls: int) -> Iterator[Blocking]:
 
 @asynccontextmanager
 async def httpx_async(root: str, polls: int) -> AsyncIterator[Go]:
-    """Ask with httpx's asynchronous client."""
+    """Poll with httpx's asynchronous client."""
     import httpx  # noqa: PLC0415
 
     async with httpx.AsyncClient(verify=ssl.create_default_context()) as client:
@@ -106,7 +106,7 @@ async def httpx_async(root: str, polls: int) -> AsyncIterator[Go]:
 
 @asynccontextmanager
 async def aiohttp_get(root: str, polls: int) -> AsyncIterator[Go]:
-    """Ask with aiohttp and parse the JSON, nothing else."""
+    """Poll with aiohttp and parse the JSON, nothing else."""
     import aiohttp  # noqa: PLC0415
 
     async with aiohttp.ClientSession() as client:
@@ -122,14 +122,14 @@ async def aiohttp_get(root: str, polls: int) -> AsyncIterator[Go]:
 
 @asynccontextmanager
 async def ours(root: str, polls: int) -> AsyncIterator[Go]:
-    """Look at an attached job as the session's schedule does, from the GET to the next date."""
+    """Poll an attached job as the session does, from the request to the next scheduled time."""
     from musicgpt_async import Limits, MusicGPTSession  # noqa: PLC0415
 
     limits = Limits(parallel=1, polls_per_minute=1_000_000_000)
     session = MusicGPTSession("key", base_url=f"{root}{BASE}", limits=limits)
     await session.start()
     job = session.attach(QUERY["task_id"])
-    poller = session._runtime._poller  # noqa: SLF001 - to look without waiting for the schedule
+    poller = session._runtime._poller  # noqa: SLF001 - to poll without waiting for the schedule
     watch = poller._entries[job.id]  # noqa: SLF001
 
     async def go() -> dict[str, float]:
@@ -145,7 +145,7 @@ async def ours(root: str, polls: int) -> AsyncIterator[Go]:
 
 @asynccontextmanager
 async def ours_read(root: str, polls: int) -> AsyncIterator[Go]:
-    """Make the call and read its answer, without the schedule's book-keeping."""
+    """Send the call and parse its response, without the schedule."""
     from musicgpt_async import MusicGPTSession  # noqa: PLC0415
     from musicgpt_async._rules import payloads, protocol  # noqa: PLC0415
 
@@ -168,7 +168,7 @@ async def ours_read(root: str, polls: int) -> AsyncIterator[Go]:
 
 @asynccontextmanager
 async def ours_asked(root: str, polls: int) -> AsyncIterator[Go]:
-    """Ask by the schedule: entered, woken by the bell, looked at in a task, forgotten."""
+    """Poll once by the schedule: add an entry, wake the poller, poll in a task, remove it."""
     from musicgpt_async import Limits, MusicGPTSession  # noqa: PLC0415
 
     limits = Limits(parallel=1, polls_per_minute=1_000_000_000)
@@ -188,7 +188,7 @@ async def ours_asked(root: str, polls: int) -> AsyncIterator[Go]:
 
 @asynccontextmanager
 async def tasks(root: str, polls: int) -> AsyncIterator[Go]:
-    """Wait as a task a job does: ask, sleep, ask."""
+    """Poll in a loop that sleeps between two polls, as one task per job would."""
     import aiohttp  # noqa: PLC0415
 
     async with aiohttp.ClientSession() as client:
@@ -220,7 +220,7 @@ PEERS = list(CONTENDERS)
 
 
 def tables(server: Server, polls: int, rounds: int, names: list[str]) -> Iterator[Table]:
-    """Look in clear and over TLS."""
+    """Measure polls with and without TLS."""
     for tls in (False, True):
         yield contest(
             f"A poll ({polls} one after another){' over TLS' if tls else ''}",

@@ -1,9 +1,10 @@
-"""Every comparison in one run: against the machine's limit, other clients, and ourselves with less.
+"""Run all comparisons: with the machine's limit, other clients, and this library without parts.
 
     python benchmarks/run.py [--quick] [--rounds N] [--only NAME …] [--json FILE] [--pictures DIR]
 
-Contenders take turns, each in a process of its own on one core; the server is another process on
-another core. Only ratios count, and nothing passes or fails: targets are shown beside what came.
+Contenders run alternately, each in its own process on one core; the server is another process on
+another core. Only ratios are meaningful. Nothing passes or fails: targets are printed beside the
+results.
 """
 
 from __future__ import annotations
@@ -31,43 +32,43 @@ from contest import Table, cores
 
 @attrs.frozen
 class Run:
-    """How much is to be measured."""
+    """The settings of a run, and its parts as methods."""
 
     server: servers.Server
     quick: bool
     rounds: int
 
     def upload(self) -> Iterator[Table]:
-        """Uploads, small and large."""
+        """Measure uploads, small and large."""
         for mib in (32,) if self.quick else (64, 1024):
             yield from uploading.tables(self.server, mib, self.rounds, uploading.PEERS)
 
     def download(self) -> Iterator[Table]:
-        """Downloads, one large and four at once."""
+        """Measure downloads, one large file and four at once."""
         for count, mib in ((4, 10),) if self.quick else ((1, 256), (4, 50)):
             names = downloading.PEERS
             yield from downloading.tables(self.server, mib, self.rounds, names, count=count)
 
     def poll(self) -> Iterator[Table]:
-        """The cost of a look."""
+        """Measure the cost of a poll."""
         yield from polling.tables(
             self.server, 100 if self.quick else 1000, self.rounds, polling.PEERS
         )
 
     def handles(self) -> Iterator[Table]:
-        """Many waiting handles."""
+        """Measure many waiting handles."""
         yield from handles.tables(self.server, self.rounds, quick=self.quick)
 
     def start(self) -> Iterator[Table]:
-        """Import."""
+        """Measure the import."""
         yield from starting.tables(2 * self.rounds)
 
     def batch(self) -> Iterator[Table]:
-        """A whole batch."""
+        """Measure a complete batch."""
         yield from batches.tables(self.rounds, batches.PEERS, quick=self.quick)
 
     def ablations(self) -> Iterator[Table]:
-        """What each part of the design earns: ours without it."""
+        """Measure what each part of the design contributes: the library without it."""
         upload, download = (32, 10) if self.quick else (512, 50)
         for table in itertools.chain(
             uploading.tables(self.server, upload, self.rounds, uploading.ABLATIONS),
@@ -90,7 +91,7 @@ PARTS: dict[str, Callable[[Run], Iterator[Table]]] = {
 
 
 def machine() -> dict[str, str | int]:
-    """Return what the figures were taken on."""
+    """Return a description of the machine and its software."""
     names = ("aiohttp", "httpx", "requests", "uvloop")
     versions = {name: metadata.version(name) for name in names}
     return {
@@ -102,13 +103,13 @@ def machine() -> dict[str, str | int]:
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the selected parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds")
-    parser.add_argument("--rounds", type=int, help="how often everybody has a turn")
+    parser.add_argument("--rounds", type=int, help="number of rounds per contender")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--json", type=Path, help="where to write every figure")
-    parser.add_argument("--pictures", type=Path, help="a directory to draw into")
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--pictures", type=Path, help="directory for charts, as SVG")
     arguments = parser.parse_args()
     tables: list[Table] = []
     both = cores()

@@ -1,8 +1,7 @@
-"""Raw servers in a process of their own, so that what is measured is the client.
+"""A minimal, fast server in its own process, so that the client is what is measured.
 
-Sink, source and API in one: every POST is read to its end, thrown away and accepted; byId says
-"still at work"; /files/ serves audio of any size from memory. One port is in clear, one is over
-TLS with a certificate made for the occasion.
+Every POST is read to its end, discarded and accepted; byId reports an unfinished job; /files/
+serves audio of any size from memory. One port is without TLS, the other with a new certificate.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ BASE = "/api/public/v1"
 
 @attrs.frozen
 class Server:
-    """A server that runs: where it listens, and whom to trust."""
+    """A running server: its ports, and its certificate."""
 
     pid: int
     clear: str
@@ -38,13 +37,13 @@ class Server:
     ca: str
 
     def root(self, *, tls: bool) -> str:
-        """Return the root in clear or over TLS."""
+        """Return the root URL with or without TLS."""
         return self.tls if tls else self.clear
 
 
 @contextmanager
 def running(core: int | None = None) -> Iterator[Server]:
-    """Run the server in a process of its own, on a core of its own where that is possible."""
+    """Run the server in its own process, on its own core if possible."""
     with tempfile.TemporaryDirectory(prefix="bench-tls-") as directory:
         authority = trustme.CA()
         ca = Path(directory, "ca.pem")
@@ -76,7 +75,7 @@ class _Connection:
         self._buffer = bytearray(BLOCK)
 
     def serve(self) -> None:
-        """Answer requests until the client hangs up."""
+        """Respond to requests until the client closes the connection."""
         rest = b""
         while (found := self._head(rest)) is not None:
             head, rest = found
@@ -109,7 +108,7 @@ class _Connection:
             while left > 0:
                 left -= self._received(min(left, BLOCK))
             return
-        end = b"\r\n0\r\n\r\n"  # the empty chunk that is the last
+        end = b"\r\n0\r\n\r\n"  # the last, empty chunk
         tail = rest[-len(end) :]
         while tail != end:
             count = self._received(BLOCK)
@@ -205,12 +204,12 @@ def _serve(raw: socket.socket, context: ssl.SSLContext | None) -> None:
             raw = context.wrap_socket(raw, server_side=True)
         with raw:
             _Connection(raw).serve()
-    except OSError:  # the client hung up
+    except OSError:  # the client closed the connection
         raw.close()
 
 
 def main(certificate: str, core: str) -> None:
-    """Serve until standard input closes."""
+    """Serve until standard input is closed."""
     global _FILE  # noqa: PLW0603 - one file for all connections
     if core:
         os.sched_setaffinity(0, {int(core)})

@@ -1,4 +1,4 @@
-"""Start-up: what importing costs, in fresh processes."""
+"""Start-up: the cost of imports in fresh processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print(wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, len(
 
 
 def importing(statement: str) -> Any:
-    """Return a contender that imports something in a fresh process."""
+    """Return a contender that executes an import in a fresh process."""
 
     @contextmanager
     def contender() -> Iterator[Callable[[], dict[str, float]]]:
@@ -61,7 +61,7 @@ CONTENDERS: dict[str, Any] = {
 
 
 def tables(rounds: int) -> Iterator[Table]:
-    """Import each in turn."""
+    """Measure each import."""
     yield contest(
         "Import, in a fresh process", "starting", COLUMNS, rounds=rounds, arguments={}, warm_up={}
     )

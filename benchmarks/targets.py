@@ -1,4 +1,4 @@
-"""What was asked for, beside what was measured; a figure that was not taken is left out."""
+"""Compare measured figures with their targets; figures that were not measured are omitted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contest import OURS, Table
 
 @attrs.frozen
 class Line:
-    """One figure that should hold."""
+    """One figure and its target."""
 
     what: str
     figure: float
@@ -20,12 +20,12 @@ class Line:
 
     @property
     def holds(self) -> bool:
-        """Whether it does."""
+        """Whether the figure meets its target."""
         return self.figure >= self.bound if self.least else self.figure <= self.bound
 
 
 def show(tables: Sequence[Table]) -> list[dict[str, object]]:
-    """Print every figure that should hold, and whether it does."""
+    """Print all figures with their targets."""
     lines = [line for table in tables for line in lines_of(table)]
     print("\nWhat should hold (medians; of ratios, those of the same round)")
     for line in lines:
@@ -37,7 +37,7 @@ def show(tables: Sequence[Table]) -> list[dict[str, object]]:
 
 
 def lines_of(table: Table) -> Iterator[Line]:
-    """Return what is asked of a table."""
+    """Yield the targets of a table."""
     if OURS not in table.rounds:
         return
     if table.title.startswith("Upload"):

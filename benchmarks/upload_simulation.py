@@ -1,8 +1,8 @@
-"""Tracks through a slow uplink and a few slots on a virtual clock: who waits for whom.
+"""Simulate tracks with a slow uplink and a few slots, on a virtual clock.
 
-The uplink is shared evenly by the bodies under way. The vendor counts a conversion when its whole
-form has come in, and the client sees an end a moment after it. A body whose end is held back may be
-closed by the server after a while; it is sent again then.
+The running uploads share the uplink evenly. MusicGPT counts a conversion when it has received the
+complete form, and the client notices an end shortly after it. The server may close the connection
+of a held body after a while; the body is then sent again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from musicgpt_async._rules.durations import DurationModel
 from musicgpt_async._rules.slots import Slots
 from musicgpt_async._rules.upload_ahead import Running, Uplink, UploadAhead
 
-RATE = 1_000_000.0  # bytes a second of the uplink
-_CHECK = 1.0  # seconds between two questions whether the next upload may start
+RATE = 1_000_000.0  # bytes per second of the uplink
+_CHECK = 1.0  # seconds between two checks whether the next upload may start
 NEVER = math.inf
 
 
 @attrs.define(eq=False)
 class Track:
-    """One track: what it takes, and how far it is."""
+    """One track: its size and duration, and its progress."""
 
     number: int
     size: int
@@ -38,27 +38,27 @@ class Track:
 
 
 class Rule(Protocol):
-    """Decides which upload starts."""
+    """A rule that decides which upload starts."""
 
     def may_start(
         self, size: int, *, free: int, uploading: Sequence[int], held: int, running: list[Running]
     ) -> bool:
-        """Whether the next upload in the queue may start now."""
+        """Return whether the next upload in the queue may start now."""
 
 
 class SlotFirst:
-    """A slot is taken before the upload, as clients do."""
+    """Acquire a slot before the upload, as most clients do."""
 
     def may_start(
         self, size: int, *, free: int, uploading: Sequence[int], held: int, running: list[Running]
     ) -> bool:
-        """Whether a slot is free."""
+        """Return whether a slot is free."""
         del size, running
         return len(uploading) + held < free
 
 
 class Fixed:
-    """So many uploads ahead, whatever is known."""
+    """Run a fixed number of uploads ahead."""
 
     def __init__(self, ahead: int) -> None:
         self._ahead = ahead
@@ -66,29 +66,29 @@ class Fixed:
     def may_start(
         self, size: int, *, free: int, uploading: Sequence[int], held: int, running: list[Running]
     ) -> bool:
-        """Whether so many are not ahead yet."""
+        """Return whether fewer uploads than that run ahead."""
         del size, running
         return len(uploading) + held < free + self._ahead
 
 
 @attrs.frozen
 class Outcome:
-    """A whole batch."""
+    """The result of a batch."""
 
     seconds: float
     ideal: float
-    sent_twice: float  # bytes sent again, of those needed
+    sent_twice: float  # bytes sent again, as a share of the bytes needed
     refused: int
     held: list[float]
 
     @property
     def ratio(self) -> float:
-        """The batch's time over the ideal."""
+        """The batch's time divided by the ideal one."""
         return self.seconds / self.ideal
 
 
 def tracks(count: int, *, share: float, sigma: float, seed: int) -> list[Track]:
-    """Draw tracks whose upload takes this share of the processing time, on average."""
+    """Draw tracks whose upload takes `share` of the processing time on average."""
     rng = random.Random(seed)
     drawn = []
     for number in range(count):
@@ -99,7 +99,7 @@ def tracks(count: int, *, share: float, sigma: float, seed: int) -> list[Track]:
 
 
 def ideal(batch: Sequence[Track], parallel: int) -> float:
-    """The time in which each body is there when its slot is, in the order of the queue."""
+    """Return the batch's time if each body is complete when its slot is free."""
     slots, there = [0.0] * parallel, 0.0
     for track in batch:
         there += track.size / RATE
@@ -108,7 +108,7 @@ def ideal(batch: Sequence[Track], parallel: int) -> float:
 
 
 class Batch:
-    """One batch through the uplink, the slots and a rule."""
+    """The simulation of one batch with a rule."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Batch:
         self._holds: list[float] = []
 
     def run(self) -> Outcome:
-        """Run until every track is seen done."""
+        """Run until every track was found finished."""
         while self._queue or self._uploading or self._held or self._ends:
             self._start()
             self._advance(self._next())

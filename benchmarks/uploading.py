@@ -1,4 +1,4 @@
-"""Uploads of one file as multipart: ours beside the machine's limit and what people use."""
+"""Multipart uploads of one file: this library, the machine's limit and other clients."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def curl(root: str, path: str, mib: int) -> Iterator[Callable[[], dict[str, floa
         command = ["curl", "-sf", "-o", os.devnull, "-F", f"audio_file=@{path}"]
         trusted = ["--cacert", os.environ["SSL_CERT_FILE"]]
         subprocess.run([*command, *trusted, f"{root}{BASE}/Extraction"], check=True)
-        return {"mib": mib, "added": math.nan}  # what Linux tells of a child begins at its parent's
+        return {"mib": mib, "added": math.nan}  # Linux starts a child's peak at its parent's memory
 
     yield go
 
@@ -129,7 +129,7 @@ async def httpx_async(root: str, path: str, mib: int) -> AsyncIterator[Go]:
 
 
 def with_aiohttp(body: Callable[[Any, Any], Any]) -> Contender:
-    """Return a contender that posts what ``body`` makes of a form and an open file."""
+    """Return a contender that posts the form that ``body`` builds from an open file."""
 
     @asynccontextmanager
     async def contender(root: str, path: str, mib: int) -> AsyncIterator[Go]:
@@ -152,12 +152,12 @@ def with_aiohttp(body: Callable[[Any, Any], Any]) -> Contender:
 
 
 def open_file(form: Any, file: Any) -> None:
-    """Give aiohttp the file itself."""
+    """Pass the file to aiohttp."""
     form.add_field("audio_file", file, filename="a.wav")
 
 
 def generator(form: Any, file: Any) -> None:
-    """Give aiohttp a generator over aiofiles, as tutorials do."""
+    """Pass a generator over aiofiles to aiohttp, as tutorials do."""
     import aiofiles  # noqa: PLC0415
 
     async def blocks() -> AsyncIterator[bytes]:
@@ -170,7 +170,7 @@ def generator(form: Any, file: Any) -> None:
 
 @asynccontextmanager
 async def ours(root: str, path: str, mib: int) -> AsyncIterator[Go]:
-    """Submit with a session, until the vendor has accepted."""
+    """Submit with a session, until the job is accepted."""
     from musicgpt_async import Limits, MusicGPTSession  # noqa: PLC0415
 
     session = MusicGPTSession("key", base_url=f"{root}{BASE}", limits=Limits.FREE)
@@ -189,14 +189,14 @@ async def ours(root: str, path: str, mib: int) -> AsyncIterator[Go]:
 
 
 def small_blocks() -> None:
-    """Read by 64 KiB."""
+    """Read blocks of 64 KiB."""
     from musicgpt_async._io import content, upload  # noqa: PLC0415
 
     content.BLOCK_SIZE = upload.READ_SIZE = 65536
 
 
 def on_the_loop() -> None:
-    """Read on the loop, not off it."""
+    """Read files on the event loop, not on the executor."""
     from concurrent.futures import Future, ThreadPoolExecutor  # noqa: PLC0415
 
     def submit(_: Any, call: Any, /, *args: Any, **more: Any) -> Future[Any]:
@@ -228,7 +228,7 @@ ABLATIONS = ["ours", *list(CONTENDERS)[9:]]
 
 
 def tables(server: Server, mib: int, rounds: int, names: list[str]) -> Iterator[Table]:
-    """Upload in clear and over TLS."""
+    """Measure uploads with and without TLS."""
     with tempfile.TemporaryDirectory(dir=memory()) as directory:
         path, small = Path(directory, "track.wav"), Path(directory, "small.wav")
         small.write_bytes(bytes(65536))
@@ -243,12 +243,12 @@ def tables(server: Server, mib: int, rounds: int, names: list[str]) -> Iterator[
                 rounds=rounds,
                 arguments={"root": server.root(tls=tls), "path": str(path), "mib": mib},
                 warm_up={"path": str(small), "mib": 0},
-                # requests keeps the whole file in memory, and over TLS sends it in one piece.
+                # requests keeps the file in memory, and sends it in one piece over TLS.
                 names=[name for name in names if name != "requests" or (mib <= 256 and not tls)],
                 environment={"SSL_CERT_FILE": server.ca},
             )
 
 
 def memory() -> str | None:
-    """Return a directory in memory, so that the disk decides nothing."""
+    """Return a directory in memory, so that the disk is not measured, or ``None``."""
     return "/dev/shm" if sys.platform == "linux" and os.access("/dev/shm", os.W_OK) else None  # noqa: S108

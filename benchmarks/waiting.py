@@ -1,10 +1,9 @@
-"""How soon after the vendor each policy of looking sees a job's end, and at what cost.
+"""Measure how soon each polling policy notices a job's end, and at what cost.
 
-A simulation with a virtual clock (waiting_simulation.py) runs the package's own schedule and
-slots, and beside them, on the same jobs, the policies of clients that people use. Then webhooks
-are lost (lost_webhooks.py), and uploads share a slow uplink (slow_uplink.py). Every table but the
-one of many handles, which measures this machine, comes from fixed seeds and is the same on every
-run.
+A simulation with a virtual clock (waiting_simulation.py) runs the library's own schedule and slots
+and the policies of other clients on the same jobs. Further simulations lose webhooks
+(lost_webhooks.py) and share a slow uplink (slow_uplink.py). All tables use fixed seeds and are the
+same on every run, except for the one of many handles, which measures this machine.
 
     python benchmarks/waiting.py [--quick] [--pictures benchmarks/pictures]
 """
@@ -52,12 +51,12 @@ from waiting_simulation import (
 from musicgpt_async._rules.polling import Schedule
 
 PLANS = ((2, 20.0), (5, 200.0), (10, 500.0), (200, 500.0))
-"""Unfinished jobs and polls a minute: each plan's, and many attached handles."""
+"""Unfinished jobs and polls per minute: those of each plan, and many attached handles."""
 
 
 @attrs.frozen
 class Load:
-    """What a schedule of many handles costs this machine."""
+    """The cost of a schedule of many handles on this machine."""
 
     handles: int
     bytes_per_handle: float
@@ -65,7 +64,7 @@ class Load:
 
 
 def load(handles: int, polls: int) -> Load:
-    """Attach handles, then look through a pro account's budget in virtual time."""
+    """Attach handles, then poll with a pro account's budget in virtual time."""
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
@@ -88,7 +87,7 @@ def load(handles: int, polls: int) -> Load:
 
 
 def row(name: str, result: Result) -> str:
-    """One line of a table."""
+    """Return one line of a table."""
     return (
         f"  {name:<30}{result.mean:>9.2f}{result.quantile(0.95):>9.2f}{result.quantile(0.99):>9.2f}"
         f"{result.polls_per_job:>10.1f}{result.refused:>9}{result.worst_minute:>9}"
@@ -101,7 +100,7 @@ HEADING = (
 
 
 def show_trades(verdicts: Verdicts, count: int) -> dict[float, tuple[list[Trade], Curve]]:
-    """Without a budget: the trade-off between polls and delay."""
+    """Show the trade-off between polls and delay, without a budget."""
     shown = {}
     for sigma in SIGMAS:
         best = optimum(sigma)
@@ -124,7 +123,7 @@ def show_trades(verdicts: Verdicts, count: int) -> dict[float, tuple[list[Trade]
 def judge_trades(
     verdicts: Verdicts, sigma: float, trades: list[Trade], best: Curve, jobs: list[Job]
 ) -> None:
-    """Hold a table to what was asked: the worst price of it, and the exponential's own polls."""
+    """Compare a table with its bounds: at its worst price, and at as many polls as exponential."""
     bounds = {0.15: (0.35, 0.3, 1.25), 0.3: (0.6, 0.35, 1.15), 0.6: (0.9, 0.5, 1.05)}[sigma]
     here = f"no budget, sigma {sigma}: mean delay over"
     fixed = max(trade.result.mean / trade.fixed for trade in trades)
@@ -136,7 +135,7 @@ def judge_trades(
 
 
 def show_clients(count: int) -> None:
-    """Without a budget: what people's clients do at their own settings."""
+    """Show other clients with their own settings, without a budget."""
     for sigma in SIGMAS:
         print(f"\nNo budget, sigma {sigma}, everyone at their own setting")
         print(HEADING)
@@ -149,7 +148,7 @@ def show_clients(count: int) -> None:
 
 
 def contenders(polls_per_minute: float, sigma: float) -> Iterator[tuple[str, Policy]]:
-    """Every policy, for one account."""
+    """Yield all policies for one account."""
     given = Schedule[int](polls_per_minute=polls_per_minute, rng=random.Random(5))
     yield "ours, budget given", Learned(given)
     yield "ours, budget learned", Learned(Schedule[int](rng=random.Random(5)))
@@ -163,14 +162,14 @@ def contenders(polls_per_minute: float, sigma: float) -> Iterator[tuple[str, Pol
 
 
 def show_budgets(verdicts: Verdicts, count: int) -> None:
-    """Under each plan's budget."""
+    """Show all policies under each plan's budget."""
     bounds = {0.15: 0.15, 0.3: 0.25, 0.6: 0.4}
     for (at_once, polls), sigma, told in itertools.product(PLANS, SIGMAS, (True, False)):
         if not told and sigma != SIGMAS[1]:
             continue
         lot = draw(lognormal(sigma), 3 * count if at_once > 10 else count, seed=3, told=told)
         print(
-            f"\n{at_once} unfinished, {polls:g} polls a minute, sigma {sigma},"
+            f"\n{at_once} unfinished, {polls:g} polls per minute, sigma {sigma},"
             f" {len(lot)} jobs{'' if told else ', eta unknown'}"
         )
         print(HEADING)
@@ -178,7 +177,7 @@ def show_budgets(verdicts: Verdicts, count: int) -> None:
         for name, policy in contenders(polls, sigma):
             results[name] = simulate(policy, lot, at_once=at_once, polls_per_minute=polls)
             print(row(name, results[name]))
-        ours, sdk = results["ours, budget given"], results["every 3 s (the vendor's SDK)"]
+        ours, sdk = results["ours, budget given"], results["every 3 s (MusicGPT's SDK)"]
         here = f"{at_once} unfinished, {polls:g} a minute, sigma {sigma}"
         here += "" if told else ", eta unknown"
         verdicts.at_most(f"{here}: polls in the worst minute", ours.worst_minute, polls)
@@ -189,7 +188,7 @@ def show_budgets(verdicts: Verdicts, count: int) -> None:
 
 
 def show_families(verdicts: Verdicts, count: int) -> None:
-    """On durations that no constant was chosen on."""
+    """Show distributions of durations that were not used to choose any constant."""
     print(f"\nOther families, no budget, {count} jobs one after another")
     print("  family                     price  polls/job   mean s   p99 s  fixed s   gain")
     for name, family in STEM_GROUPS.items():
@@ -207,7 +206,7 @@ def show_families(verdicts: Verdicts, count: int) -> None:
 
 
 def show_families_under_budgets(verdicts: Verdicts, count: int) -> None:
-    """The same under each plan's budget."""
+    """Show the same distributions under each plan's budget."""
     print(f"\nOther families under a plan's budget, {count} jobs")
     print(HEADING)
     for name, family in STEM_GROUPS.items():
@@ -222,7 +221,7 @@ def show_families_under_budgets(verdicts: Verdicts, count: int) -> None:
 
 
 def show_batches(verdicts: Verdicts) -> None:
-    """Slots and schedule together on an account of which nothing was said."""
+    """Show slots and schedule together on accounts with unknown limits."""
     print("\n100 tracks, no limit given")
     print("  account                 429 on submit  429 on byId  slots busy  limit at the end")
     for parallel, polls in PLANS[:3]:
@@ -238,12 +237,12 @@ def show_batches(verdicts: Verdicts) -> None:
 
 
 def show_load(verdicts: Verdicts, polls: int) -> None:
-    """Many handles on one schedule."""
-    print("\nMany handles on one schedule of 500 polls a minute")
+    """Show the cost of many handles on one schedule."""
+    print("\nMany handles on one schedule of 500 polls per minute")
     loads = [load(handles, polls) for handles in (100, 1000, 10_000)]
     for each in loads:
         print(
-            f"  {each.handles:6} handles: {each.bytes_per_handle:6.0f} bytes a handle,"
+            f"  {each.handles:6} handles: {each.bytes_per_handle:6.0f} bytes per handle,"
             f" {each.microseconds_per_poll:6.1f} us of CPU per poll"
         )
     growth = loads[-1].microseconds_per_poll / loads[0].microseconds_per_poll
@@ -251,7 +250,7 @@ def show_load(verdicts: Verdicts, polls: int) -> None:
 
 
 def draw_trade_off(path: Path, trades: list[Trade], best: Curve, sigma: float) -> None:
-    """Draw delay over polls for one sigma."""
+    """Draw the delay over polls for one sigma."""
     picture = Picture(f"Waiting for jobs of 10 to 200 s whose eta is off by sigma {sigma}")
     polls = [trade.result.polls_per_job for trade in trades]
     picture.curve("the optimum, knowing the law", best.points)
@@ -267,10 +266,10 @@ def draw_trade_off(path: Path, trades: list[Trade], best: Curve, sigma: float) -
 
 
 def main() -> None:
-    """Print every table, then what must hold."""
+    """Print all tables, then the figures with bounds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer jobs, in about ten seconds")
-    parser.add_argument("--pictures", type=Path, help="the directory to draw pictures in, as SVG")
+    parser.add_argument("--quick", action="store_true", help="fewer jobs; takes about ten seconds")
+    parser.add_argument("--pictures", type=Path, help="directory for charts, as SVG")
     arguments = parser.parse_args()
     quick = arguments.quick
     verdicts = Verdicts()

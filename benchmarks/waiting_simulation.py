@@ -1,8 +1,8 @@
-"""A virtual vendor and the clients that wait for it, to measure policies of looking.
+"""Simulate a vendor and the clients that wait for its jobs, to compare polling policies.
 
-The vendor answers at once, refuses a look (429) when the sixty seconds before it hold a budget's
-worth of answered polls, and refuses a submit when the account is full. A naive client goes on at
-its own interval after a refusal. Everything is drawn from fixed seeds.
+The vendor responds at once, refuses a poll (429) if the sixty seconds before it contain a budget of
+accepted polls, and refuses a submit if the account is full. A naive client continues at its own
+interval after a refusal. All random numbers have fixed seeds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEVER = math.inf
 
 
 def lognormal(sigma: float) -> Family:
-    """Actual over eta is lognormal around 1, as the rule's prior has it."""
+    """Return durations whose ratio to the eta is lognormal around 1, as in the rule's prior."""
     return lambda rng, eta, _: eta * rng.lognormvariate(0.0, sigma)
 
 
@@ -59,14 +59,14 @@ STEM_GROUPS: dict[str, Family] = {
 
 @attrs.frozen
 class Job:
-    """What the vendor knows: the eta it told (None: unknown) and the time it will take."""
+    """A job: its eta for the client (None: unknown) and its actual duration in seconds."""
 
     eta: float | None
     actual: float
 
 
 def draw(family: Family, count: int, *, seed: int, told: bool = True) -> list[Job]:
-    """Draw jobs with etas from 10 to 200 s; not `told`: the client never learns the eta."""
+    """Draw jobs with etas from 10 to 200 s, which the client learns only if `told`."""
     rng = random.Random(seed)
     jobs = []
     for n in range(count):
@@ -76,7 +76,7 @@ def draw(family: Family, count: int, *, seed: int, told: bool = True) -> list[Jo
 
 
 class Vendor:
-    """The vendor's side of the budget: at most so many answered polls in any sixty seconds."""
+    """The vendor's limit: at most so many accepted polls in any sixty seconds."""
 
     def __init__(self, polls_per_minute: float) -> None:
         self._budget = polls_per_minute
@@ -84,7 +84,7 @@ class Vendor:
         self.refused = 0
 
     def answers(self, now: float) -> bool:
-        """Whether a look made now is answered; else it is a 429."""
+        """Return whether a poll is accepted now; if not, it gets a 429."""
         while self._answered and self._answered[0] <= now - 60.0:
             self._answered.popleft()
         if len(self._answered) >= self._budget:
@@ -96,42 +96,42 @@ class Vendor:
 
 
 class Policy(Protocol):
-    """A way to choose moments for polls."""
+    """A policy that chooses the times of polls."""
 
     def add(self, key: int, now: float, eta: float | None) -> None:
-        """Begin to look at a job that was accepted now."""
+        """Start polling a job that was accepted now."""
 
     def next(self) -> float:
-        """The moment of the next look."""
+        """Return the time of the next poll."""
 
     def take(self, now: float) -> list[int]:
-        """The polls to make now."""
+        """Return the polls to send now."""
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:
-        """Take the answer to a look."""
+        """Process the response to a poll."""
 
 
 class Learned:
-    """The package's own schedule."""
+    """The library's own schedule."""
 
     def __init__(self, schedule: Schedule[int]) -> None:
         self.schedule = schedule
 
     def add(self, key: int, now: float, eta: float | None) -> None:
-        """Begin to look at a job."""
+        """Start polling a job."""
         self.schedule.add(key, now=now, eta=eta)
 
     def next(self) -> float:
-        """The moment of the next look."""
+        """Return the time of the next poll."""
         at = self.schedule.next_due()
         return NEVER if at is None else at
 
     def take(self, now: float) -> list[int]:
-        """The polls to make now."""
+        """Return the polls to send now."""
         return self.schedule.take_due(now)
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:
-        """Take the answer to a look."""
+        """Process the response to a poll."""
         if answered:
             self.schedule.on_success(now=now)
         else:
@@ -143,75 +143,75 @@ class Learned:
 
 
 class Timers:
-    """Each job on a timer of its own, whatever the answers: what most clients do."""
+    """One timer per job, independent of the responses, as in most clients."""
 
     def __init__(self, wait: Callable[[int], float]) -> None:
         self._wait = wait
         self._due: list[tuple[float, int]] = []
         self._polls: dict[int, int] = {}
 
-    def add(self, key: int, now: float, eta: float | None) -> None:  # noqa: ARG002 - Policy's face
-        """Begin to look at a job."""
+    def add(self, key: int, now: float, eta: float | None) -> None:  # noqa: ARG002 - required by Policy
+        """Start polling a job."""
         self._polls[key] = 0
         heapq.heappush(self._due, (now + self._wait(0), key))
 
     def next(self) -> float:
-        """The moment of the next look."""
+        """Return the time of the next poll."""
         return self._due[0][0] if self._due else NEVER
 
     def take(self, now: float) -> list[int]:
-        """The polls to make now."""
+        """Return the polls to send now."""
         taken = []
         while self._due and self._due[0][0] <= now:
             taken.append(heapq.heappop(self._due)[1])
         return taken
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:  # noqa: ARG002
-        """Take the answer to a look."""
+        """Process the response to a poll."""
         self._polls[key] += 1
         if not ended:
             heapq.heappush(self._due, (now + self._wait(self._polls[key]), key))
 
 
 class Turns:
-    """The jobs in turn, at exactly the pace of a known budget: a fixed interval made fair."""
+    """Round robin at exactly the pace of a known budget: a fair fixed interval."""
 
     def __init__(self, polls_per_minute: float) -> None:
         self._gap = 60.001 / polls_per_minute
         self._line: deque[int] = deque()
         self._at = 0.0
 
-    def add(self, key: int, now: float, eta: float | None) -> None:  # noqa: ARG002 - Policy's face
-        """Begin to look at a job."""
+    def add(self, key: int, now: float, eta: float | None) -> None:  # noqa: ARG002 - required by Policy
+        """Start polling a job."""
         self._line.append(key)
 
     def next(self) -> float:
-        """The moment of the next look."""
+        """Return the time of the next poll."""
         return self._at if self._line else NEVER
 
     def take(self, now: float) -> list[int]:
-        """The polls to make now."""
+        """Return the polls to send now."""
         self._at = now + self._gap
         return [self._line.popleft()]
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:  # noqa: ARG002
-        """Take the answer to a look."""
+        """Process the response to a poll."""
         if not ended:
             self._line.append(key)
 
 
 def every(seconds: float) -> Callable[[int], float]:
-    """A fixed interval."""
+    """Return a fixed interval."""
     return lambda _: seconds
 
 
 def exponential(poll: int) -> float:
-    """1 s at first, half as much again each time, 20 s at most."""
+    """Return an interval of 1 s, which grows by half with each poll up to 20 s."""
     return min(1.5 ** min(poll, 8), 20.0)
 
 
 CLIENTS: dict[str, Callable[[int], float]] = {
-    "every 3 s (the vendor's SDK)": every(3.0),
+    "every 3 s (MusicGPT's SDK)": every(3.0),
     "every 0.1 s (fal)": every(0.1),
     "every 0.5 s (replicate)": every(0.5),
     "every 30 s (Azure)": every(30.0),
@@ -221,7 +221,7 @@ CLIENTS: dict[str, Callable[[int], float]] = {
 
 @attrs.frozen
 class Result:
-    """What one policy did with one lot of jobs."""
+    """The results of one policy on one set of jobs."""
 
     delays: list[float]  # in order of finishing
     polls: int
@@ -230,23 +230,23 @@ class Result:
 
     @property
     def mean(self) -> float:
-        """Mean seconds from a job's end to the look that saw it."""
+        """Mean seconds from a job's end to the poll that found it."""
         return statistics.fmean(self.delays)
 
     @property
     def polls_per_job(self) -> float:
-        """Looks made, refused ones too, for each job."""
+        """Number of polls per job, including refused ones."""
         return self.polls / len(self.delays)
 
     def quantile(self, share: float) -> float:
-        """The delay that this share of the jobs stays below."""
+        """Return the delay that this share of the jobs does not exceed."""
         return sorted(self.delays)[min(int(share * len(self.delays)), len(self.delays) - 1)]
 
 
 def simulate(
     policy: Policy, jobs: Sequence[Job], *, at_once: int, polls_per_minute: float = NEVER
 ) -> Result:
-    """Run jobs through a policy, `at_once` unfinished as the policy knows at any time."""
+    """Simulate jobs with a policy, which sees `at_once` unfinished jobs at any time."""
     vendor = Vendor(polls_per_minute)
     ends: dict[int, float] = {}
     delays: list[float] = []
@@ -275,7 +275,7 @@ def simulate(
 
 
 def worst_minute(moments: Sequence[float]) -> int:
-    """The most polls in any sixty seconds."""
+    """Return the largest number of polls in any sixty seconds."""
     window: deque[float] = deque()
     worst = 0
     for at in moments:
@@ -287,7 +287,7 @@ def worst_minute(moments: Sequence[float]) -> int:
 
 
 class KnownLaw(DurationModel):
-    """An oracle for lognormal jobs: it knows the law, and has nothing to learn."""
+    """An oracle for lognormal jobs, which knows the distribution of durations."""
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
@@ -296,17 +296,17 @@ class KnownLaw(DurationModel):
     def distribution(
         self, eta: float | None, *, age_known: bool
     ) -> tuple[DurationDistribution, float]:
-        """The law itself, where there is an eta."""
+        """Return the true distribution if there is an eta."""
         return super().distribution(eta, age_known=age_known) if eta is None else (self._known, eta)
 
     def observe(self, eta: float | None, low: float, high: float) -> None:
-        """Learn of jobs without an eta alone."""
+        """Learn from jobs without an eta only."""
         if eta is None:
             super().observe(eta, low, high)
 
 
 def unpaced(price: float, durations: DurationModel | None = None) -> Learned:
-    """The package's schedule with no budget, each look worth `price` seconds."""
+    """Return the library's schedule without a budget, with a price of `price` seconds per poll."""
     rng = random.Random(7)
     return Learned(
         Schedule(polls_per_minute=NEVER, rng=rng, tick=0.01, price=price, durations=durations)
@@ -316,7 +316,7 @@ def unpaced(price: float, durations: DurationModel | None = None) -> Learned:
 def at_equal_polls(
     durations: Sequence[float], polls_per_job: float, wait: Callable[[int], float]
 ) -> float:
-    """Mean delay of a policy on timers, stretched until it makes this many polls a job."""
+    """Return the mean delay of a timer policy that is scaled to so many polls per job."""
     moments = list(itertools.accumulate(wait(poll) for poll in range(6000)))
 
     def stretched(factor: float) -> tuple[float, float]:
@@ -335,9 +335,9 @@ def at_equal_polls(
 
 
 def optimum_for(sigma: float, price: float, knots: int = 500) -> tuple[float, float]:
-    """The least expected price of polls and delay for eta 1, as (polls, delay).
+    """Return the optimum of polls and delay for eta 1, as (polls, delay).
 
-    Solved backwards over a fine grid of moments: what no rule can beat that knows the law.
+    Solved backwards on a fine time grid: no rule that knows the distribution can be better.
     """
     steps = [(8.5 * k / knots - 4.0) * sigma for k in range(knots + 1)]
     at = [0.0, *(math.exp(step) for step in steps)]
@@ -346,7 +346,7 @@ def optimum_for(sigma: float, price: float, knots: int = 500) -> tuple[float, fl
     for k in range(1, len(at)):
         area.append(area[-1] + 0.5 * (at[k] - at[k - 1]) * (ended[k] + ended[k - 1]))
     last = len(at) - 1
-    best = [(0.0, 0.0, 0.0)] * (last + 1)  # cost, polls, delay from a look at this moment on
+    best = [(0.0, 0.0, 0.0)] * (last + 1)  # cost, polls and delay after a poll at this time
     reach = last
     for k in range(last - 1, -1, -1):
         found = (NEVER, 0.0, 0.0)
@@ -362,12 +362,12 @@ def optimum_for(sigma: float, price: float, knots: int = 500) -> tuple[float, fl
 
 @attrs.frozen
 class Curve:
-    """Mean delay over polls a job."""
+    """Mean delay over polls per job."""
 
     points: list[tuple[float, float]]
 
     def delay_at(self, polls: float) -> float:
-        """The mean delay at this many polls a job, between the points on logarithmic scales."""
+        """Return the mean delay at so many polls per job, interpolated on logarithmic scales."""
         points = sorted(self.points)
         k = min(max(bisect_left(points, (polls, 0.0)), 1), len(points) - 1)
         (x0, y0), (x1, y1) = points[k - 1], points[k]
@@ -376,7 +376,7 @@ class Curve:
 
 
 def optimum(sigma: float, *, etas: int = 19) -> Curve:
-    """The best trade-off for etas from 10 to 200 s."""
+    """Return the optimal trade-off for etas from 10 to 200 s."""
     spread = [10.0 + 190.0 * (k + 0.5) / etas for k in range(etas)]
     ratios = [0.0002 * 1.7**k for k in range(14)]
     solved = [optimum_for(sigma, ratio) for ratio in ratios]
@@ -392,7 +392,7 @@ def optimum(sigma: float, *, etas: int = 19) -> Curve:
 
 @attrs.frozen
 class Trade:
-    """The learned schedule against others at equal polls a job, no budget in the way."""
+    """The learned schedule and others at equal polls per job, without a budget."""
 
     price: float
     result: Result
@@ -403,7 +403,7 @@ class Trade:
 
     @classmethod
     def of(cls, family: Family, price: float, count: int, *, seed: int = 1) -> Trade:
-        """Run jobs one after another, so that each learns from all before it."""
+        """Simulate jobs one after another, so that each one learns from those before it."""
         jobs = draw(family, count, seed=seed)
         policy = unpaced(price)
         early = simulate(policy, jobs[:200], at_once=1)
@@ -423,7 +423,7 @@ class Trade:
 def over_own_polls(
     trades: Sequence[Trade], jobs: Sequence[Job], wait: Callable[[int], float]
 ) -> float:
-    """The schedule's mean delay over that of timers, at the polls that those make."""
+    """Return the ratio of the schedule's mean delay to that of timers, at as many polls."""
     other = simulate(Timers(wait), jobs, at_once=1)
     ours = Curve([(trade.result.polls_per_job, trade.result.mean) for trade in trades])
     return ours.delay_at(other.polls_per_job) / other.mean
@@ -431,7 +431,7 @@ def over_own_polls(
 
 @attrs.frozen
 class Account:
-    """A whole batch on an account of which nothing was said."""
+    """The result of a batch on an account with unknown limits."""
 
     submits_refused: int
     polls_refused: int
@@ -440,7 +440,7 @@ class Account:
 
 
 class Batch:
-    """Tracks on an account of which nothing was said, through the package's slots and schedule."""
+    """The simulation of a batch with unknown limits, with the library's slots and schedule."""
 
     def __init__(self, *, parallel: int, polls_per_minute: float, tracks: int) -> None:
         self._rng = random.Random(1)
@@ -455,7 +455,7 @@ class Batch:
         self._refused = 0
 
     def run(self) -> Account:
-        """Run until every track is seen done."""
+        """Run until every track was found finished."""
         now = 0.0
         while self._line or self._uploads or self._ends:
             while self._line and self._slots.try_acquire(now=now):

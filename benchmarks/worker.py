@@ -1,8 +1,8 @@
-"""One contender in a process of its own: it is told what to do, does it, and says what it cost.
+"""Run one contender in its own process.
 
     python benchmarks/worker.py MODULE CONTENDER
 
-reads lines of JSON, each the arguments of one round, and answers each with one of what it took.
+It reads lines of JSON, each with the arguments of one round, and writes a line with its cost.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ MIB = 1 << 20
 
 
 class Watched(selectors.DefaultSelector):
-    """Tells how long the loop was held between two polls at its sockets."""
+    """A selector that measures how long the loop was blocked between two selects."""
 
     def __init__(self) -> None:
         super().__init__()
         self.forget()
 
     def forget(self) -> None:
-        """Start anew."""
+        """Reset the measurements."""
         self.held = self.worked = 0.0
         self._since, self._processor = time.perf_counter(), time.thread_time()
 
     def select(self, timeout: float | None = None) -> Any:
-        """Wait, and note how long it was since the last time, and the CPU that the loop used."""
+        """Wait, and record the time since the last call and the CPU time that the loop used."""
         self.held = max(self.held, time.perf_counter() - self._since)
         self.worked = max(self.worked, time.thread_time() - self._processor)
         ready = super().select(timeout)
@@ -44,12 +44,12 @@ class Watched(selectors.DefaultSelector):
         return ready
 
     def figures(self) -> dict[str, float]:
-        """Return both."""
+        """Return the longest block in seconds, and its CPU time."""
         return {"held": self.held, "worked": self.worked}
 
 
 def _status(name: str) -> float:
-    """Return a figure of /proc/self/status in MiB, nothing where there is none."""
+    """Return a value of /proc/self/status in MiB, NaN if it does not exist."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -60,13 +60,13 @@ def _status(name: str) -> float:
 def _forget_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux: the peak is that of all rounds
+    except OSError:  # not Linux: the peak is the one of all rounds
         return
 
 
 @functools.cache
 def _resting() -> float:
-    """Return the memory in use before the first round: what is kept from round to round counts."""
+    """Return the memory in use before the first round; what a contender keeps counts as added."""
     return _status("VmRSS")
 
 
@@ -77,7 +77,7 @@ def _cpu() -> float:
 
 
 class Cost:
-    """What a piece of work took."""
+    """The time, CPU time and memory of the block."""
 
     def __enter__(self) -> None:
         self._resting = _resting()
@@ -90,12 +90,12 @@ class Cost:
         self.added = _status("VmHWM") - self._resting
 
     def figures(self, extra: dict[str, float] | None = None) -> dict[str, float]:
-        """Return all of it as numbers."""
+        """Return all measurements by name."""
         return {"wall": self.wall, "cpu": self.cpu, "added": self.added, **(extra or {})}
 
 
 def run_blocking(make: Any, arguments: dict[str, Any]) -> dict[str, float]:
-    """Run one round of a contender that blocks."""
+    """Run one round of a blocking contender."""
     cost = Cost()
     manager: AbstractContextManager[Any] = make(**arguments)
     with manager as go:
@@ -107,7 +107,7 @@ def run_blocking(make: Any, arguments: dict[str, Any]) -> dict[str, float]:
 async def run_async(
     make: Any, arguments: dict[str, Any], watched: Watched | None
 ) -> dict[str, float]:
-    """Run one round of a contender on the loop."""
+    """Run one round of an asynchronous contender."""
     cost = Cost()
     manager: AbstractAsyncContextManager[Any] = make(**arguments)
     async with manager as go:
@@ -121,7 +121,7 @@ async def run_async(
 
 
 def main(module: str, name: str) -> None:
-    """Serve rounds until standard input closes."""
+    """Run rounds until standard input is closed."""
     make = importlib.import_module(module).CONTENDERS[name]
     is_async = inspect.isasyncgenfunction(inspect.unwrap(make))
     watched = None
@@ -142,7 +142,7 @@ def main(module: str, name: str) -> None:
             result = runner.run(run_async(make, arguments, watched))
         else:
             result = run_blocking(make, arguments)
-        if is_first:  # it was the warm-up
+        if is_first:  # the warm-up
             _resting.cache_clear()
             is_first = False
         sys.stdout.write(json.dumps(result) + "\n")
