@@ -178,7 +178,7 @@ class InReader:
     @classmethod
     async def open(cls, name: str, source: Any, executor: Executor) -> InReader | None:
         """Return the content, or ``None`` if the object cannot seek to find its size."""
-        inner = getattr(source, "file", None)  # an UploadFile has no tell(), but its file has
+        inner = getattr(source, "file", None)  # an UploadFile lacks tell(); its file has it
         file = _CallerFile(inner if hasattr(inner, "tell") else source, executor)
         async with file.lock:
             try:

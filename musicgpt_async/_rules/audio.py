@@ -15,12 +15,12 @@ _OTHER_FORMATS = {
     b"7z\xbc\xaf": "an archive",
     b"\x1f\x8b\x08": "an archive",
 }
-HEAD_SIZE = 64  # bytes that are enough to tell
+HEAD_SIZE = 64  # bytes that are enough to decide
 _TEXT_TYPES = ("text/", "application/xml", "application/json", "application/xhtml")
 
 
 def why_not_audio(head: bytes, content_type: str) -> str | None:
-    """Return why a download is not audio, or ``None`` if it may be audio.
+    """Return why a file is not audio, or ``None`` if it may be audio.
 
     Args:
         head: The first bytes of the file.

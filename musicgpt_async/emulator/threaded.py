@@ -44,7 +44,7 @@ class _EmulatorThread(threading.Thread):
     def run(self) -> None:
         try:
             asyncio.run(self._start())
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever started the thread
+        except BaseException as error:  # noqa: BLE001 - re-raised by `running`
             self.error = error
         finally:
             self.started.set()
