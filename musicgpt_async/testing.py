@@ -70,9 +70,9 @@ def running_emulator(**settings: Any) -> AbstractContextManager[Emulator]:
     Returns:
         A context manager; the emulator runs for the duration of its block.
     """
-    from musicgpt_async.emulator.threaded import running  # noqa: PLC0415 - it needs an extra
+    from musicgpt_async.emulator.threaded import run_in_thread  # noqa: PLC0415 - it needs an extra
 
-    return running(**settings)
+    return run_in_thread(**settings)
 
 
 def accelerated_loop(speed: float) -> Callable[[], asyncio.AbstractEventLoop]:

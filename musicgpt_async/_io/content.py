@@ -112,7 +112,7 @@ class InFile:
                 raise SourceError(f"{path} is not a file; give the path of an audio file.")
         _refuse_empty(name, status.st_size)
         version = f"{status.st_size}:{status.st_mtime_ns}"
-        return cls(name, status.st_size, version, path, _state_of(status), executor)
+        return cls(name, status.st_size, version, path, _file_state(status), executor)
 
     async def read_blocks(
         self, get_buffer: Callable[[], memoryview]
@@ -123,7 +123,7 @@ class InFile:
                 self._check_unchanged(status)
                 while sent < self.size:
                     space = get_buffer()[: self.size - sent]
-                    count = await _completed(file.readinto(space))
+                    count = await _run_to_end(file.readinto(space))
                     if not count:
                         break
                     sent += count
@@ -155,7 +155,7 @@ class InFile:
             await _completed(asyncio.wait(readers, timeout=CLOSE_TIMEOUT))
 
     def _check_unchanged(self, status: os.stat_result) -> None:
-        if _state_of(status) != self._state:
+        if _file_state(status) != self._state:
             raise SourceChangedError(
                 f"{self.name} changed while it was being sent; nothing was paid for. "
                 "Submit it again after the file is complete."
@@ -201,14 +201,14 @@ class InReader:
                 await self._file.call("seek", self._start)
                 try:
                     while left and (
-                        data := await _completed(self._file.read(min(READ_SIZE, left)))
+                        data := await _run_to_end(self._file.read(min(READ_SIZE, left)))
                     ):
                         left -= len(data)
                         for block in _split(memoryview(data)):
                             yield block
                             await anyio.lowlevel.checkpoint()
                 finally:
-                    await _completed(self._file.call("seek", self._start))
+                    await _run_to_end(self._file.call("seek", self._start))
 
 
 class _CallerFile:
@@ -303,7 +303,7 @@ class _map_os_errors:  # noqa: N801 - used as a function: "with _map_os_errors(n
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, (MusicGPTError, GeneratorExit)) or not _is_sources_own(error):
+        if isinstance(error, (MusicGPTError, GeneratorExit)) or not _is_source_error(error):
             return
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise SourceError(
@@ -311,7 +311,7 @@ class _map_os_errors:  # noqa: N801 - used as a function: "with _map_os_errors(n
         ) from error
 
 
-def _is_sources_own(error: BaseException | None) -> bool:
+def _is_source_error(error: BaseException | None) -> bool:
     if isinstance(error, asyncio.CancelledError):
         # The caller's reader may have awaited a task that was cancelled: an error of the source,
         # unless this task is being cancelled too.
@@ -328,7 +328,7 @@ async def _open_file(path: Path, executor: Executor) -> AsyncIterator[tuple[Any,
         aiofiles.open(path, "rb", buffering=0, opener=opener, executor=executor)
     )
     try:
-        yield await _completed(opening), opener.status
+        yield await _run_to_end(opening), opener.status
     finally:
         await _close(opening)
 
@@ -357,7 +357,7 @@ async def _status(file: Any, executor: Executor) -> os.stat_result:
     return await aiofiles.os.stat(file.fileno(), executor=executor)
 
 
-def _state_of(status: os.stat_result) -> tuple[int, ...]:
+def _file_state(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -369,7 +369,7 @@ async def spool(name: str, content: Any, executor: Executor, stack: AsyncExitSta
             aiofiles.tempfile.NamedTemporaryFile("wb", prefix="musicgpt-async-", executor=executor)
         )
         stack.push_async_callback(_close, opening)
-        file = await _completed(opening)
+        file = await _run_to_end(opening)
         async for block in blocks:
             await file.write(block)
         await file.flush()
@@ -379,10 +379,10 @@ async def spool(name: str, content: Any, executor: Executor, stack: AsyncExitSta
 async def _close(opening: asyncio.Future[Any]) -> None:
     """Close an opened file on the executor; aiofiles' ``__aexit__`` would use the loop's own."""
     if not opening.exception():
-        await _completed(opening.result().close())
+        await _run_to_end(opening.result().close())
 
 
-async def _completed(awaitable: Awaitable[_T]) -> _T:
+async def _run_to_end(awaitable: Awaitable[_T]) -> _T:
     """Await a file operation to its end, and raise a cancellation only after that.
 
     A file must not be closed while a thread reads it, nor leak while a thread opens it.

@@ -84,7 +84,7 @@ class Transport:
         )
         # No `sock_read` timeout: aiohttp creates a timer for each read. See `response_body`.
         self._file_timeout = aiohttp.ClientTimeout(total=None, sock_connect=request_timeout)
-        self._proxies = _proxies() if self._owns_sessions else {}
+        self._proxies = _read_proxies() if self._owns_sessions else {}
         # Own semaphore: waiting for a free connection must not count as a read timeout.
         self._files = asyncio.Semaphore(downloads)
         self._is_allowed = is_allowed
@@ -96,7 +96,7 @@ class Transport:
             http = self._pools[0]
             if http.closed or http.connector is None:
                 raise ConfigurationError("The session given as http= is closed already.")
-            self._pools = [http, _copy_with(http, _FreshConnector(http.connector)), http]
+            self._pools = [http, _copy_session(http, _FreshConnector(http.connector)), http]
             return
         proxy_hosts = {each["proxy"].host for each in self._proxies.values()}
         resolver = _FilteringResolver(self._is_allowed, trusted=proxy_hosts)
@@ -188,7 +188,7 @@ class Transport:
         http = self._pools[0]
         if getattr(http, "_default_proxy", None) is not None:  # ClientSession(proxy=…): no getter
             return True
-        return http.trust_env and bool(_proxy_for(url, _proxies()))
+        return http.trust_env and bool(_select_proxy(url, _read_proxies()))
 
     async def _request(
         self, pool: aiohttp.ClientSession, method: str, url: str, **options: Any
@@ -210,7 +210,7 @@ class Transport:
 
     def _proxy(self, url: str) -> dict[str, Any]:
         # Not trust_env=True: it also reads ~/.netrc, which conflicts with an Authorization header.
-        return _proxy_for(URL(url), self._proxies) if self._proxies else {}
+        return _select_proxy(URL(url), self._proxies) if self._proxies else {}
 
     @staticmethod
     def _make_pool(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
@@ -222,7 +222,7 @@ class Transport:
         )
 
 
-def _proxies() -> dict[str, dict[str, Any]]:
+def _read_proxies() -> dict[str, dict[str, Any]]:
     """Return the proxies of the environment, as request arguments by scheme."""
     given = urllib.request.getproxies()
     resolved = {}
@@ -254,7 +254,7 @@ def _warn_of_unknown_proxy(scheme: str, kind: str) -> None:
     )
 
 
-def _proxy_for(url: URL, proxies: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _select_proxy(url: URL, proxies: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the request arguments that select a URL's proxy, if it has one."""
     proxy = proxies.get(url.scheme)
     if proxy is None or hosts.is_loopback(str(url)):  # the key would leave the machine unencrypted
@@ -308,7 +308,7 @@ class _FreshConnector(aiohttp.BaseConnector):
         return await self._connector._create_connection(*request)  # noqa: SLF001 - no public way
 
 
-def _copy_with(
+def _copy_session(
     http: aiohttp.ClientSession, connector: aiohttp.BaseConnector
 ) -> aiohttp.ClientSession:
     """Return a session with the headers, cookies and proxy of another one and a new connector.

@@ -36,7 +36,7 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[str
     Raises:
         ConfigurationError: The server cannot listen on the host and port.
     """
-    app.middlewares.append(_note_head)
+    app.middlewares.append(_mark_head_received)
     runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_TIMEOUT)
     listeners: list[socket.socket] = []
     accepting: list[asyncio.Task[None]] = []
@@ -91,7 +91,7 @@ class _Connection(web.RequestHandler):
 
 
 @web.middleware
-async def _note_head(
+async def _mark_head_received(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     if isinstance(request.protocol, _Connection):

@@ -96,7 +96,7 @@ def parse_source(source: AudioSource, *, label: str | None = None) -> Track:
     if not isinstance(content, (bytes, AsyncIterable)) and not _is_reader(content):
         raise _cannot_submit(source)
     if name is None:
-        name = _own_name(content) or label or DEFAULT_NAME
+        name = _find_name(content) or label or DEFAULT_NAME
     return Track(PurePath(name).name or DEFAULT_NAME, "", content)
 
 
@@ -112,7 +112,7 @@ def _is_reader(content: object) -> bool:
     return callable(getattr(content, "read", None)) and not isinstance(content, type)
 
 
-def _own_name(content: object) -> str | None:
+def _find_name(content: object) -> str | None:
     """Return the file name of a file object or an upload, or ``None``."""
     names = (getattr(content, attribute, None) for attribute in ("filename", "name"))
     return next((name for name in names if isinstance(name, str) and name), None)

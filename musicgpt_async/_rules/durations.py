@@ -145,10 +145,10 @@ class DurationDistribution:
             missed = area_there - area - wait * ended
             if loss < 1.0 and wait > delay:
                 # Ends before `ratio - delay` have been reported, except for lost deliveries.
-                told, told_area = self._at(ratio - delay)
-                hidden -= (1.0 - loss) * (told - ended)
+                reported, reported_area = self._at(ratio - delay)
+                hidden -= (1.0 - loss) * (reported - ended)
                 missed *= loss
-                missed += (1.0 - loss) * (area_there - told_area - delay * told)
+                missed += (1.0 - loss) * (area_there - reported_area - delay * reported)
             return missed / (1.0 - ended_there + hidden)
 
         return expected_delay

@@ -190,7 +190,7 @@ def parse_conversion(data: Mapping[str, Any], *, requested: Sequence[str] = ()) 
     return _conversion(conversion, requested, beside=data)
 
 
-def read_failure(data: Mapping[str, Any]) -> Conversion | None:
+def parse_failure(data: Mapping[str, Any]) -> Conversion | None:
     """Return the failed conversion in a byId response with ``success: false``, if it has one."""
     conversion = data.get("conversion")
     if not isinstance(conversion, dict):
@@ -329,10 +329,10 @@ def _links(data: Mapping[str, Any], requested: Sequence[str]) -> dict[str, StemL
         values = [value for format_, value in fields if format_ == named]
         for stem, url in _urls(values, requested):
             format_ = _format_of(url) or named
-            is_known_status = links.get(stem, _NO_LINKS)
-            if getattr(is_known_status, format_) is None:
-                is_known_status = attrs.evolve(is_known_status, **{format_: url})
-            links[stem] = is_known_status
+            found = links.get(stem, _NO_LINKS)
+            if getattr(found, format_) is None:
+                found = attrs.evolve(found, **{format_: url})
+            links[stem] = found
     return links
 
 

@@ -104,7 +104,7 @@ class Schedule(Generic[K]):
         self._pricing = PollPricing(self._durations, self._reliability, price)
         self._jobs: dict[K, _ScheduledJob[K]] = {}
         self._polls: _Heap[K] = []
-        self._first_looks: _Heap[K] = []
+        self._first_polls: _Heap[K] = []
         self._wakes: _Heap[K] = []
         self._numbers = itertools.count(1)
         self._webhooks = 0
@@ -160,7 +160,7 @@ class Schedule(Generic[K]):
             moments.append(max(self._wakes[0][0], self._budget.next_allowed_at()))
         ordinary = [
             heap[0][2].earliest
-            for heap in (self._first_looks, self._polls)
+            for heap in (self._first_polls, self._polls)
             if self._drop_stale(heap)
         ]
         if ordinary:
@@ -201,9 +201,9 @@ class Schedule(Generic[K]):
 
     def _due_heap(self, now: float) -> _Heap[K] | None:
         """Return the heap whose top is the next ordinary poll, or ``None`` if none is due."""
-        firsts = self._has_due(self._first_looks, now)
+        firsts = self._has_due(self._first_polls, now)
         if firsts and (self._is_turn_of_first or not self._has_due(self._polls, now)):
-            return self._first_looks
+            return self._first_polls
         return self._polls if self._has_due(self._polls, now) else None
 
     def _has_due(self, heap: _Heap[K], now: float) -> bool:
@@ -273,7 +273,7 @@ class Schedule(Generic[K]):
         if job is not None:
             job.entry = 0
             self._webhooks -= job.webhook is not None
-            for heap in (self._polls, self._first_looks, self._wakes):
+            for heap in (self._polls, self._first_polls, self._wakes):
                 self._compact(heap)
 
     def wake(self, key: K, *, now: float, delay: float = 0.0) -> None:
@@ -339,7 +339,7 @@ class Schedule(Generic[K]):
     def _plan(self, job: _ScheduledJob[K], now: float) -> None:
         """Schedule a job's next poll after the one at `job.last_poll`."""
         if job.first_due:
-            self._push(self._first_looks, job, now)
+            self._push(self._first_polls, job, now)
             return
         age, loss = job.last_poll - job.accepted_at, self._chance_of_loss(job)
         soonest, wait = self._pricing.waits(job.eta, age, age_known=job.age_known, loss=loss)
@@ -358,7 +358,7 @@ class Schedule(Generic[K]):
     def _compact(self, heap: _Heap[K]) -> None:
         """Rebuild a heap if most entries are stale, so that removed jobs are not kept in memory."""
         if len(heap) > 2 * len(self._jobs) + 64:
-            heap[:] = [place for place in heap if place[2].entry == place[1]]
+            heap[:] = [item for item in heap if item[2].entry == item[1]]
             heapq.heapify(heap)
 
     def _drop_stale(self, heap: _Heap[K]) -> bool:

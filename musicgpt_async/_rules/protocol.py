@@ -135,7 +135,7 @@ def parse_conversion(
         requested: The requested stems.
     """
     parse = partial(payloads.parse_conversion, requested=requested)
-    conversion = _read(response, parse, now=now, subject=subject, failure=payloads.read_failure)
+    conversion = _read(response, parse, now=now, subject=subject, failure=payloads.parse_failure)
     if conversion.message is None:
         return conversion
     return attrs.evolve(conversion, message=response.redact(conversion.message))

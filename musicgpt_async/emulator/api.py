@@ -105,7 +105,7 @@ class Api:
             await self.upload_parser.discard(context.upload)
             raise
         await self.conversions.start(submission)
-        return web.json_response(responses.accepted(self.shape(submission), submission))
+        return web.json_response(responses.acceptance(self.shape(submission), submission))
 
     async def _read_by_id(self, context: FaultContext, request: web.Request) -> FaultContext:
         self.vendor.admit_poll()
@@ -123,9 +123,9 @@ class Api:
     async def _by_id(self, context: FaultContext, _: web.Request) -> web.Response:
         assert context.submission is not None  # noqa: S101  _read_by_id put it there
         self.vendor.count_poll(context.submission)
-        return web.json_response(self._tell(responses.by_id, context.submission))
+        return web.json_response(self._describe(responses.by_id, context.submission))
 
-    def _tell(
+    def _describe(
         self,
         write: Callable[
             [responses.ResponseShape, Submission, responses.Links, responses.Links], dict[str, Any]
@@ -146,7 +146,7 @@ class Api:
     async def _by_user(self, _: FaultContext, request: web.Request) -> web.Response:
         strict = self.listing == "strict"
         page, more = listing.page(self.vendor.submissions, request.query, strict=strict)
-        conversions = [self._tell(responses.conversion, each) for each in page]
+        conversions = [self._describe(responses.conversion, each) for each in page]
         content: dict[str, Any] = {"success": True, "conversions": conversions}
         if more:
             content["LastEvaluatedKey"] = page[-1].task_id

@@ -53,7 +53,7 @@ class FileHost:
         return [web.get("/files/{conversion}/{name}", self._get)]
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
-        self._watch(request)
+        self._record_leaked_key(request)
         try:
             submission, name = self._find(request)
         except Refusal as refused:
@@ -62,13 +62,13 @@ class FileHost:
             on="file", request=request, upload=submission.upload, submission=submission, file=name
         )
         if fault := self.fault_plan.take(context, Stage.INSTEAD):
-            return self._instead(fault, submission)
+            return self._replace_response(fault, submission)
         path = await self.renderer.file(submission, Path(name).stem, Path(name).suffix)
         if fault := self.fault_plan.take(context, Stage.ANSWER):
             return await self._inject(fault, request, path)
         return _File(path)
 
-    def _watch(self, request: web.Request) -> None:
+    def _record_leaked_key(self, request: web.Request) -> None:
         if hdrs.AUTHORIZATION in request.headers or self.vendor.api_key in request.path_qs:
             self.leaked_keys.append(request.path)
 
@@ -83,7 +83,7 @@ class FileHost:
             raise Refusal(404, "The specified key does not exist.")
         return submission, name
 
-    def _instead(self, fault: Fault, submission: Submission) -> web.Response:
+    def _replace_response(self, fault: Fault, submission: Submission) -> web.Response:
         if fault.kind == "expired":
             self.vendor.expire_links(submission)
             return responses.error(403, "Request has expired", body="xml")

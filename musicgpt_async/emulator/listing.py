@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from musicgpt_async.emulator.vendor import Submission, invalid
 
-MAX_PAGE_SIZE, USUAL = 100, 50
-"""The maximum number of conversions per page, which is also the default."""
+MAX_PAGE_SIZE, DEFAULT_PAGE_SIZE = 100, 50
+"""The maximum number of conversions per page, and the default."""
 
 _NODE_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -59,7 +59,7 @@ def _position(found: Sequence[Submission], last: str | None) -> int:
 
 def _limit(query: Mapping[str, str]) -> int:
     try:
-        limit = int(query.get("limit") or USUAL)
+        limit = int(query.get("limit") or DEFAULT_PAGE_SIZE)
     except ValueError:
         limit = 0
     if not 1 <= limit <= MAX_PAGE_SIZE:

@@ -67,7 +67,7 @@ SHAPES: Mapping[str, ResponseShape] = {
 """The documented shapes, by name."""
 
 
-def indented(links: Links) -> str:
+def format_links(links: Links) -> str:
     """Format links as on the Extraction page: JSON in a string, with line breaks inside."""
     return json.dumps(links, indent=4)
 
@@ -77,7 +77,7 @@ def _links(shape: ResponseShape, links: Links) -> str | dict[str, str]:
     if shape.links == "plain":
         return first
     content = dict(links) | dict.fromkeys(shape.also, first)
-    return indented(content) if shape.links == "json" else content
+    return format_links(content) if shape.links == "json" else content
 
 
 def _number(shape: ResponseShape, value: float | None) -> Any:
@@ -95,7 +95,7 @@ def date(moment: datetime, style: Literal["Z", "offset"] = "Z") -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def accepted(shape: ResponseShape, submission: Submission) -> dict[str, Any]:
+def acceptance(shape: ResponseShape, submission: Submission) -> dict[str, Any]:
     """Return the response to a submit."""
     return {
         "success": True,

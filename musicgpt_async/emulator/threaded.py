@@ -12,7 +12,7 @@ from musicgpt_async.emulator.emulator import Emulator
 
 
 @contextmanager
-def running(**settings: Any) -> Iterator[Emulator]:
+def run_in_thread(**settings: Any) -> Iterator[Emulator]:
     """Run an emulator for the duration of the block.
 
     Args:
@@ -44,7 +44,7 @@ class _EmulatorThread(threading.Thread):
     def run(self) -> None:
         try:
             asyncio.run(self._start())
-        except BaseException as error:  # noqa: BLE001 - re-raised by `running`
+        except BaseException as error:  # noqa: BLE001 - re-raised by `run_in_thread`
             self.error = error
         finally:
             self.started.set()

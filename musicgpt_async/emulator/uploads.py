@@ -107,22 +107,22 @@ class UploadParser:
         if request.content_type != "multipart/form-data":
             form = await request.post()  # an urlencoded form, which can only have an audio_url
             fields |= {name: value for name, value in form.items() if isinstance(value, str)}
-            return self._validated(fields, None, _UploadFile(self.executor, None))
+            return self._validate(fields, None, _UploadFile(self.executor, None))
         async with self._sink() as sink:
             name = await self._read(request, sink, fields)
-            return self._validated(fields, name, sink)
+            return self._validate(fields, name, sink)
 
     async def discard(self, upload: Upload | None) -> None:
         """Delete the audio of an upload that was not accepted."""
         if upload is not None and upload.audio is not None:
             await asyncio.get_running_loop().run_in_executor(self.executor, upload.audio.unlink)
 
-    def _validated(self, fields: dict[str, str], name: str | None, sink: _UploadFile) -> Upload:
+    def _validate(self, fields: dict[str, str], name: str | None, sink: _UploadFile) -> Upload:
         if fields.get("audio_file"):  # an empty string is not a file
             raise invalid(["body", "audio_file"], "Expected UploadFile, received: <class 'str'>")
         url = fields.get("audio_url", "").strip() or None
         if name is None and url is None:
-            raise _neither()
+            raise _missing_audio()
         if name is not None and url is not None:
             raise invalid(["body"], "Provide either audio_file or audio_url, not both")
         return Upload(
@@ -194,7 +194,7 @@ async def _drain(part: BodyPartReader, sink: _UploadFile) -> None:
         await sink.write(chunk)
 
 
-def _neither() -> Refusal:
+def _missing_audio() -> Refusal:
     return Refusal(422, "Either audio_url or audio_file must be provided.")
 
 

@@ -124,8 +124,8 @@ def _extraction(
     if submission.is_finished and not submission.is_completed:
         return content | {"success": False, "message": submission.status_msg}
     return content | {
-        "audio_url": responses.indented(mp3),
-        **({"audio_url_wav": responses.indented(wav)} if wav else {}),
+        "audio_url": responses.format_links(mp3),
+        **({"audio_url_wav": responses.format_links(wav)} if wav else {}),
         "conversion_cost": str(submission.cost or submission.credit_estimate),
         "conversion_duration": submission.duration or 0.0,
     }
@@ -184,7 +184,7 @@ class WebhookSender:
         context = FaultContext(on="webhook", upload=submission.upload, submission=submission)
         fault = self.fault_plan.take(context, Stage.ANSWER)
         if fault is not None:
-            return _planned(fault)
+            return _plan_fault(fault)
         behaviour = self.behaviour(submission) if callable(self.behaviour) else self.behaviour
         return deliveries(behaviour)
 
@@ -248,7 +248,7 @@ class WebhookSender:
             record.ended = time.monotonic()
 
 
-def _planned(fault: Fault) -> tuple[WebhookDelivery, ...]:
+def _plan_fault(fault: Fault) -> tuple[WebhookDelivery, ...]:
     planned = BEHAVIOURS[fault.kind]
     if fault.kind == "late":
         return tuple(attrs.evolve(delivery, delay=fault.seconds) for delivery in planned)

@@ -202,11 +202,11 @@ def encode_mp3(wav: Path, mp3: Path) -> None:
         with soundfile.SoundFile(
             str(mp3), "w", rate, channels, format="MP3", compression_level=0.9
         ) as target:
-            for block in _resampled(source, rate):
+            for block in _resample(source, rate):
                 target.write(np.clip(block[:, :channels], -1.0, 1.0))
 
 
-def _resampled(source: soundfile.SoundFile, rate: int) -> Iterator[Floats]:
+def _resample(source: soundfile.SoundFile, rate: int) -> Iterator[Floats]:
     """Yield the samples of a file at another rate, by linear interpolation."""
     if source.samplerate == rate:
         yield from source.blocks(1 << 16, dtype="float32", always_2d=True)
