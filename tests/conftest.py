@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return what ``-n auto`` stands for: tests wait most of the time, for clocks and processes."""
+    """Return the workers for ``-n auto``: tests mostly wait for clocks and processes."""
     return 3 * (os.cpu_count() or 1)
 
 
@@ -70,7 +70,7 @@ async def vendor() -> AsyncIterator[Emulator]:
 
 @pytest.fixture
 async def session(vendor: Emulator) -> AsyncIterator[MusicGPTSession]:
-    """A session with the vendor that lets go of whatever a test leaves behind."""
+    """Yield a session with the emulator; at its end, unfinished jobs are detached."""
     opened = MusicGPTSession(vendor.api_key, base_url=vendor.base_url, limits=Limits.PRO)
     await opened.start()
     yield opened

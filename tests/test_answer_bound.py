@@ -52,7 +52,7 @@ class SlowVendor:
         return web.Response()
 
     async def by_id(self, request: web.Request) -> web.StreamResponse:
-        """Tell what the test has put there."""
+        """Respond with what the test has set."""
         found = self.tasks.get(request.query["task_id"])
         if found is None:
             return web.json_response({"success": False, "message": "No such task"}, status=404)
@@ -102,7 +102,7 @@ async def test_an_answer_that_never_comes_ends_as_unknown(trickle: bytes) -> Non
 
 
 async def test_a_poll_has_an_end_as_well() -> None:
-    """A status answer that trickles is given up in a few times `request_timeout`."""
+    """A status response that trickles fails after a few times `request_timeout`."""
 
     async def trickle(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
@@ -152,7 +152,7 @@ async def test_the_jobs_own_webhook_is_heeded_before_the_answer() -> None:
 
 
 async def test_a_webhook_that_names_another_jobs_task_is_not_believed() -> None:
-    """The webhook URL that byId tells decides by the job's own token."""
+    """The webhook URL in byId's response decides, by the job's own token."""
     vendor = SlowVendor(PROCESSING)
     receiver = WebhookReceiver("http://127.0.0.1/hook")
     async with (
@@ -198,6 +198,6 @@ async def test_a_webhook_just_before_the_answer_costs_no_poll_of_its_own(
 
 @pytest.fixture
 def unused_tcp_port() -> int:
-    """A port at which nobody listens yet."""
+    """A port without a listener so far."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])

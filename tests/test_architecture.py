@@ -14,7 +14,7 @@ import musicgpt_async
 PACKAGE = "musicgpt_async"
 ROOT = Path(musicgpt_async.__file__).parent
 
-# Layers from the top: each may know those below it, and its own where it says so.
+# Layers from the top: each may import those below it, and its own if it says so.
 LAYERS = (
     ("cli", "testing", "otel"),
     ("task_queue",),
@@ -30,7 +30,7 @@ LAYERS = (
     ("models",),
     ("errors", "_version"),
 )
-# Rooms of one layer that know each other; their circles are looked for all the same.
+# Packages whose modules may import each other; circles between them are forbidden too.
 TOGETHER = {"_engine", "_rules", "cli"}
 # One kind of IO in several files: the first knows the second.
 PAIRS = {
@@ -58,7 +58,7 @@ PAIRS = {
     ("_io.job_table", "_io.statements"),
     ("_io.job_table", "_io.transactions"),
 }
-# The vendor's stand-in knows nothing of the client, and is known to these alone.
+# The emulator does not import the client, and only these modules import it.
 EMULATOR = "emulator"
 KNOW_THE_EMULATOR = {"cli", "testing", EMULATOR}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
@@ -133,14 +133,14 @@ def component(module: str) -> str:
 
 
 def level(module: str) -> int:
-    """How far down a module stands."""
+    """Return the depth of a module's layer."""
     return next(
         number for number, components in enumerate(LAYERS) if component(module) in components
     )
 
 
 def faults(graph: Imports) -> list[str]:
-    """Say of each import that climbs, peeps next door or touches the emulator what is wrong."""
+    """Describe each import that goes up, sideways or to the emulator."""
     found = []
     for module, targets in graph.items():
         for target in targets:
@@ -160,7 +160,7 @@ def faults(graph: Imports) -> list[str]:
 
 
 def circle(graph: Imports) -> list[str]:
-    """A circle of imports, empty where there is none."""
+    """Return a circle of imports, or an empty one."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -175,14 +175,14 @@ def graph() -> Imports:
 
 
 def test_every_module_has_its_layer(graph: Imports) -> None:
-    """A new room is put into the picture before it is built."""
+    """A new package is added to the layers before it is built."""
     components = {name for layer in LAYERS for name in layer} | {EMULATOR}
     assert {component(module) for module in graph} <= components
     assert sum(map(len, graph.values())) > 50
 
 
 def test_imports_go_downward_only(graph: Imports) -> None:
-    """No module knows one above it or, where rooms are apart, one beside it."""
+    """No module imports one above it or, if modules are separate, one beside it."""
     assert faults(graph) == []
 
 
@@ -198,7 +198,7 @@ def test_no_module_is_a_drawer_for_odds_and_ends(graph: Imports) -> None:
 
 
 def test_a_class_name_occurs_once() -> None:
-    """A name in a traceback, a log or a search stands for one class."""
+    """A name in a traceback, a log or a search means one class."""
     modules: dict[str, list[str]] = defaultdict(list)
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -214,9 +214,9 @@ TIME = re.compile(
 
 
 def constants(path: Path) -> Iterator[tuple[str, str]]:
-    """Name and comment of each number, and tuple of numbers, that a module defines.
+    """Return name and comment of each number, and tuple of numbers, in a module.
 
-    The comment is what stands behind it on its line, right above it, or below it as a string.
+    The comment is on the same line, in the line above, or a string below.
     """
     lines = path.read_text("utf-8").splitlines()
     body = ast.parse("\n".join(lines)).body
@@ -324,7 +324,7 @@ def test_a_bad_import_is_found(file: str, line: str, words: str, tmp_path: Path)
 
 
 def test_a_circle_is_found(tmp_path: Path) -> None:
-    """Two modules of one room that import each other, one of them lazily."""
+    """Two modules of one package that import each other, one of them lazily."""
     (tmp_path / "_rules").mkdir()
     (tmp_path / "_rules" / "a.py").write_text("from musicgpt_async._rules import b\n")
     (tmp_path / "_rules" / "b.py").write_text("def f():\n    from . import a\n")

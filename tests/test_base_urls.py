@@ -35,7 +35,7 @@ from musicgpt_async.emulator import Emulator, Fault
 pytestmark = pytest.mark.anyio
 
 TRACK = ("song.mp3", b"ID3" + b"\x00" * 2000)
-# Two hosts, three endings: the emulator's host stands for either, a prefix for a proxy.
+# Two hosts, three suffixes: the emulator replaces both hosts, a prefix acts as a proxy.
 FORMS = [(prefix, version) for prefix in ("", "/gateway/7") for version in ("/v1", "/v2", "")]
 
 

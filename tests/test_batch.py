@@ -97,7 +97,7 @@ async def test_a_loop_that_is_left_lets_go_of_its_tracks(
 
 
 async def test_a_session_closed_under_a_batch_says_so(vendor: Emulator, tmp_path: Path) -> None:
-    """A loop over a session that somebody closes ends in an error, not as if all were done."""
+    """A loop over a session that is closed meanwhile raises an error."""
     vendor.script(Fault("job", "never_finishes", times=None, after=2))
     session = await MusicGPTSession(vendor.api_key, base_url=vendor.base_url).start()
     many = session.extract_many([("a.mp3", AUDIO)] * 200, tmp_path)
@@ -124,7 +124,7 @@ async def test_what_the_sources_raise_is_raised_after_the_outcomes(
 
 
 async def test_one_track_in_one_call(session: MusicGPTSession, tmp_path: Path) -> None:
-    """extract() submits, waits and downloads in one await, many at once where they are gathered."""
+    """extract() submits, waits and downloads in one await, and can be gathered."""
     calls = [session.extract((f"{n}.mp3", AUDIO), tmp_path, stems=["bass"]) for n in range(3)]
     files = await asyncio.gather(*calls)
     assert sorted(each["bass"].name for each in files) == [f"{n} - bass.wav" for n in range(3)]

@@ -1,4 +1,4 @@
-"""What a session that is left writes down, and what is taken up from there."""
+"""What a closed session saves, and how it is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public names: each is on the API page, and its docstring tells of all that it has."""
+"""Every public name is on the API page, and its docstring describes all its attributes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _own_docstring(name: str) -> str:
 
 
 def _comment_below(name: str) -> str:
-    """Return the text that stands below an assignment."""
+    """Return the string below an assignment."""
     module, _, attribute = f"musicgpt_async.{name}".rpartition(".")
     body = ast.parse(inspect.getsource(import_module(module))).body
     for node, below in pairwise(body):

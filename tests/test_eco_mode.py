@@ -1,4 +1,4 @@
-"""`eco_mode`: sent, told apart by the journal, and kept over a restart."""
+"""`eco_mode` is sent, distinguished by the journal, and kept over a restart."""
 
 from __future__ import annotations
 

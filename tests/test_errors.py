@@ -50,7 +50,7 @@ MEANS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_bears_the_same_data(kind: type[MusicGPTError]) -> None:
-    """Message and data are there, and ``None`` where nothing was said."""
+    """Message and attributes exist, ``None`` by default."""
     error = kind("what to do", **DATA)
     assert str(error) == error.message == "what to do"
     assert {name: getattr(error, name) for name in DATA} == DATA == dict(error.kwargs)
@@ -116,7 +116,7 @@ def test_the_two_that_need_an_action_name_it() -> None:
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
-    """Every class stands where it is drawn, with the builtin and the status beside it."""
+    """The docstring has every class with its base, builtin and status."""
     assert errors.__doc__
     drawn: dict[str, str | None] = {}
     path: list[str] = []
@@ -135,7 +135,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 
 
 def test_every_error_is_at_the_front() -> None:
-    """Whoever catches one imports it from the package."""
+    """Every error can be imported from the package."""
     for kind in KINDS:
         assert getattr(musicgpt_async, kind.__name__) is kind
         assert kind.__name__ in musicgpt_async.__all__

@@ -60,7 +60,7 @@ async def test_wav_is_strict_and_says_what_to_ask_for(tmp_path: Path) -> None:
 
 
 async def test_a_wav_that_comes_after_completion_is_asked_for_once_more(tmp_path: Path) -> None:
-    """The status tells it from its second answer on: the WAV is what is downloaded."""
+    """The status has the WAV from its second response on, and the WAV is downloaded."""
 
     def shape(submission: Any) -> Any:
         return SHAPES["mp3_only" if submission.polls < 2 else "json"]
@@ -72,7 +72,7 @@ async def test_a_wav_that_comes_after_completion_is_asked_for_once_more(tmp_path
 
 
 async def test_the_mp3s_come_although_nobody_can_be_asked_for_a_wav(tmp_path: Path) -> None:
-    """Where asking once more fails, what there is is downloaded."""
+    """If polling again fails, the available files are downloaded."""
     vendor = emulated(generation=2)
     async with vendor, opened(vendor) as session:
         job = session.submit(TRACK, stems=STEMS)

@@ -132,7 +132,7 @@ async def test_a_queued_job_that_is_cancelled_is_never_sent(
 async def test_a_running_job_that_is_cancelled_gives_its_slot_back(
     vendor: Emulator, session: MusicGPTSession
 ) -> None:
-    """cancel() of an accepted job lets go of it here; the error bears what takes it up again."""
+    """cancel() of an accepted job detaches it; the error has the ids to resume it by."""
     vendor.script(Fault("job", "never_finishes"))
     job = session.submit(TRACK)
     await job.accepted()
@@ -144,7 +144,7 @@ async def test_a_running_job_that_is_cancelled_gives_its_slot_back(
 
 
 async def test_an_upload_that_is_cancelled_is_not_a_submission(vendor: Emulator) -> None:
-    """cancel() in the middle of an upload closes the connection before the track is whole."""
+    """cancel() during an upload closes the connection before the body is complete."""
     vendor.script(Fault("submit", "stall_read", at=1000))
     async with MusicGPTSession(vendor.api_key, base_url=vendor.base_url) as session:
         job = session.submit(("long.mp3", bytes(32 << 20)))
@@ -169,7 +169,7 @@ async def test_a_jobs_events_start_where_it_stands_and_end_with_it(
 async def test_a_stream_that_is_read_after_the_download_ends_too(
     session: MusicGPTSession, tmp_path: Path
 ) -> None:
-    """events() of a job that is downloaded already tells so, and ends."""
+    """events() of a downloaded job reports that at once, and ends."""
     job = session.submit(TRACK, stems=["bass"])
     await job.download(tmp_path)
     assert [type(event) async for event in job.events()] == [events.Downloaded]

@@ -1,4 +1,4 @@
-"""Limits that nobody configured: the session learns what the account may do."""
+"""Limits that are not configured: the session learns what the account allows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def about(seconds: float) -> Callable[[Submission], float]:
 
 
 async def test_the_free_plan_is_learned_and_kept_busy() -> None:
-    """100 tracks, no limit given: every slot busy, no look refused, hardly any submit refused."""
+    """100 tracks without limits: every slot is busy, no poll and hardly any submit is refused."""
     vendor = Emulator(
         parallel=2,
         polls_per_minute=20,

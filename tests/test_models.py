@@ -77,7 +77,7 @@ def test_no_polls_at_all_is_no_limit(polls: float) -> None:
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_values_are_frozen_and_named(value: Any) -> None:
-    """Nobody changes one under another's hands, and arguments have names."""
+    """Values cannot be changed, and arguments are named."""
     field = attrs.fields(type(value))[0].name
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         setattr(value, field, None)

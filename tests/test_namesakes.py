@@ -63,7 +63,7 @@ async def test_namesakes_are_numbered_in_the_order_of_the_batch(tmp_path: Path) 
 
 
 async def test_folders_keep_the_discs_of_an_album_apart(vendor: Emulator, tmp_path: Path) -> None:
-    """``{folder}`` is each item's own; a track without one lies above; a journal remembers it."""
+    """``{folder}`` is set per item, empty for a track without one, and kept in the journal."""
     items = [
         BatchItem(source=("01.mp3", b"a" * 9000), folder="disc 1"),
         BatchItem(source=("01.mp3", b"b" * 9000), folder="disc 2"),

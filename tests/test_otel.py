@@ -1,4 +1,4 @@
-"""Telemetry, told to OpenTelemetry's own SDK and read from its exporters in memory."""
+"""Telemetry, exported by OpenTelemetry's own SDK to memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(20)]
 
 @attrs.frozen
 class Told:
-    """What OpenTelemetry was told."""
+    """The spans and metrics that were exported."""
 
     tracer_provider: TracerProvider
     meter_provider: MeterProvider
@@ -107,7 +107,7 @@ async def test_a_job_is_a_span_with_its_phases_below(
 
 
 async def test_every_byte_is_counted_once(told: Told, tmp_path: Path) -> None:
-    """Progress is told in many steps; their sum is what went over the wire."""
+    """Progress has many steps; their sum is the number of bytes transferred."""
     track = ("song.mp3", b"ID3" + bytes(5_000_000))
     async with Emulator(seconds=0.05, separate=False, stem_bytes=3_000_000) as vendor:
         async with connected(vendor) as session:
@@ -148,7 +148,7 @@ async def test_telling_goes_on_with_nobody_holding_it(vendor: Emulator, told: To
 
 
 async def test_numbers_are_the_vendors_own(vendor: Emulator, told: Told) -> None:
-    """Jobs by outcome, looks and credits are what the vendor counted, and all slots are free."""
+    """Jobs by outcome, polls and credits equal the emulator's numbers, and all slots are free."""
     vendor.script(Fault("job", "fails", times=2), Fault("byId", "status", status=503))
     async with connected(vendor) as session:
         telling = instrument(session, **told.providers)
@@ -173,7 +173,7 @@ async def test_numbers_are_the_vendors_own(vendor: Emulator, told: Told) -> None
 
 
 async def test_429s_are_counted_where_they_came(told: Told) -> None:
-    """A full account puts a submit off: one more upload span, one count; a look likewise."""
+    """A full account delays a submit: one more upload span, one count; a poll likewise."""
     faults = [
         Fault("submit", "status", status=429, retry_after=1),
         Fault("byId", "status", status=429, retry_after=1),
@@ -192,7 +192,7 @@ async def test_429s_are_counted_where_they_came(told: Told) -> None:
 
 
 async def test_each_end_has_its_name(told: Told) -> None:
-    """Unknown, expired and released are told apart, and what was asked for is no error."""
+    """Unknown, timed out and detached are distinct, and a requested end is not an error."""
     async with Emulator(seconds=60, separate=False, listing=False) as vendor:
         vendor.script(Fault("submit", "drop_before_answer"))
         async with connected(vendor) as session:
@@ -240,7 +240,7 @@ async def test_a_failed_download_is_an_error_below_a_good_job(
 
 
 async def test_an_attached_job_is_waited_for(vendor: Emulator, told: Told) -> None:
-    """Of a job that somebody submitted before there is a wait, no upload, and what it cost."""
+    """An attached job has a wait span and a cost, but no upload span."""
     async with connected(vendor) as session:
         task_id = (await session.submit(TRACK)).task_id
         telling = instrument(session, **told.providers)
@@ -295,7 +295,7 @@ async def test_telling_ends_when_it_is_cancelled(vendor: Emulator, told: Told) -
 
 
 def test_nothing_is_imported_that_nobody_asked_for() -> None:
-    """The library and its session work where OpenTelemetry is absent, and never import it."""
+    """The library and its session work without OpenTelemetry, and never import it."""
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"
         "import musicgpt_async, musicgpt_async.testing\n"

@@ -60,5 +60,5 @@ def test_completion_offers_the_public_attributes_alone(name: str) -> None:
 
 
 def test_the_api_page_leaves_no_public_attribute_out() -> None:
-    """It shows each class whole; a list of members to leave out would hide what is public."""
+    """The page shows complete classes; a list of excluded members would hide public ones."""
     assert re.findall(r"^ +:(?:exclude-)?members:.*$", PAGE, re.MULTILINE) == []

@@ -99,7 +99,7 @@ async def test_any_session_on_the_journal_tells_of_any_job(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("resumes", [False, True])
 async def test_a_job_that_nobody_works_on_goes_on(resumes: bool, tmp_path: Path) -> None:
-    """After a restart a retrieved handle ends by itself, also where resume() comes after it."""
+    """After a restart a retrieved handle ends by itself, also if resume() follows it."""
     journal = tmp_path / "journal.db"
     async with Emulator(seconds=0.5, separate=False) as vendor:
         session = await connected(vendor, journal).start()
@@ -134,7 +134,7 @@ async def test_a_follower_goes_on_when_the_owner_leaves(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_job_is_followed_again(vendor: Emulator, tmp_path: Path) -> None:
-    """What MusicGPT goes on with can be retrieved; what was never sent ended for good."""
+    """A job that MusicGPT continues can be retrieved; one that was never sent has ended."""
     async with connected(vendor, tmp_path / "journal.db") as session:
         job = session.submit(TRACK)
         await job.accepted()
@@ -210,7 +210,7 @@ async def test_a_tasks_name_is_no_jobs_id(vendor: Emulator, tmp_path: Path) -> N
 
 
 async def test_a_followed_job_ends_with_the_session(tmp_path: Path) -> None:
-    """Closing the session detaches a retrieved handle at once; its owner goes on."""
+    """Closing the session detaches a retrieved handle at once; its owner continues."""
     journal = tmp_path / "journal.db"
     async with Emulator(seconds=60, separate=False) as vendor:
         owner, other = [await connected(vendor, journal).start() for _ in range(2)]

@@ -46,7 +46,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(20)]
 
 
 async def test_a_song_goes_in_and_its_stems_lie_on_disk(song: Path, tmp_path: Path) -> None:
-    """The main job, whole: real audio up, awaited, and down as stems that add up to the song."""
+    """Real audio is uploaded, awaited, and downloaded as stems that add up to the song."""
     async with Emulator(seconds=0.05) as vendor, connected(vendor) as session:
         job = session.submit(song, stems=["vocals", Stem.INSTRUMENTAL])
         extraction = await job
@@ -101,7 +101,7 @@ async def test_jobs_are_submitted_in_the_order_they_came(vendor: Emulator) -> No
 
 
 async def test_leaving_by_an_exception_lets_go(vendor: Emulator) -> None:
-    """An exception in the block ends the session at once; its jobs say that they were let go of."""
+    """An exception in the block closes the session at once, and its jobs are detached."""
     vendor.script(Fault("job", "never_finishes", times=None))
     session = await connected(vendor).__aenter__()
     job = session.submit(TRACK)
@@ -125,7 +125,7 @@ async def test_a_session_may_be_closed_by_another_task(vendor: Emulator) -> None
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing_behind(vendor: Emulator) -> None:
-    """Given up before it is ready, a session has no task and no thread left."""
+    """A start that is cancelled leaves no task and no thread."""
     session = connected(vendor)
     before = asyncio.all_tasks()
     start = asyncio.create_task(session.start())
@@ -159,7 +159,7 @@ async def test_the_callers_own_client_session_is_used_and_left_open(
 
 
 async def test_a_client_session_that_is_closed_too_early_is_said_so(vendor: Emulator) -> None:
-    """Where the caller closes `http=` under the session, jobs end in a sentence about it."""
+    """If the caller closes `http=` under the session, jobs fail with an error that says so."""
     http = aiohttp.ClientSession()
     async with connected(vendor, http=http) as session:
         await http.close()
@@ -176,7 +176,7 @@ async def test_no_download_at_once_is_a_mistake() -> None:
 async def test_key_and_url_come_from_the_environment(
     vendor: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`MUSICGPT_API_KEY` and `MUSICGPT_BASE_URL` stand in for the arguments; no key says where."""
+    """`MUSICGPT_API_KEY` and `MUSICGPT_BASE_URL` replace the arguments; the error names them."""
     monkeypatch.delenv("MUSICGPT_API_KEY", raising=False)
     with pytest.raises(ConfigurationError, match="MUSICGPT_API_KEY"):
         MusicGPTSession()
@@ -285,7 +285,7 @@ async def test_a_redirected_submit_is_an_error(
 async def test_a_lost_answer_is_unknown_and_never_sent_again(
     vendor: Emulator, session: MusicGPTSession, fault: Fault
 ) -> None:
-    """Where the vendor may have accepted, there is one submission and an error that says so."""
+    """A submit that may have been accepted is sent once, and the error says so."""
     vendor.script(fault)
     job = session.submit(TRACK)
     with pytest.raises(SubmissionUnknownError, match="not sent again") as caught:
@@ -317,7 +317,7 @@ async def test_what_was_not_delivered_or_not_accepted_is_sent_again(
 
 
 async def test_credit_that_runs_out_leaves_the_rest_unsent(vendor: Emulator) -> None:
-    """After a 402 nothing else in line is submitted; each handle says why."""
+    """After a 402 no queued job is submitted; each handle says why."""
     vendor.script(Fault("submit", "status", status=402, after=1))
     async with connected(vendor, limits=Limits(parallel=1, polls_per_minute=500)) as session:
         jobs = [session.submit((f"{n}.mp3", TRACK[1])) for n in range(5)]
@@ -330,7 +330,7 @@ async def test_credit_that_runs_out_leaves_the_rest_unsent(vendor: Emulator) -> 
 
 
 async def test_a_wrong_key_is_tried_once(vendor: Emulator) -> None:
-    """After a 401 nothing else in line is uploaded: it would be refused as well."""
+    """After a 401 no queued job is uploaded, since it would be refused as well."""
     options: dict[str, Any] = {"base_url": vendor.base_url, "limits": Limits(parallel=1)}
     async with MusicGPTSession("wrong", **options) as session:
         jobs = [session.submit((f"{n}.mp3", TRACK[1])) for n in range(4)]
@@ -376,7 +376,7 @@ async def test_a_job_that_fails_bears_the_vendors_words(
 async def test_a_failed_look_is_never_a_failed_job(
     vendor: Emulator, session: MusicGPTSession, fault: Fault
 ) -> None:
-    """Whatever a look gets, the job goes on, is not submitted again, and completes."""
+    """After any failed poll the job continues, is not submitted again, and completes."""
     vendor.script(fault)
     assert (await session.submit(TRACK)).stems
     assert len(vendor.submissions) == 1
@@ -384,7 +384,7 @@ async def test_a_failed_look_is_never_a_failed_job(
 
 
 async def test_a_deadline_bears_the_live_handle(vendor: Emulator) -> None:
-    """Past its deadline a job ends here with a TimeoutError, and can be taken up by its task_id."""
+    """After its deadline a job raises TimeoutError, and can be attached by its task_id."""
     vendor.script(Fault("job", "never_finishes"))
     async with connected(vendor, deadline=0.2) as session:
         job = session.submit(TRACK)
@@ -411,7 +411,7 @@ async def test_a_job_of_somebody_else_can_be_attached(
 async def test_one_job_downloaded_by_two_sessions_is_fetched_once(
     vendor: Emulator, session: MusicGPTSession, tmp_path: Path
 ) -> None:
-    """Where two bring one job to one place at once, the second finds the first one's files."""
+    """If two sessions download one job to one directory, the second uses the first one's files."""
     task_id = (await session.submit(TRACK, stems=["piano", "bass"])).task_id
     assert task_id is not None
     vendor.script(Fault("file", "slow_answer", seconds=1.0, times=None))
@@ -496,7 +496,7 @@ async def test_events_tell_the_whole_story(vendor: Emulator, tmp_path: Path) -> 
 async def test_a_cancelled_extract_lets_go_of_its_job(
     vendor: Emulator, session: MusicGPTSession, tmp_path: Path
 ) -> None:
-    """A timeout around extract() leaves no job behind that nobody has the handle of."""
+    """A timeout around extract() detaches the job."""
     vendor.script(Fault("job", "never_finishes"))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):

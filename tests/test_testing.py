@@ -32,7 +32,7 @@ ANYIO_ON_ASYNCIO = """
 
 
 class Project:
-    """A directory with tests of somebody else's."""
+    """A directory with the tests of another project."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -43,7 +43,7 @@ class Project:
         (self._directory / name).write_text(textwrap.dedent(text), "utf-8")
 
     def run(self, *options: str) -> str:
-        """Run pytest there, without pytest-asyncio unless told; return what it says."""
+        """Run pytest in the project, by default without pytest-asyncio; return its output."""
         command = [sys.executable, "-m", "pytest", "--strict-markers", "-p", "no:cacheprovider"]
         done = subprocess.run(
             [*command, *(options or ("-p", "no:asyncio"))],
@@ -208,7 +208,7 @@ def test_a_vendor_in_a_thread_leaves_nothing_behind() -> None:
 
 
 def test_a_vendor_that_cannot_stand_says_so() -> None:
-    """What goes wrong in its thread is raised where it was asked for."""
+    """An error in the emulator's thread is raised in the caller's."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=str(port)), running_emulator(separate=False, port=port):
@@ -238,7 +238,7 @@ def test_work_takes_no_longer_on_a_hasty_loop() -> None:
     async def work() -> float:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        time.sleep(0.05)  # noqa: ASYNC251 - it stands for work, or for a process held up
+        time.sleep(0.05)  # noqa: ASYNC251 - it simulates work, or a process that is delayed
         return loop.time() - began
 
     with asyncio.Runner(loop_factory=accelerated_loop(1000)) as runner:

@@ -22,7 +22,7 @@ FINISHED = {"COMPLETED", "ERROR", "FAILED", "CANCELLED"}
 
 @attrs.frozen
 class Reply:
-    """An answer, read whole."""
+    """A response with its complete body."""
 
     status: int
     headers: Any
@@ -43,7 +43,7 @@ class Customer:
 
     @staticmethod
     async def until(is_so: Callable[[], bool]) -> None:
-        """Wait for something at the vendor's that nothing tells."""
+        """Wait until a condition on the emulator's state is true."""
         with anyio.fail_after(60):
             while not is_so():
                 await anyio.sleep(0.01)
@@ -82,7 +82,7 @@ class Customer:
         return await self.api("POST", "/Extraction", key=key, data=form)
 
     async def by_id(self, task_id: str, **query: str) -> Reply:
-        """Look at a task."""
+        """Poll a task."""
         query = {"conversionType": "EXTRACTION", "task_id": task_id, **query}
         return await self.api("GET", "/byId", params=query)
 
@@ -96,7 +96,7 @@ class Customer:
                 await anyio.sleep(0.01)
 
     async def extract(self, audio: bytes | Path | None = b"so much sound", **fields: str) -> Any:
-        """Submit, wait, and tell the conversion."""
+        """Submit, wait, and return the conversion."""
         reply = await self.submit(audio, **fields)
         assert reply.status == 200, reply.body
         return await self.finished(reply.json["task_id"])
@@ -112,7 +112,7 @@ OpenAccount = Callable[..., AbstractAsyncContextManager[Customer]]
 
 @pytest.fixture
 def open_account() -> OpenAccount:
-    """Stand an emulator up with these settings, and be its customer."""
+    """Run an emulator with these settings, and yield a client of it."""
 
     @asynccontextmanager
     async def opened(**settings: Any) -> AsyncIterator[Customer]:

@@ -42,7 +42,7 @@ except ImportError as error:
 
 
 def test_it_imports_nothing_of_the_client() -> None:
-    """No module of the emulator's reaches out of its own room, lazily or for types either."""
+    """No module of the emulator imports the client, neither lazily nor for types."""
     for path in ROOM.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
@@ -66,7 +66,7 @@ def test_a_missing_extra_is_named(missing: str) -> None:
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
-    """What is to be separated must be kept, and no clock stands still."""
+    """Separation requires kept audio, and a clock must move."""
     with pytest.raises(ValueError, match="keep_audio"):
         Emulator(keep_audio=False)
     with pytest.raises(ValueError, match="speed"):
@@ -120,8 +120,8 @@ async def test_it_serves_over_tls(contexts: tuple[ssl.SSLContext, ssl.SSLContext
 
 @pytest.mark.anyio
 async def test_it_stands_in_a_process_of_its_own() -> None:
-    """Another process serves, without numpy where nothing is split, and ends when told to."""
-    with subprocess.Popen(  # noqa: ASYNC220  its pipes are read where nothing else runs
+    """It runs in another process, without numpy unless it separates, and ends on request."""
+    with subprocess.Popen(  # noqa: ASYNC220  nothing else runs while its pipes are read
         [sys.executable, "-c", STANDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None

@@ -96,7 +96,7 @@ async def test_no_stem_named_means_the_vendors_four(open_account: Any, stems: st
 
 
 async def test_an_empty_audio_url_beside_a_file_is_no_url(open_account: Any) -> None:
-    """The vendor's own samples send an empty audio_url with the file."""
+    """MusicGPT's own samples send an empty audio_url together with the file."""
     async with open_account() as me:
         assert (await me.submit(audio_url="")).status == 200
 
@@ -284,7 +284,7 @@ async def test_the_listing_can_be_left_out(open_account: Any) -> None:
 
 
 async def test_requests_are_logged(open_account: Any) -> None:
-    """The log tells method, path and status of everything that arrived, in order."""
+    """The log has method, path and status of every request, in order."""
     async with open_account() as me:
         url = await me.link()
         await me.call("GET", url, headers={"Range": "bytes=0-3"})

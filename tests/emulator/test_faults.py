@@ -24,7 +24,7 @@ BY_THE_FILE_HOST = {
 
 
 def kinds_for(*targets: str) -> set[str]:
-    """The names of the faults that may strike one of these."""
+    """Return the names of the faults with one of these targets."""
     return {name for name, row in KINDS.items() if row.targets & set(targets)}
 
 
@@ -45,7 +45,7 @@ def test_a_fault_that_cannot_be_is_refused(wrong: Any) -> None:
 
 
 def test_a_fault_strikes_as_often_as_it_is_told() -> None:
-    """`after` lets occasions pass, `times` bounds the strikes, and the next fault follows."""
+    """`after` skips requests, `times` limits the number of faults, and the next fault follows."""
     script = FaultPlan([Fault("byId", "status", after=1, times=2), Fault("byId", "redirect")])
     look = FaultContext(on="byId")
     taken = [script.take(look, Stage.INSTEAD) for _ in range(5)]
@@ -171,10 +171,10 @@ async def test_dropped_connections(open_account: Any, kind: str, accepted: int) 
 @pytest.mark.parametrize("kind", ["drop_before_body", "drop_before_answer", "drop_mid_answer"])
 @pytest.mark.parametrize("on", ["byId", "byUser"])
 async def test_dropped_looks(open_account: Any, on: Any, kind: str) -> None:
-    """Looks and listings can be dropped as well; the look after that is answered."""
+    """Polls and listings can be dropped too; the following poll gets a response."""
     async with open_account() as me:
         await me.submit()
-        # aiohttp asks again by itself where a GET is dropped on a connection that was kept.
+        # aiohttp retries a GET by itself if it is dropped on a kept connection.
         me.vendor.script(Fault(on, kind, times=2))
         with pytest.raises(GONE):
             await CALLS[on](me)
@@ -183,7 +183,7 @@ async def test_dropped_looks(open_account: Any, on: Any, kind: str) -> None:
 
 
 async def test_how_much_of_the_answer_gets_through(open_account: Any) -> None:
-    """`at` is a number of bytes, or a part of the whole."""
+    """`at` is a number of bytes, or a share of the body."""
     async with open_account(faults=[Fault("submit", "drop_mid_answer", at=20)]) as me:
         url, headers = f"{me.vendor.base_url}/Extraction", {"Authorization": me.vendor.api_key}
         form = {"audio_url": "https://example.org/a.mp3"}
@@ -324,7 +324,7 @@ async def test_gzip_that_nobody_asked_for(open_account: Any) -> None:
 
 
 async def test_truncated_ranges(open_account: Any) -> None:
-    """Faults strike ranges, too: a 206 that breaks off, one that starts elsewhere, and none."""
+    """Faults apply to ranges too: a 206 that breaks off, one with another start, and none."""
     asked = {"Range": f"bytes={SIZE // 2}-"}
     async with open_account(stem_bytes=SIZE) as me:
         url = await me.link()
@@ -344,7 +344,7 @@ async def test_truncated_ranges(open_account: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["changed", "changed_anyway"])
 async def test_a_file_that_changes_midway(open_account: Any, kind: str) -> None:
-    """Content and ETag change for good; If-Range gets the whole new file, or is ignored."""
+    """Content and ETag change for good; If-Range gets the complete new file, or is ignored."""
     async with open_account(stem_bytes=SIZE) as me:
         url = await me.link()
         old, whole, _ = await fetch(me, url, {})
@@ -371,7 +371,7 @@ async def test_a_conversion_that_never_finishes(open_account: Any) -> None:
 
 
 async def test_faults_can_choose_a_track(open_account: Any) -> None:
-    """A predicate may look at what is submitted: here one file name is refused."""
+    """A predicate can depend on the submit: here one file name is refused."""
     fault = Fault(
         "submit",
         "status",

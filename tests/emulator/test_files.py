@@ -51,7 +51,7 @@ async def test_ranges(open_account: Any) -> None:
 
 
 async def test_if_range_is_heeded(open_account: Any) -> None:
-    """The range is served while the ETag or date is that of the file, the whole otherwise."""
+    """A range is served if the ETag or date matches the file, otherwise the complete file."""
     async with open_account(stem_bytes=10_000) as me:
         url = await me.link()
         headers = (await me.call("GET", url)).headers
@@ -120,7 +120,7 @@ async def test_pseudo_audio_depends_on_audio_stem_and_nothing_else(open_account:
 
 
 async def test_an_expired_link_is_replaced_by_the_next_look(open_account: Any) -> None:
-    """Once links have expired they stay dead, and byId tells fresh ones."""
+    """Expired links stay expired, and byId returns fresh ones."""
     async with open_account(faults=[Fault("file", "expired")]) as me:
         task = (await me.submit()).json["task_id"]
         old = json.loads((await me.finished(task))["audio_url"])["drums"]

@@ -72,7 +72,7 @@ async def test_the_base_url_of_each_generation(open_account: Any) -> None:
 async def test_results_are_mp3_alone_or_both_by_a_setting(
     open_account: Any, settings: dict[str, Any], has_wav: bool
 ) -> None:
-    """The setting goes for byId and for the webhook; nothing tells of a WAV that is not there."""
+    """The setting applies to byId and to webhooks; no link leads to a missing WAV."""
     posted: list[Any] = []
 
     async def take(request: web.Request) -> web.Response:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 class HandClock(Clock):
-    """A clock that moves only when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def minutes(number: float) -> Upload:
 
 
 def test_looks_are_counted_in_a_sliding_minute() -> None:
-    """A look is let pass as soon as fewer than the limit lie within the last 60 seconds."""
+    """A poll is admitted as soon as fewer than the limit are within the last 60 seconds."""
     vendor = make_vendor()
     clock = vendor.clock
     assert isinstance(clock, HandClock)
@@ -103,7 +103,7 @@ async def test_past_the_parallel_limit_a_submit_gets_429(open_account: Any) -> N
 
 @pytest.mark.parametrize("retry_after", [False, True])
 async def test_past_the_look_limit_byid_gets_429(open_account: Any, retry_after: bool) -> None:
-    """The fourth look of a minute is refused where three are allowed; it may tell how long."""
+    """The fourth poll of a minute is refused if three are allowed; Retry-After is optional."""
     async with open_account(polls_per_minute=3, retry_after=retry_after) as me:
         task = (await me.submit()).json["task_id"]
         assert [(await me.by_id(task)).status for _ in range(3)] == [200, 200, 200]

@@ -95,7 +95,7 @@ async def test_an_upload_without_its_end_is_not_accepted(
 
 
 async def test_the_vendor_stays_well_after_a_broken_upload(open_account: Any) -> None:
-    """A customer who goes away in the middle of the body disturbs nobody."""
+    """A client that disconnects in the middle of the body does not affect others."""
     async with open_account() as me:
         await post_raw(me, HEAD + b"sound" * 1000, length=10_000_000)
         assert (await me.submit()).status == 200

@@ -34,7 +34,7 @@ class Letter:
 
 @attrs.define
 class Receiver:
-    """A door for webhooks that answers with the statuses it is given, and 200 after them."""
+    """A webhook endpoint that responds with the given statuses, and with 200 after them."""
 
     url: str
     statuses: list[int]
@@ -63,7 +63,7 @@ class Receiver:
 
 @asynccontextmanager
 async def door(*statuses: int) -> AsyncIterator[Receiver]:
-    """Stand a receiver up that answers with these statuses first."""
+    """Run an endpoint that responds with these statuses first."""
     receiver = Receiver("", list(statuses))
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", receiver.take)
@@ -134,7 +134,7 @@ async def test_failures_are_told(open_account: Any, payload: str, expected: dict
 
 
 async def test_before_the_submits_answer(open_account: Any) -> None:
-    """The conversion is finished and told of while the customer still waits for the task_id."""
+    """The conversion finishes and its webhook arrives before the submit's response."""
     async with door() as hooks, open_account(webhooks="before_answer") as me:
         words = []
 
@@ -233,7 +233,7 @@ async def test_behaviours_mix(open_account: Any) -> None:
 
 
 async def test_what_is_no_behaviour_is_refused(open_account: Any) -> None:
-    """A name that stands for nothing is a ValueError when the emulator is made."""
+    """An unknown name is a ValueError when the emulator is created."""
     with pytest.raises(ValueError, match="unknown behaviour 'sometimes'"):
         async with open_account(webhooks="sometimes"):
             pass
@@ -257,7 +257,7 @@ async def test_a_delivery_that_is_not_taken_is_made_again(open_account: Any, sta
 
 
 async def test_a_delivery_is_given_up_in_the_end(open_account: Any) -> None:
-    """After four attempts the vendor gives up; what each got is on record."""
+    """After four attempts the emulator stops; the result of each is recorded."""
     async with open_account(speed=1000) as me:
         await me.extract(webhook_url="http://127.0.0.1:1/nobody")
         await settled(me, 4)

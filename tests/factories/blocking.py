@@ -12,14 +12,14 @@ ALLOWED = {
     # Coverage's tracer is called between the library's own lines.
     "coverage/collector.py": {"lock_data", "unlock_data"},
     "coverage/control.py": {"_should_trace"},
-    # asyncpg looks for files with passwords and keys before it connects.
+    # asyncpg looks for password and key files before it connects.
     "asyncpg/connect_utils.py": {"_parse_connect_arguments"},
 }
 
 
 @contextmanager
 def forbid_blocking() -> Iterator[None]:
-    """Fail where the library itself makes a blocking call on an event loop."""
+    """Fail if the library itself makes a blocking call on an event loop."""
     with blockbuster_ctx("musicgpt_async") as guard:
         # They ask for the working directory, which waits for nothing.
         guard.functions["os.path.abspath"].deactivate()

@@ -26,7 +26,7 @@ YES = b'{"success": true, "task_id": "t"}'
 
 
 async def hand_over_nothing() -> None:
-    """Hand over without a word."""
+    """Do nothing before the commit point."""
 
 
 async def submit(transport: Transport, url: str, data: bytes = b"sound") -> Response:
@@ -44,7 +44,7 @@ async def submit(transport: Transport, url: str, data: bytes = b"sound") -> Resp
 
 
 async def fetch(transport: Transport, url: str) -> tuple[int, bytes]:
-    """Bring a file down whole."""
+    """Download a file completely."""
     async with transport.stream(url, {}) as response:
         return response.status, await response.read()
 

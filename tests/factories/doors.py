@@ -28,7 +28,7 @@ DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
 @asynccontextmanager
 async def uvicorn_running(app: Any, **options: Any) -> AsyncIterator[str]:
     """Serve an ASGI application under a real uvicorn; yields the root of the server."""
-    # asyncio turns Nagle's algorithm off only where the protocol is named.
+    # asyncio only disables Nagle's algorithm if the protocol is given.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
@@ -46,7 +46,7 @@ async def uvicorn_running(app: Any, **options: Any) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def mounted_in_fastapi(receiver: WebhookReceiver) -> AsyncIterator[str]:
-    """The door mounted beside other routes of a FastAPI application."""
+    """Mount the endpoint beside other routes of a FastAPI application."""
     app = FastAPI()
     app.get("/other")(lambda: "theirs")
     app.mount("/hooks", receiver.asgi)
@@ -56,7 +56,7 @@ async def mounted_in_fastapi(receiver: WebhookReceiver) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def alone_under_uvicorn(receiver: WebhookReceiver) -> AsyncIterator[str]:
-    """The door as the only ASGI application, lifespan included."""
+    """Run the endpoint as the only ASGI application, including lifespan."""
     async with uvicorn_running(receiver.asgi, lifespan="on") as root:
         yield root
 
@@ -75,7 +75,7 @@ async def aiohttp_running(app: web.Application) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def routed_in_aiohttp(receiver: WebhookReceiver) -> AsyncIterator[str]:
-    """The door's routes beside other routes of an aiohttp application."""
+    """Add the endpoint's routes to an aiohttp application with other routes."""
 
     async def other(_request: web.Request) -> web.Response:
         return web.json_response("theirs")
@@ -88,7 +88,7 @@ async def routed_in_aiohttp(receiver: WebhookReceiver) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def served_by_itself(receiver: WebhookReceiver) -> AsyncIterator[str]:
-    """The door as a server of its own."""
+    """Run the endpoint as its own server."""
     async with receiver.serve(port=0) as root:
         yield root
 
@@ -123,7 +123,7 @@ def listen(queue: DeliveryQueue, token: str, got: list[Mapping[str, Any]]) -> No
 
 @attrs.frozen
 class Open:
-    """A door that is open, with one letterbox behind it."""
+    """A running endpoint with one subscription."""
 
     receiver: WebhookReceiver
     root: str
@@ -145,7 +145,7 @@ class Open:
             return answer.status, answer.headers, json.loads(content) if content else None
 
     async def talk(self, request: bytes, *, listen: bool = True) -> bytes:
-        """Write bytes to the door and hang up, after the first bytes of an answer or at once."""
+        """Write bytes to the endpoint and disconnect, after the start of a response or at once."""
         stream = await anyio.connect_tcp("127.0.0.1", URL(self.root).port or 0)
         async with stream:
             await stream.send(request)

@@ -1,4 +1,4 @@
-"""Files to download, and a host that serves them as it is told."""
+"""Files to download, and a scripted host that serves them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def mp3(size: int) -> bytes:
 
 
 def wav(size: int) -> bytes:
-    """Make a WAV whose header tells its size."""
+    """Return a WAV whose header declares its size."""
     return b"RIFF" + (size - 8).to_bytes(4, "little") + b"WAVE" + secrets.token_bytes(size - 12)
 
 
@@ -37,7 +37,7 @@ Get = Callable[..., Any]
 
 @attrs.define
 class Host:
-    """A file host that knows ranges and can be told what to do with each request."""
+    """A file host that supports ranges and whose responses can be scripted."""
 
     data: bytes
     etag: str | None = '"one"'
@@ -96,7 +96,7 @@ def say(status: int, body: bytes = b"", **headers: str) -> Callable[[Any, Any], 
 
 
 def close_delimited(body: bytes, **headers: str) -> Callable[[Any, Any], Any]:
-    """Answer without a length, so that only hanging up says where it ends."""
+    """Respond without a length, so that only closing the connection marks the end."""
 
     async def step(peer: Any, _: Any) -> None:
         await peer.answer(200, body, Content_Length="", Connection="close", **headers)
@@ -107,5 +107,5 @@ def close_delimited(body: bytes, **headers: str) -> Callable[[Any, Any], Any]:
 
 
 def nothing_lies_in(directory: Path) -> bool:
-    """Tell whether a directory is empty and nothing in it is open."""
+    """Return whether a directory is empty and no file in it is open."""
     return not list(directory.iterdir()) and not held(directory)

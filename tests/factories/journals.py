@@ -64,7 +64,7 @@ def contents_of(path: Path) -> dict[str, bytes | None]:
     }
 
 
-# What second processes begin with: a journal, a job's record, and a line to say that they stand.
+# The start of scripts for second processes: a journal, a record, and a line when they are ready.
 CHILD = """
 import asyncio, os, resource, sys
 from musicgpt_async.errors import JournalError

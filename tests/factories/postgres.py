@@ -279,7 +279,7 @@ def _is_open_to_all(folder: Path) -> bool:
 
 
 def make_run_directory() -> Path:
-    """Make the directory of a run's servers, where the user that runs them can enter it."""
+    """Create the directory of a run's servers, which the server's user may enter."""
     names = (tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108 - the name below is random
     folders = [Path(name).resolve() for name in names]
     parent = next(folder for folder in folders if os.geteuid() or _is_open_to_all(folder))

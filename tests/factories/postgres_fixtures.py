@@ -20,7 +20,7 @@ DIRECTORY = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the run's directory; workers of pytest-xdist are told of it."""
+    """Create the run's directory, whose path is passed to workers of pytest-xdist."""
     if hasattr(config, "workerinput"):
         config.stash[DIRECTORY] = Path(config.workerinput["postgres"])
         return
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of pytest-xdist where the run's servers are."""
+    """Pass the directory of the run's servers to a worker of pytest-xdist."""
     node.workerinput["postgres"] = str(node.config.stash[DIRECTORY])
 
 
@@ -54,7 +54,7 @@ POSTGRES = [pytest.param(each, id=str(each)) for each in find_installations()] o
 
 @pytest.fixture(scope="session")
 def postgres_servers(pytestconfig: pytest.Config) -> PostgresServers:
-    """Starts servers: one of each version for the whole run, and others for one test."""
+    """Start servers: one of each version for the complete run, and others for one test."""
     return PostgresServers(pytestconfig.stash[DIRECTORY])
 
 

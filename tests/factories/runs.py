@@ -42,7 +42,7 @@ def track(folder: Path, name: str = "song.mp3", size: int = 20_000) -> Path:
 
 
 def lost(name: str = "a", **changes: Any) -> JobRecord:
-    """Return the record of a submit that was handed over a minute ago and never answered."""
+    """Return the record of a submit that was delivered a minute ago without a response."""
     return attrs.evolve(
         JobRecord(
             id=name,
@@ -58,7 +58,7 @@ def lost(name: str = "a", **changes: Any) -> JobRecord:
 
 
 async def written(path: Path, *records: JobRecord) -> Path:
-    """Write records into a journal that nobody holds."""
+    """Write records to a journal that has no owner."""
     async with Journal(path) as journal:
         for record in records:
             await journal._add_or_get(record)
@@ -72,7 +72,7 @@ async def read(path: Path) -> list[JobRecord]:
 
 
 async def accepted_by(vendor: Emulator, stems: Sequence[str] = STEMS) -> str:
-    """Have the vendor accept a track that somebody else submits; return its task."""
+    """Let the emulator accept a track from another client; return its task."""
     form = aiohttp.FormData({"stems": json.dumps(list(stems))})
     form.add_field("audio_file", b"ID3" + bytes(9000), filename="other.mp3")
     async with aiohttp.request(
@@ -95,7 +95,7 @@ def there(folder: Path) -> dict[str, str]:
 
 
 async def reference(vendor: Emulator, folder: Path, *tracks: Path) -> dict[str, str]:
-    """Return what must lie there, fetched by a session that knows nothing of the first."""
+    """Return the expected files, downloaded by an independent session."""
     async with connected(vendor, None) as session:
         for submission in vendor.submissions:
             await session.attach(submission.task_id).download(folder)

@@ -1,4 +1,4 @@
-"""Schedules of looks, and what makes their looks."""
+"""Drive schedules of polls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def schedule(polls_per_minute: float | None = 500.0, **settings: float) -> Sched
 
 
 def next_of(waiting: Schedule[str]) -> float:
-    """The moment of the next look, where there must be one."""
+    """Return the time of the next poll, which must exist."""
     at = waiting.next_due()
     assert at is not None
     return at
@@ -25,7 +25,7 @@ def next_of(waiting: Schedule[str]) -> float:
 def poll(
     waiting: Schedule[str], ends: dict[str, float], *, until: float
 ) -> list[tuple[float, str]]:
-    """Make every look until a moment, each job ending when told; returns the looks."""
+    """Send every poll until a moment and end each job at its time; return the polls."""
     made: list[tuple[float, str]] = []
     while (at := waiting.next_due()) is not None and at <= until:
         for key in waiting.take_due(at):
@@ -49,7 +49,7 @@ def taught(ratio: float, *, eta: float | None = 100.0) -> Schedule[str]:
 
 
 def worst_minute(moments: Iterable[float]) -> int:
-    """The most looks in any sixty seconds."""
+    """Return the largest number of polls in any sixty seconds."""
     window: deque[float] = deque()
     worst = 0
     for at in moments:

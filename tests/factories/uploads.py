@@ -26,7 +26,7 @@ PATIENCE = 60
 
 
 async def hand_over_nothing() -> None:
-    """Hand over without a word."""
+    """Do nothing before the commit point."""
 
 
 def body_of(content: ReadableTrack | None, **settings: Any) -> MultipartBody:
@@ -74,13 +74,13 @@ def closing(body: MultipartBody) -> bytes:
 
 @attrs.define
 class Recorder:
-    """A vendor that reads whole submits and says yes."""
+    """A server that reads complete submits and accepts them."""
 
     requests: list[Any] = attrs.field(factory=list)
     peers: list[int] = attrs.field(factory=list)
 
     async def __call__(self, peer: Any) -> None:
-        """Read whole submits for as long as the client sends them."""
+        """Read complete submits as long as the client sends them."""
         while True:
             self.requests.append(await peer.request())
             self.peers.append(peer.number)

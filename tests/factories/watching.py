@@ -33,7 +33,7 @@ async def until(condition: Callable[[], Any], *, within: float = PATIENCE) -> No
 
 
 async def largest_gap(stop: anyio.Event) -> float:
-    """The longest time in which the loop served nobody else."""
+    """Return the longest time for which the loop was blocked."""
     largest, last = 0.0, anyio.current_time()
     while not stop.is_set():
         await anyio.sleep(0.001)  # spinning would take the threads' share of the interpreter

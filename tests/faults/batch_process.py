@@ -23,7 +23,7 @@ def tell(**what: Any) -> None:
 
 
 class Found(logging.Handler):
-    """Tells of lost answers that were found again."""
+    """Reports recovered responses."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print what a message says about it."""

@@ -1,4 +1,4 @@
-"""Sends garbage to a door from a process of its own; prints a report of the answers."""
+"""Send garbage to an endpoint from another process; print a report of the responses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from musicgpt_async.webhooks import MAX_BODY_BYTES
 
 
 def garbage(token: str) -> list[tuple[int, bytes]]:
-    """Return requests that a door refuses, each with the status that it must get."""
+    """Return requests that an endpoint refuses, each with the expected status."""
 
     def post(status: int, path: str, body: bytes) -> tuple[int, bytes]:
         head = f"POST /hooks/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"

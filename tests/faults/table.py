@@ -36,21 +36,21 @@ STRUCK, SPARED = "drums", "bass"
 
 @attrs.frozen(kw_only=True)
 class Case:
-    """A fault and what comes of it.
+    """A fault and its consequences.
 
     Attributes:
-        on: What is struck.
-        what: What goes wrong, for people.
-        gets: What the user gets, for people.
-        faults: What the emulator is told to do.
-        submissions: Conversions that the vendor accepted, each of which is paid for.
-        posts: Submits that reached the vendor.
+        on: The target.
+        what: The fault, as text.
+        gets: The result for the user, as text.
+        faults: The faults that the emulator injects.
+        submissions: Conversions that the emulator accepted, each of which is paid for.
+        posts: Submits that reached the emulator.
         error: The class of the error that the user gets, if any.
         words: A regular expression that its message matches.
         size: Bytes of the track.
-        format: What is downloaded.
-        journals: Whether to try it with a journal, without one, or both.
-        settings: Arguments of the session that differ.
+        format: The requested format.
+        journals: Whether to run it with a journal, without one, or both.
+        settings: Further arguments of the session.
     """
 
     on: str
@@ -82,7 +82,7 @@ def submit(what: str, gets: str, *faults: tuple[str, dict[str, Any]], **facts: A
 
 
 def unknown(what: str, kind: str, *, submissions: int = 1, **how: Any) -> Case:
-    """Return a case in which nobody can tell whether the track was accepted."""
+    """Return a case in which it is unknown whether the track was accepted."""
     facts = {key: how.pop(key) for key in ("journals",) if key in how}
     return submit(
         what,

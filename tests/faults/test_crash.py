@@ -133,7 +133,7 @@ class Batch:
             return time.monotonic() - began
 
     async def killed_after(self, seconds: float, *, tracks: int) -> bool:
-        """Start a process on the first tracks and kill it; tell whether it was still at work."""
+        """Start a process on the first tracks and kill it; return whether it was still running."""
         async with self.process(self.tracks[:tracks]) as process:
             with anyio.move_on_after(seconds):
                 await process.wait()
@@ -169,7 +169,7 @@ class Batch:
         self.figures.unknown = sorted(errors)
 
     async def decided(self) -> None:
-        """Do what a user does about unknown tracks: look into the dashboard, submit the missing."""
+        """Resolve unknown tracks as a user does: check the dashboard, submit the missing ones."""
         there = {each.file_name for each in self.vendor.submissions}
         self.figures.decided = [name for name in self.figures.unknown if name not in there]
         unknown = [each for each in self.figures.unknown if each in there]
@@ -218,7 +218,7 @@ class Batch:
 
 
 def phase(record: JobRecord) -> str:
-    """Return where a job stood, as far as the journal knows."""
+    """Return the phase of a job, according to the journal."""
     if record.task_id is None:
         return "not handed over" if record.sent_at is None else "handed over"
     if record.state is not JobState.COMPLETED:

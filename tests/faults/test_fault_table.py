@@ -23,18 +23,18 @@ TRIED = [(case, journal) for case in CASES for journal in case.journals]
 
 @attrs.frozen(kw_only=True)
 class Result:
-    """What came of a case.
+    """The result of a case.
 
     Attributes:
-        error: What the user got to see.
-        submissions: Conversions that the vendor accepted.
-        posts: Submits that reached the vendor.
-        found: File name → digest, of everything that lies in the directory.
-        served: File name → digest, of what the vendor serves.
-        struck: How often the faults struck.
+        error: The error that the user gets.
+        submissions: Conversions that the emulator accepted.
+        posts: Submits that reached the emulator.
+        found: Digests by name of all files in the directory.
+        served: Digests by name of the files that the emulator serves.
+        struck: Number of injected faults.
         slots: Slots still taken at the end.
-        leaks: Requests to the file host that bore the key.
-        record: What the journal holds, where there is one.
+        leaks: Requests to the file host with the key.
+        record: The journal's record, if there is a journal.
     """
 
     error: MusicGPTError | None
@@ -128,7 +128,7 @@ async def remembered(path: Path) -> JobRecord:
 @pytest.mark.accelerated(10)
 @pytest.mark.parametrize("tried", TRIED, ids=name_of)
 async def test_what_the_user_gets(tried: tuple[Case, bool], tmp_path: Path) -> None:
-    """One row of the table: what was paid, what the user is told, and what lies on disk."""
+    """One row of the table: what is paid for, what the user gets, and what is on disk."""
     case, journal = tried
     result = await result_of(case, journal, folder=tmp_path)
     assert result.struck, "the fault never struck"

@@ -16,7 +16,7 @@ from musicgpt_async.emulator import Emulator
 
 @pytest.fixture
 def vendor(musicgpt_emulator: Emulator) -> Emulator:
-    """The vendor of the project's own pytest plugin, which tells programs of it by environment."""
+    """The emulator of the project's own pytest plugin, which sets the environment for programs."""
     return musicgpt_emulator
 
 
@@ -54,7 +54,7 @@ async def browser() -> AsyncIterator[aiohttp.ClientSession]:
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
     """A socket on a free port, for a service that has to know its address before it runs."""
-    # asyncio turns Nagle's algorithm off only where the protocol is named.
+    # asyncio only disables Nagle's algorithm if the protocol is given.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

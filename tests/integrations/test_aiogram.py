@@ -43,7 +43,7 @@ class Telegram:
         self._last = ""
 
     def send_audio(self, *, last: str) -> None:
-        """Have somebody send a track; ``last`` is in the last thing that the bot will say."""
+        """Send a track as a user; ``last`` is a part of the bot's last message."""
         self._last = last
         audio = {"file_id": "f", "file_unique_id": "u", "duration": 2, "file_name": "song.mp3"}
         self._updates.put_nowait(
@@ -85,7 +85,7 @@ class Telegram:
 
 @asynccontextmanager
 async def served(telegram: Telegram) -> AsyncIterator[str]:
-    """Serve the stand-in; yields the root of its server."""
+    """Serve the fake; yield the root of its server."""
     app = web.Application()
     app.add_routes(
         [
@@ -104,7 +104,7 @@ async def served(telegram: Telegram) -> AsyncIterator[str]:
 
 @pytest.fixture
 def telegram() -> Telegram:
-    """A chat with somebody."""
+    """A chat with a user."""
     return Telegram()
 
 

@@ -105,11 +105,11 @@ class Discord:
 
     @property
     def gateway(self) -> str:
-        """Where the bot opens its web socket."""
+        """Return the URL of the bot's web socket."""
         return f"ws{self.root.removeprefix('http')}/ws"
 
     async def _websocket(self, request: web.Request) -> web.WebSocketResponse:
-        """Let the bot identify itself, and have somebody use its command."""
+        """Let the bot identify itself, and use its command as a user."""
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         await socket.send_json({"op": 10, "d": {"heartbeat_interval": 40_000}})
@@ -161,7 +161,7 @@ class Discord:
 
 def said(value: Any, status: int = 200) -> web.Response:
     """Return an answer in JSON."""
-    # discord.py compares the whole content type.
+    # discord.py compares the complete content type.
     content = json.dumps(value).encode()
     return web.Response(body=content, status=status, content_type="application/json")
 
@@ -178,7 +178,7 @@ async def payload_of(request: web.Request) -> dict[str, Any]:
 
 @asynccontextmanager
 async def served(discord: Discord) -> AsyncIterator[None]:
-    """Serve the stand-in on a free port."""
+    """Serve the fake on a free port."""
     app = web.Application()
     app.add_routes(discord.routes())
     runner = web.AppRunner(app, shutdown_timeout=1)
@@ -193,7 +193,7 @@ async def served(discord: Discord) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def discord(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Discord]:
-    """A stand-in that discord.py is pointed at by the two addresses it has as attributes."""
+    """A fake to which discord.py connects by its two address attributes."""
     stand_in = Discord()
     async with served(stand_in):
         # Here, for its warnings are let through only inside a test.

@@ -67,7 +67,7 @@ async def upload(browser: aiohttp.ClientSession, service: Service) -> dict[str, 
 async def test_an_upload_becomes_a_job_whose_stems_are_streamed_out(
     service: Service, browser: aiohttp.ClientSession, vendor: Emulator
 ) -> None:
-    """The UploadFile arrives whole at the vendor, the mounted door takes the webhook."""
+    """The UploadFile arrives completely, and the mounted endpoint receives the webhook."""
     async with service.running() as module:
         answer = await upload(browser, service)
         job = await module.app.state.session.retrieve(answer["id"])
@@ -88,7 +88,7 @@ async def test_an_upload_becomes_a_job_whose_stems_are_streamed_out(
 async def test_a_stem_is_fetched_once_for_many_listeners(
     service: Service, browser: aiohttp.ClientSession, vendor: Emulator
 ) -> None:
-    """Ten requests for one stem, some at once, get it whole; later ones cost no download."""
+    """Ten requests for one stem, some concurrent, get it completely with one download."""
 
     async def listen(job_id: object) -> bytes:
         async with browser.get(f"{service.root}/jobs/{job_id}/vocals") as stem:
@@ -140,7 +140,7 @@ async def test_what_cannot_be_done_is_explained(
 async def test_a_restart_of_the_service_loses_no_job(
     service: Service, browser: aiohttp.ClientSession, vendor: Emulator
 ) -> None:
-    """Stopping does not wait for the vendor; after the start the job goes on under its own id."""
+    """Stopping does not wait for MusicGPT; after a restart the job continues with the same id."""
     async with service.running():
         answer = await upload(browser, service)
     assert vendor.unfinished == 1

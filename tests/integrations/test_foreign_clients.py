@@ -1,7 +1,7 @@
-"""Clients that are not ours, against the emulator: what they send is taken, and they are content.
+"""Other clients against the emulator: it accepts what they send, and they accept its responses.
 
-`curl` and `requests` send what the vendor's documents describe; the vendor's npm package `musicgpt`
-is installed from the npm registry where node is there.
+`curl` and `requests` send what MusicGPT's documents describe; MusicGPT's npm package `musicgpt` is
+installed from the npm registry if node is available.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def track(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the vendor's npm package; the tests are skipped where it cannot be had."""
+    """A directory with MusicGPT's npm package; the tests are skipped if it is not available."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("node and npm are not installed, so that the npm package cannot be run")

@@ -1,4 +1,4 @@
-"""Small servers on real sockets that show the exact bytes, and say what they are told to say."""
+"""Small servers on real sockets that record exact bytes and send scripted responses."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Peer:
         return Request(line, headers, raw, b"")
 
     async def request(self) -> Request:
-        """Read a whole request, as long as its Content-Length says."""
+        """Read a complete request, according to its Content-Length."""
         head = await self.head()
         length = int(head.headers.get("content-length", "0"))
         return attrs.evolve(head, body=await self.reader.readexactly(length))
@@ -102,7 +102,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL of the server."""
         return f"http://127.0.0.1:{self.port}"
 
 
@@ -211,9 +211,9 @@ def get(lanes: Any, executor: ThreadPoolExecutor) -> Get:
 
 @pytest.fixture
 def unused_port() -> Iterator[int]:
-    """A port at which nobody listens."""
+    """A port without a listener."""
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))  # bound and not listening: whoever connects is refused
+        sock.bind(("127.0.0.1", 0))  # bound and not listening, so that connections are refused
         yield sock.getsockname()[1]
 
 

@@ -161,7 +161,7 @@ async def test_an_endpoint_may_run_in_another_thread_and_loop() -> None:
 
 
 async def test_a_closed_consumer_leaves_its_deliveries_to_the_next() -> None:
-    """What a session had not taken when it was closed is kept for whoever subscribes next."""
+    """Deliveries that a closed session has not consumed are kept for the next subscriber."""
     queue, got = DeliveryQueue(), list[Any]()
     consumer = Consumer(queue)
     consumer.subscribe(TOKEN)

@@ -29,14 +29,14 @@ from musicgpt_async.errors import DownloadError, MusicGPTError
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_backoff")]
 
 
-# Whole files.
+# Complete files.
 
 
 @pytest.mark.parametrize("size", [100, MIB, 3 * MIB + 7])
 async def test_a_file_arrives_whole_under_its_name(
     size: int, serve: Any, get: Get, tmp_path: Path
 ) -> None:
-    """The directory is made, the file is there and nothing beside it, its digest is told."""
+    """The directory is created, the file is alone in it, and its digest is returned."""
     host = Host(mp3(size))
     steps: list[tuple[int, int | None]] = []
     target = tmp_path / "new" / "dir" / "a - vocals.mp3"
@@ -55,7 +55,7 @@ async def test_a_file_arrives_whole_under_its_name(
 async def test_a_digest_is_taken_only_where_it_is_asked_for(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
-    """Without a journal nobody pays for hashing."""
+    """Without a journal no digest is computed."""
     async with serve(Host(mp3(100))) as server:
         assert (await get(server.url, tmp_path / "a.mp3", digests=False)).sha256 == ""
 
@@ -63,7 +63,7 @@ async def test_a_digest_is_taken_only_where_it_is_asked_for(
 async def test_an_older_file_is_replaced_at_once_and_only_by_a_whole_one(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
-    """What lies there stays until the new file is whole, also where that fails."""
+    """An existing file stays until the new one is complete, even if the download fails."""
     target = tmp_path / "a.mp3"
     target.write_bytes(b"old")
     host = Host(mp3(3 * MIB))
@@ -105,7 +105,7 @@ async def test_has_knows_a_file_by_its_content(
     assert not await downloader.matches(tmp_path, size=tmp_path.stat().st_size, sha256=sha256)
 
 
-# What is no whole audio.
+# What is not complete audio.
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ async def test_what_is_no_audio_is_refused(
 async def test_without_a_length_a_cut_file_is_not_whole(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
-    """A connection closed early looks like the end where nobody says how long it is."""
+    """A connection that is closed early looks like the end if there is no length."""
     host = Host(b"", plan=[close_delimited(mp3(1000))])
     async with serve(host) as server:
         with pytest.raises(DownloadError, match="does not declare its length"):
@@ -145,7 +145,7 @@ async def test_without_a_length_a_cut_file_is_not_whole(
 
 
 async def test_a_wav_says_itself_how_long_it_is(serve: Any, get: Get, tmp_path: Path) -> None:
-    """Without a length the WAV header decides: cut it is fetched again, whole it is taken."""
+    """Without a length the WAV header decides: an incomplete file is retried."""
     whole = wav(3000)
     host = Host(b"", plan=[close_delimited(whole[:2000]), close_delimited(whole)])
     async with serve(host) as server:
@@ -157,7 +157,7 @@ async def test_a_wav_says_itself_how_long_it_is(serve: Any, get: Get, tmp_path: 
 async def test_a_host_that_announces_less_than_the_wav_has_is_not_believed(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
-    """A mis-sized answer passes for whole by its own length, and not by the file's."""
+    """A mis-sized response is complete by its own length, but not by the WAV header."""
     host = Host(b"", plan=[say(200, wav(3000)[:2000])] * 100)
     async with serve(host) as server:
         with pytest.raises(DownloadError, match="its header declares 3000"):
@@ -263,7 +263,7 @@ async def test_a_wav_of_unknown_size_is_whole_when_what_was_announced_came(
     assert (tmp_path / "a.wav").read_bytes() == data
 
 
-# Where links lead.
+# Targets of links.
 
 
 async def test_redirects_are_followed_hop_by_hop(serve: Any, get: Get, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ async def test_redirects_are_followed_hop_by_hop(serve: Any, get: Get, tmp_path:
 async def test_no_redirect_leads_into_a_private_network(
     place: str, serve: Any, get: Get, tmp_path: Path
 ) -> None:
-    """Every hop is judged like the vendor's own link, and a refused one is told at once."""
+    """Every redirect is checked like the first link, and a refused one fails at once."""
     host = Host(b"", plan=[say(302, Location=place)] * 100)
     async with serve(host) as server:
         with anyio.fail_after(LONG), pytest.raises(DownloadError):

@@ -248,7 +248,7 @@ async def test_nobody_at_the_other_end_is_a_transport_error(get: Get, tmp_path: 
 async def test_a_host_that_stops_sending_is_asked_again(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
-    """A stalled read goes on from where it stopped."""
+    """A stalled download is resumed from its last byte."""
     host = Host(mp3(4 * MIB))
 
     async def stall(peer: Any, _: Any) -> None:

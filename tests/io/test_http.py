@@ -54,7 +54,7 @@ async def test_each_submit_has_a_fresh_connection_and_looks_share_one(
 
 
 async def test_a_server_that_drops_idle_connections_loses_no_call(serve: Any, lanes: Any) -> None:
-    """Kept connections that went stale are no failure: looks go again, submits never use one."""
+    """A stale kept connection is no failure: polls are retried, submits never use one."""
     requests = []
 
     async def answer_once(peer: Any) -> None:
@@ -179,7 +179,7 @@ async def test_headers_have_one_spelling(serve: Any, lanes: Any) -> None:
 
 @pytest.mark.parametrize("call", ["ask", "send", "fetch"])
 async def test_silence_ends_in_a_stalled_error(call: str, serve: Any, lanes: Any) -> None:
-    """A server that accepts and says nothing is given up after the request timeout."""
+    """A server that accepts and stays silent fails the call after the request timeout."""
     async with serve(stay_silent) as server, lanes(request_timeout=0.3) as transport:
         with anyio.fail_after(PATIENCE), pytest.raises(TransportTimeoutError) as caught:
             await call_by_name(transport, call, server.url)
@@ -210,7 +210,7 @@ async def test_the_callers_session_is_used_and_left_open(serve: Any, lanes: Any)
 async def test_a_submit_never_uses_a_kept_connection_of_the_callers_session(
     serve: Any, lanes: Any
 ) -> None:
-    """Polls leave a kept connection in the caller's pool; each POST has one that nobody used."""
+    """Polls leave a kept connection in the caller's pool; each POST uses a new one."""
     echo = Echo()
     async with (
         serve(echo) as server,
@@ -244,7 +244,7 @@ async def test_a_submit_keeps_the_settings_of_the_callers_session(serve: Any, la
 async def test_a_submit_after_the_callers_session_was_closed_is_refused(
     serve: Any, lanes: Any
 ) -> None:
-    """Whoever closes ``http=`` under the session wants nothing sent any more."""
+    """If the caller closes ``http=`` under the session, nothing is sent any more."""
     async with serve(Echo()) as server:
         async with aiohttp.ClientSession() as http:
             transport = Transport(
@@ -270,7 +270,7 @@ async def test_a_closed_session_is_said_to_be_closed() -> None:
 async def test_a_session_that_raises_for_status_loses_no_answer(
     status: int, serve: Any, lanes: Any
 ) -> None:
-    """A refusal stays a refusal: it must not look like an answer that was lost."""
+    """A refusal stays a refusal: it must not look like a lost response."""
     echo = Echo(status, b'{"detail": "no"}')
     async with (
         serve(echo) as server,
@@ -284,7 +284,7 @@ async def test_a_session_that_raises_for_status_loses_no_answer(
     assert (error.status, error.vendor_message) == (status, "no")
 
 
-# Where links lead.
+# Targets of links.
 
 
 async def test_a_name_that_leads_to_a_private_address_is_refused(serve: Any, lanes: Any) -> None:

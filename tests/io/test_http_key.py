@@ -1,4 +1,4 @@
-"""The key: where it goes, and that nothing shows it."""
+"""The API key: which calls send it, and that no output shows it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_the_key_goes_on_api_calls_alone(serve: Any, lanes: Any) -> None:
-    """Looks and submits carry the bare key; a file's host is told nothing of it."""
+    """Polls and submits send the key; file hosts never receive it."""
     echo = Echo()
     async with serve(echo) as server, lanes(api_key=KEY) as transport:
         await transport.get(f"{server.url}/byId", {"task_id": "t"})
@@ -114,7 +114,7 @@ FAULTY = [
 @pytest.mark.parametrize("call", ["ask", "send"])
 @pytest.mark.parametrize("faulty", FAULTY, ids=lambda each: each.__name__.strip("_"))
 async def test_no_failure_shows_the_key(call: str, faulty: Any, serve: Any, lanes: Any) -> None:
-    """Neither message, repr, data, causes nor captured locals hold it, even where it is echoed."""
+    """Message, repr, data, causes and captured locals omit the key, even if it is echoed."""
     async with serve(faulty) as server, lanes(api_key=KEY, request_timeout=0.3) as transport:
         error = await failure_of(transport, call, server.url)
     assert KEY not in seen_by_a_crash_reporter(error)
@@ -124,7 +124,7 @@ async def test_no_failure_shows_the_key(call: str, faulty: Any, serve: Any, lane
 async def test_a_refused_connection_does_not_show_the_key(
     call: str, unused_port: int, lanes: Any
 ) -> None:
-    """The same where nobody listens."""
+    """The same for a refused connection."""
     async with lanes(api_key=KEY) as transport:
         error = await failure_of(transport, call, f"http://127.0.0.1:{unused_port}")
     assert isinstance(error, TransportError)
@@ -167,7 +167,7 @@ async def test_an_answer_cut_short_that_repeats_the_key_does_not_show_it(
 
 
 async def test_a_redirect_that_repeats_the_key_does_not_show_it(serve: Any, lanes: Any) -> None:
-    """Headers are scrubbed like bodies: the message of a redirect shows where it leads."""
+    """Headers are redacted like bodies: the message of a redirect shows its target."""
     echo = Echo(302, b"", Location=f"https://login.example/?key={KEY}")
     async with serve(echo) as server, lanes(api_key=KEY) as transport:
         error = await failure_of(transport, "ask", server.url)

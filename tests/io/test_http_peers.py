@@ -1,4 +1,4 @@
-"""Where a file's connection leads, and which calls a proxy gets."""
+"""The peers of downloads, and which calls use a proxy."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _ToLoopback(AbstractResolver):
 async def test_the_peer_of_the_callers_own_session_is_judged(
     body: bytes, serve: Any, lanes: Any
 ) -> None:
-    """A name that leads into the private network is refused, whoever looked it up."""
+    """A name in a private network is refused, even if the caller's session resolved it."""
     async with (
         serve(Echo(200, body)) as server,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_ToLoopback())) as http,
@@ -82,7 +82,7 @@ async def test_the_callers_own_proxy_may_be_in_the_private_network(
 
 @pytest.mark.parametrize("own", [False, True])
 async def test_connections_to_file_hosts_are_not_kept(own: bool, serve: Any, lanes: Any) -> None:
-    """Each file has a connection of its own, and the host is told so."""
+    """Each file has its own connection, and the request says so."""
     echo = Echo(200, LARGE)
     async with (
         serve(echo) as server,

@@ -72,7 +72,7 @@ async def test_a_tunnel_is_asked_for_without_the_key(
 async def test_a_proxys_password_is_in_no_message(
     serve: Any, lanes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Credentials in a proxy's URL reach the proxy and nobody else."""
+    """Credentials in a proxy's URL are sent to the proxy only."""
     proxy = Proxy()
     async with serve(proxy) as server:
         monkeypatch.setenv("https_proxy", f"http://user:pass-7d2@127.0.0.1:{server.port}")

@@ -96,7 +96,7 @@ async def _in_a_child(url: str, target: Path, limit: int) -> str:
 
 
 async def test_a_file_beyond_the_limit_leaves_nothing(serve: Any, tmp_path: Path) -> None:
-    """Where the system takes no more bytes, the error says so and no half file stays."""
+    """If the system accepts no more bytes, the error says so and no partial file remains."""
     host = Host(mp3(3 * MIB))
     async with serve(host) as server:
         said = await _in_a_child(server.url, tmp_path / "a.mp3", MIB + 100)
@@ -159,7 +159,7 @@ async def _opened_by(process: asyncio.subprocess.Process, folder: Path) -> None:
     """Wait until a process has a temporary file in a folder open."""
 
     def files() -> list[str]:
-        with contextlib.suppress(OSError):  # it may close one while we look
+        with contextlib.suppress(OSError):  # a descriptor may be closed during the listing
             return [str(each.readlink()) for each in Path(f"/proc/{process.pid}/fd").iterdir()]
         return []
 
@@ -171,7 +171,7 @@ async def _opened_by(process: asyncio.subprocess.Process, folder: Path) -> None:
 async def test_two_processes_make_one_file_of_one_download(
     first: str, serve: Any, tmp_path: Path
 ) -> None:
-    """The second waits for the first: it finds its file whole, or starts over where it died."""
+    """The second process waits for the first: it finds the complete file, or starts over."""
     host, half, go_on = Host(mp3(3 * MIB)), anyio.Event(), anyio.Event()
     folder = tmp_path / "stems"
 
@@ -204,7 +204,7 @@ async def test_two_processes_make_one_file_of_one_download(
 async def test_other_content_for_the_same_name_is_not_waited_for(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
-    """A download that stands still holds up none of another job; each writes a file of its own."""
+    """A stalled download does not delay another job; each writes its own file."""
     host = Host(mp3(MIB))
     async with stalling(serve) as (stuck, sent), serve(host) as server:
         task = asyncio.create_task(get(stuck.url, tmp_path / "a.mp3", content_key="one task"))
@@ -220,7 +220,7 @@ async def test_other_content_for_the_same_name_is_not_waited_for(
 async def test_a_wait_for_another_process_may_be_cancelled(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
-    """Whoever gives up waiting leaves the other one's temporary file alone."""
+    """Cancelling the wait leaves the other process's temporary file unchanged."""
     async with stalling(serve) as (server, sent):
         task = asyncio.create_task(get(server.url, tmp_path / "a.mp3"))
         await sent.wait()
@@ -255,7 +255,7 @@ async def stalling(serve: Any) -> AsyncIterator[tuple[Any, anyio.Event]]:
 
 @pytest.mark.parametrize("how", ["task", "scope"])
 async def test_cancelling_leaves_no_part(how: str, serve: Any, get: Get, tmp_path: Path) -> None:
-    """Whoever cancels a download finds no half file and no open descriptor."""
+    """A cancelled download leaves no partial file and no open descriptor."""
     async with stalling(serve) as (server, _):
         written = anyio.Event()
 
@@ -316,7 +316,7 @@ async def test_cancelling_while_the_part_is_made_leaves_none(
             os.close(int(fd))
 
 
-# Others in line, sessions that close, users who tidy up.
+# Waiting downloads, closed sessions, and users who remove files.
 
 
 @asynccontextmanager
@@ -344,7 +344,7 @@ async def dripping(
 async def test_a_file_waits_for_its_turn_as_long_as_it_takes(
     serve: Any, lanes: Any, executor: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
-    """A file in line behind one that takes three timeouts, and is never silent, is not given up."""
+    """A file that waits behind one of three timeouts' duration does not time out."""
     data = mp3(16_000)
     async with (
         dripping(serve, data, 16) as (server, let),
@@ -363,7 +363,7 @@ async def test_a_file_waits_for_its_turn_as_long_as_it_takes(
             url, target = f"{server.url}/{name}.mp3", tmp_path / f"{name}.mp3"
             both.start_soon(partial(downloader.download, url, target, progress=ignore))
         await until(lambda: server.connections)
-        # Cancelled in line: a request that was made too early would never be awaited.
+        # Cancelled while waiting: a request that was created too early would never be awaited.
         with anyio.move_on_after(0.2):
             await downloader.download(f"{server.url}/c.mp3", tmp_path / "c.mp3", progress=ignore)
     assert server.most_open == 1
@@ -394,7 +394,7 @@ async def test_a_download_whose_threads_are_gone_frees_its_file(
 async def test_a_temporary_file_that_is_taken_away_never_gets_the_final_name(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
-    """Somebody removes the temporary file and another makes it anew: it is not renamed."""
+    """A temporary file that was removed and created again by others is not renamed."""
     data = mp3(16_000)
     target = tmp_path / "a.mp3"
     async with dripping(serve, data, 2) as (server, let):

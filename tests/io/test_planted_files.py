@@ -1,4 +1,4 @@
-"""Temporary files whose name somebody else has taken, and names that are long in bytes."""
+"""Temporary files whose name is taken, and names that are long in bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = "a task"  # what the `get` fixture downloads
 
 
 def temporary(target: Path) -> Path:
-    """The temporary file's name, as anybody can predict it."""
+    """Return the name of the temporary file, which is predictable."""
     return _sibling(target, hashlib.sha256(KEY.encode()).hexdigest()[:8])
 
 

@@ -1,4 +1,4 @@
-"""Processes: who is dead, and nobody who is not."""
+"""Detection of dead processes, without false positives."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ async def close(reader: Any) -> None:
 async def test_anything_with_read_is_a_source(
     make: Make, tmp_path: Path, data: bytes, executor: ThreadPoolExecutor
 ) -> None:
-    """Sync or async, seekable or not, a reader is sent whole, and again for a second attempt."""
+    """Sync or async, seekable or not, a reader is sent completely, at the second attempt too."""
     (tmp_path / "song.wav").write_bytes(data)
     async with AsyncExitStack() as stack:
         reader = await make(tmp_path / "song.wav", stack)
@@ -215,7 +215,7 @@ async def test_anything_with_read_is_a_source(
 async def test_a_reader_is_sent_from_its_current_position(
     make: Make, tmp_path: Path, data: bytes, executor: ThreadPoolExecutor
 ) -> None:
-    """What the caller has read already is not sent, and a seekable reader stays where it was."""
+    """Only the rest of a reader is sent, and a seekable reader keeps its position."""
     (tmp_path / "song.wav").write_bytes(data)
     async with AsyncExitStack() as stack:
         reader = await make(tmp_path / "song.wav", stack)
@@ -246,7 +246,7 @@ async def test_a_seekable_reader_is_not_copied(
 async def test_jobs_that_share_a_reader_take_turns(
     tmp_path: Path, data: bytes, executor: ThreadPoolExecutor
 ) -> None:
-    """Two jobs on one file object at once each send it whole: their reads do not mix."""
+    """Two jobs with one file object each send it completely: their reads do not mix."""
     (tmp_path / "song.wav").write_bytes(data)
     results: list[bytes] = []
     with (tmp_path / "song.wav").open("rb") as file:
@@ -298,7 +298,7 @@ class _Texts:
 
 class _StrayCancel:
     async def read(self, _: int) -> bytes:
-        """Await a task that somebody else has cancelled."""
+        """Await a task that was cancelled elsewhere."""
         raise asyncio.CancelledError
 
 

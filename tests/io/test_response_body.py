@@ -63,7 +63,7 @@ def host(serve: Any, lanes: Any, certificates: Any) -> Any:
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("size", [1, 100, 300_000, 700_000, 1_200_000, CHUNK_SIZE, LENGTHY])
 async def test_bodies_come_whole(tls: bool, late: bool, size: int, host: Any) -> None:
-    """Whatever their size, read at once or late, bodies come whole, each over its connection."""
+    """Bodies of any size arrive completely, read at once or late, each on its connection."""
     data = secrets.token_bytes(size)
 
     async def give(peer: Any) -> None:
@@ -132,7 +132,7 @@ def test_a_host_that_trickles_is_given_up_by_its_speed(speed: int, serve: Any, l
 
 
 def test_a_slow_host_that_keeps_sending_is_waited_for(serve: Any, lanes: Any) -> None:
-    """Two KiB a second is slow, and a download: it takes minutes, and comes whole."""
+    """Two KiB per second is slow, but the download completes."""
     data = secrets.token_bytes(400_000)
 
     async def give_slowly(peer: Any) -> None:
@@ -153,7 +153,7 @@ def test_a_slow_host_that_keeps_sending_is_waited_for(serve: Any, lanes: Any) ->
 
 
 async def test_a_body_in_chunks_comes_whole(serve: Any, lanes: Any) -> None:
-    """A body whose length is not announced comes whole as well."""
+    """A chunked body without a length arrives completely too."""
     data = secrets.token_bytes(3 * CHUNK_SIZE)
 
     async def give_chunks(peer: Any) -> None:
@@ -178,7 +178,7 @@ async def test_a_body_in_chunks_comes_whole(serve: Any, lanes: Any) -> None:
 async def test_what_came_before_a_break_is_handed_out(
     came: int, manner: str, tls: bool, host: Any
 ) -> None:
-    """Bytes that were read are given before the break is raised, whoever breaks off and how."""
+    """Received bytes are yielded before the error, for all kinds of errors."""
     data = secrets.token_bytes(LENGTHY)
     taken = b""
     is_read = anyio.Event()

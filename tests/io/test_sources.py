@@ -61,7 +61,7 @@ async def test_a_track_that_changes_under_way_is_broken_off(
     lanes: Any,
     executor: ThreadPoolExecutor,
 ) -> None:
-    """It shrinks, grows or is written to: its own error, and no server gets a whole request."""
+    """A truncated, growing or rewritten file raises its own error, and no request completes."""
     path = tmp_path / "a.wav"
     write_track(path, MORE_THAN_BUFFERS)
     received: list[bytes] = []

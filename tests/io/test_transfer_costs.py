@@ -107,7 +107,7 @@ async def test_a_file_of_a_gibibyte_adds_less_than_16_mebibytes(tmp_path: Path) 
 
 
 class _Swallows(AbstractStreamWriter):
-    """A writer that takes everything at once and never makes anybody wait."""
+    """A writer that accepts everything at once and never blocks."""
 
     async def write(self, chunk: Any) -> None:
         """Take it."""
@@ -132,7 +132,7 @@ class _Swallows(AbstractStreamWriter):
 async def test_others_have_their_turn_after_every_block(
     kind: str, tmp_path: Path, executor: ThreadPoolExecutor
 ) -> None:
-    """Even where neither reading nor writing ever waits, an upload lets go of the loop."""
+    """An upload yields to the loop even if neither reading nor writing ever waits."""
     read_blocks = 32
     data = write_track(tmp_path / "a.wav", read_blocks * BLOCK_SIZE)
     source = {"path": tmp_path / "a.wav", "bytes": ("a", data), "stream": ("a", stream(data))}

@@ -80,7 +80,7 @@ async def test_the_length_is_true_and_nothing_is_chunked(
 async def test_every_attempt_sends_the_whole_track_anew(
     kind: str, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """The same open track goes out three times, whole each time, after a try broken off midway."""
+    """The same open track is sent three times completely, also after an aborted attempt."""
     data = write_track(tmp_path / "a.wav", 2 * BLOCK_SIZE + 5)
     source = {
         "path": tmp_path / "a.wav",
@@ -169,7 +169,7 @@ async def test_the_closing_boundary_goes_out_last_and_alone(
 async def test_an_error_at_the_handing_over_keeps_the_boundary_back(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """Where it could not be written down that the track goes out, it does not go out whole."""
+    """If the delivery cannot be saved before, the closing boundary is not sent."""
     write_track(tmp_path / "a.wav", BLOCK_SIZE)
     received: list[bytes] = []
 

@@ -246,7 +246,7 @@ async def test_an_early_answer_is_read(
 async def test_an_answer_is_read_though_the_vendor_hangs_up(
     manner: str, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """A 402 before a hang-up is read where the kernel still has it, and is never a delivery."""
+    """A 402 before a disconnect is read if the kernel still has it, and is never a delivery."""
     write_track(tmp_path / "a.wav", MORE_THAN_BUFFERS)
     answers: list[Response] = []
 

@@ -39,7 +39,7 @@ def until_set(slot: anyio.Event) -> Callable[[float], Awaitable[bool]]:
 
 @attrs.define
 class Sink:
-    """A vendor that takes in whatever comes and says yes to a whole body."""
+    """A server that reads everything and accepts a complete body."""
 
     received: bytearray = attrs.field(factory=bytearray)
 
@@ -218,7 +218,7 @@ async def test_a_held_body_keeps_little_in_memory(
 
 
 class SlowVendor:
-    """A vendor behind a slow uplink, with one slot; it counts a job when its form is whole."""
+    """A server with a slow uplink and one slot, which counts a job when its form is complete."""
 
     def __init__(self, *, rate: float, seconds: float) -> None:
         self.rate, self.seconds = rate, seconds
@@ -340,7 +340,7 @@ class Client:
 async def test_a_batch_through_a_slow_uplink_hardly_idles(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """Where an upload takes a third of a job, the slot idles less than half as long as before."""
+    """If an upload takes a third of a job, the slot idles less than half as long as before."""
     size, rate, seconds, count = 6 * BLOCK_SIZE, 15 * BLOCK_SIZE, 1.2, 6
     paths = [tmp_path / f"{n}.wav" for n in range(count)]
     for path in paths:

@@ -86,7 +86,7 @@ MOMENTS = [
 async def test_a_killed_process_is_taken_up_where_it_stood(
     moment: Moment, again: str, tmp_path: Path
 ) -> None:
-    """Killed at any point: one submission, whole stems, and nothing left beside them."""
+    """Killed at any point: one submission, complete stems, and no other files."""
     song, stems = track(tmp_path, size=moment.size), tmp_path / "stems"
     async with Emulator(seconds=moment.seconds, separate=False, faults=moment.faults) as vendor:
         async with process(vendor, tmp_path, song) as killed:
@@ -113,7 +113,7 @@ async def test_a_killed_process_is_taken_up_where_it_stood(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="deaths are seen in Linux's /proc")
 async def test_a_process_that_was_killed_is_not_waited_for(tmp_path: Path) -> None:
-    """Though its lease would hold for hours, a restart goes on with a dead process's jobs."""
+    """Its lease lasts for hours, but a restart resumes a dead process's jobs at once."""
     song, another = track(tmp_path), track(tmp_path, "another.mp3")
     async with Emulator(seconds=1.0, separate=False) as vendor:
         async with process(vendor, tmp_path, song, another, lease=36_000.0) as killed:

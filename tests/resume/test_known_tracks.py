@@ -58,7 +58,7 @@ async def test_what_is_done_is_neither_submitted_nor_fetched_again(tmp_path: Pat
 
 
 async def test_a_known_tracks_events_end_where_nobody_downloads_it(tmp_path: Path) -> None:
-    """A directory that an earlier run was told is no download that anybody asked for now."""
+    """A directory from an earlier run is not a download that was requested now."""
     song, journal = track(tmp_path), tmp_path / "journal.db"
     async with Emulator(seconds=0.05, separate=False) as vendor:
         async with connected(vendor, journal) as session:
@@ -100,7 +100,7 @@ async def test_what_the_journal_would_not_take_is_written_later(
 
 
 async def test_a_file_that_was_harmed_is_fetched_again(tmp_path: Path) -> None:
-    """What lies there is compared with the journal, and only what differs is fetched."""
+    """Files on disk are compared with the journal, and only differing ones are downloaded."""
     song, journal = track(tmp_path), tmp_path / "journal.db"
     async with Emulator(seconds=0.05, separate=False) as vendor:
         async with connected(vendor, journal) as session:

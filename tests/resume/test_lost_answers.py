@@ -1,4 +1,4 @@
-"""Submits that nobody saw answered: what finds their tasks, and what is said otherwise."""
+"""Submits whose response was lost: what recovers their tasks, and the errors otherwise."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ pytestmark = pytest.mark.anyio
 async def test_what_the_vendor_does_not_show_is_said_to_be_unknown(
     listing: bool, tmp_path: Path
 ) -> None:
-    """A lost answer that nothing tells of is never sent again; the error says what to do."""
+    """An unrecoverable submit is never sent again; the error says what to do."""
     journal = await written(tmp_path / "journal.db", lost())
     async with Emulator(seconds=0.05, separate=False, listing=listing) as vendor:
         async with connected(vendor, journal) as session:
@@ -81,7 +81,7 @@ async def test_an_ambiguous_listing_is_no_answer(entries: int, tmp_path: Path) -
 
 
 async def test_the_same_batch_again_guesses_no_more_than_resume(tmp_path: Path) -> None:
-    """Taken up one by one, lost tracks are weighed together: none takes another's."""
+    """Lost tracks that are resumed one by one are reconciled together, and none is mixed up."""
     tracks = [track(tmp_path, f"{name}.mp3") for name in "ab"]
     journal = tmp_path / "journal.db"
     async with Emulator(seconds=0.05, separate=False, listing=False) as vendor:
@@ -109,7 +109,7 @@ async def moved_back(path: Path, record: JobRecord) -> None:
 
 
 async def test_a_lost_track_goes_on_with_the_task_that_the_user_found(tmp_path: Path) -> None:
-    """Bound to its task it is waited for and downloaded where it was meant to; none is paid for."""
+    """After bind() the job is awaited and downloaded to its directory, without a second payment."""
     song, stems, journal = track(tmp_path), tmp_path / "stems", tmp_path / "journal.db"
     async with Emulator(seconds=0.5, separate=False, listing=False) as vendor:
         vendor.script(Fault("submit", "drop_before_answer"))
@@ -255,7 +255,7 @@ async def test_a_task_that_a_webhook_named_wrongly_is_nobodys(hint: str, tmp_pat
 
 
 async def test_a_webhook_that_came_while_nobody_was_there_is_not_waited_for(tmp_path: Path) -> None:
-    """A job that finished during the outage is looked at when it is taken up, not minutes later."""
+    """A job that finished during the outage is polled when it is resumed, not minutes later."""
     port = free_port()
     song, url = track(tmp_path), f"http://127.0.0.1:{port}/hooks"
     async with Emulator(seconds=1.0, separate=False, webhooks="lost") as vendor:

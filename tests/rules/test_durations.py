@@ -12,7 +12,7 @@ from musicgpt_async._rules.durations import DurationDistribution
     worth=st.floats(1e-5, 1e4),
 )
 def test_a_law_stays_a_law(seen: list[tuple[float, float]], last: float, worth: float) -> None:
-    """Whatever was observed, chances are between 0 and 1 and the next look is after the last."""
+    """For any observations, probabilities are between 0 and 1 and the next poll is later."""
     distribution = DurationDistribution(0.0, 0.35)
     for low, high in seen:
         distribution.observe(min(low, high), max(low, high))

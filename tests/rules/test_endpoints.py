@@ -48,7 +48,7 @@ def test_any_host_and_path_prefix_will_do(base: str, submit: str, status: str) -
 
 
 def test_the_default_is_the_first_generation() -> None:
-    """Whoever sets nothing calls the address that the project was created from."""
+    """Without settings the client calls the address of the first generation."""
     assert f"{FIRST}/v1" == DEFAULT_BASE_URL
 
 
@@ -62,5 +62,5 @@ def test_the_default_is_the_first_generation() -> None:
     ],
 )
 def test_the_base_url_of_an_endpoint(endpoint: str, base: str | None) -> None:
-    """A redirect to an endpoint elsewhere tells which base URL to set."""
+    """The base URL to set is derived from a redirect to an endpoint elsewhere."""
     assert base_url_of(endpoint) == base

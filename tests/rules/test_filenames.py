@@ -64,7 +64,7 @@ NAMES = st.text(max_size=300) | st.sampled_from(HOSTILE)
 
 
 def is_one_component(name: str) -> bool:
-    """Tell whether a name is one part of a path, here and on Windows."""
+    """Return whether a name is a single path component, here and on Windows."""
     return (
         bool(name)
         and name not in (".", "..")
@@ -139,7 +139,7 @@ def test_every_name_fits_on_a_disk(track: str, stem: str) -> None:
 @example(track="x" * 300, stem="acoustic_guitar")
 @example(track="歌" * 300, stem="acoustic_guitar")
 def test_names_work_on_a_real_file_system(track: str, stem: str) -> None:
-    """A file of that name can be made, is found in the directory, and nothing lies elsewhere."""
+    """A file with the name can be created, and is found in the directory and not elsewhere."""
     with tempfile.TemporaryDirectory() as directory:
         inside = Path(directory) / "out"
         inside.mkdir()
@@ -218,7 +218,7 @@ def test_a_layout_that_cannot_be_filled_in_is_refused_at_once(layout: str) -> No
 def test_tracks_share_a_place_whose_files_have_the_same_names(
     layout: str, track: str, other: str, alike: bool
 ) -> None:
-    """The layout tells whether two tracks would overwrite each other in one directory."""
+    """The layout decides whether two tracks would overwrite each other in one directory."""
     one, two = (collision_key(Path("out"), layout, track=each) for each in (track, other))
     assert (one == two) is alike
     assert one != collision_key(Path("elsewhere\udc80"), layout, track=track)

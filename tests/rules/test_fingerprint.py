@@ -44,6 +44,6 @@ def test_anything_else_is_another(other: tuple[str, str, list[str], list[str]]) 
 
 
 def test_a_file_name_that_is_no_utf_8_has_a_fingerprint() -> None:
-    """Names as the disk has them, surrogates and all, tell tracks apart."""
+    """File names with surrogates, as the disk has them, distinguish tracks."""
     names = ["caf\udce9.wav", "caf\udce8.wav", "café.wav"]
     assert len({compute_fingerprint(name, "1", stems=[], preprocessing=[]) for name in names}) == 3

@@ -1,4 +1,4 @@
-"""Which files of each stem are downloaded, and when a download is whole."""
+"""The formats that are downloaded for each stem, and when a download is complete."""
 
 from __future__ import annotations
 

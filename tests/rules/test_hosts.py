@@ -65,7 +65,7 @@ EMBEDDED = [
 
 
 def host_of(address: str) -> str:
-    """An address as it stands in a URL."""
+    """Return an address as the host of a URL."""
     return f"[{address}]" if ":" in address else address
 
 
@@ -285,6 +285,6 @@ def test_a_base_url_that_would_lose_the_key_or_lead_nowhere_is_refused(url: str)
 
 @pytest.mark.parametrize("url", ["https://api.example/v1?", "https://api.example/v1#"])
 def test_a_base_url_ends_in_its_path(url: str) -> None:
-    """Paths are put behind it: nothing may stand between."""
+    """Paths are appended to it, so a query or fragment is refused."""
     with pytest.raises(ConfigurationError):
         validate_base_url(url)

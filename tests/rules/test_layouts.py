@@ -88,7 +88,7 @@ def test_every_part_of_a_path_fits_in_255_bytes(
 
 @given(track=st.text(max_size=300), number=st.integers(2, 999))
 def test_a_numbered_track_stays_as_it_is_when_it_is_made_safe(track: str, number: int) -> None:
-    """The number is not cut off again where the name goes into a path."""
+    """The number is not truncated when the name becomes a path."""
     name = numbered_track(track, number)
     assert sanitize(name, 150) == name or name.startswith("_")
     assert name.endswith(f" ({number})")

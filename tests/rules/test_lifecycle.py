@@ -36,7 +36,7 @@ def test_the_table_is_closed() -> None:
 
 
 def test_every_state_can_be_reached() -> None:
-    """From the queue, where every job begins."""
+    """Every state is reachable from the queue, in which every job starts."""
     assert reachable(JobState.QUEUED) == set(JobState)
 
 

@@ -90,7 +90,7 @@ def test_numbered_plain_urls_are_named_by_their_files() -> None:
     ],
 )
 def test_the_stem_in_a_files_name(name: str, stem: str | None) -> None:
-    """Whole words only, the longer name before the shorter one in it."""
+    """Only complete words count, and a longer stem name beats a shorter one inside it."""
     assert stem_in(name) == stem
 
 

@@ -25,7 +25,7 @@ JSON = st.recursive(
     ),
     max_leaves=12,
 )
-# What the readers look at, so that Hypothesis reaches beyond the first check.
+# The fields that parsers read, so that Hypothesis gets beyond the first check.
 KEYS = [
     "success", "task_id", "conversion_id", "eta", "credit_estimate", "message", "status",
     "status_msg", "error", "detail", "conversion", "conversions", "audio_url", "audio_url_wav",
@@ -59,12 +59,12 @@ READERS: list[Callable[[dict[str, Any]], Any]] = [
 
 
 def short(message: str) -> bool:
-    """Tell whether a message is one line, and bounded."""
+    """Return whether a message is one line of bounded length."""
     return len(message) < EXCERPT_LENGTH + 100 and len(message.splitlines()) == 1
 
 
 def refusal_of(read: Callable[[], Any]) -> str | None:
-    """Return what a ProtocolError says, ``None`` where there is none; let others out."""
+    """Return the message of a ProtocolError, or ``None``; other errors are raised."""
     try:
         read()
     except ProtocolError as error:
@@ -226,7 +226,7 @@ def test_a_line_break_inside_a_links_string_is_read() -> None:
 def test_a_plain_link_belongs_to_the_one_stem_that_was_asked_for(
     requested: list[str], stem: str
 ) -> None:
-    """The general page shows one URL; what it holds is known only where one stem was wanted."""
+    """The general page shows one URL; its stem is known only if one stem was requested."""
     data = answer(status="COMPLETED", audio_url=f" {S3}/a.mp3\n", conversion_path_wav=f"{S3}/a.wav")
     conversion = payloads.parse_conversion(data, requested=requested)
     assert conversion.links == {stem: StemLinks(mp3=f"{S3}/a.mp3", wav=f"{S3}/a.wav")}
@@ -248,7 +248,7 @@ def test_a_stem_that_no_page_names_is_kept() -> None:
 
 
 def test_a_whole_byid_answer_is_read() -> None:
-    """Cost as a string, duration, times and the vendor's own object are all there."""
+    """Cost as a string, duration, times and MusicGPT's own object are parsed."""
     data = answer(
         status="COMPLETED",
         status_msg="done",
@@ -381,7 +381,7 @@ def test_hinted_links_fill_what_byid_leaves_out_and_replace_nothing() -> None:
 
 
 def test_a_submit_has_the_fields_of_the_vendors_samples() -> None:
-    """Lists go out as JSON, an unused URL as an empty field, a webhook only where there is one."""
+    """Lists are sent as JSON, an unused URL as an empty field, a webhook only if there is one."""
     assert payloads.submit_fields(stems=["vocals"], preprocessing=["Denoise"]) == {
         "audio_url": "",
         "stems": '["vocals"]',
@@ -499,7 +499,7 @@ def test_nested_details_take_no_longer_than_their_size() -> None:
 
 @given(st.binary(max_size=9000))
 def test_a_snippet_is_one_short_printable_line(body: bytes) -> None:
-    """Whatever came, a piece of it can stand in a sentence and on a terminal."""
+    """An excerpt of any input fits into a sentence and on a terminal."""
     piece = payloads.excerpt(body)
     assert len(piece) <= EXCERPT_LENGTH
     assert len(piece.splitlines()) <= 1

@@ -34,7 +34,7 @@ def test_an_idle_budget_finds_the_end_soon() -> None:
 
 
 def test_how_long_jobs_take_is_learned() -> None:
-    """When jobs take twice their eta the looks move there."""
+    """If jobs take twice their eta, the polls move there."""
     moments = []
     for ratio in (0.5, 2.0):
         waiting = taught(ratio)
@@ -71,7 +71,7 @@ def test_a_handle_of_unknown_age_is_looked_at_at_once() -> None:
 
 
 def test_many_attached_handles_do_not_hold_up_a_job_about_to_end() -> None:
-    """First looks at a thousand unknown handles leave every second look to the others."""
+    """First polls of a thousand unknown handles leave every second poll to the others."""
     waiting: Schedule[str] = schedule(60.0)
     for n in range(1000):
         waiting.add(f"attached {n}", now=0.0, eta=None, age=None)
@@ -93,7 +93,7 @@ def test_fifty_wakes_at_once_are_looked_at_at_once() -> None:
 
 
 def test_a_burst_of_wakes_keeps_to_the_budget() -> None:
-    """More wakes than the minute has room for wait until it has, and none is lost."""
+    """Wakes beyond the minute's budget wait until it allows them, and none is lost."""
     waiting = schedule(20.0)
     for n in range(50):
         waiting.add(f"{n}", now=0.0, eta=100.0, webhook="token")
@@ -104,7 +104,7 @@ def test_a_burst_of_wakes_keeps_to_the_budget() -> None:
 
 
 def test_wakes_make_an_unknown_budget_grow() -> None:
-    """Where nobody said what the account may do, deliveries past the free plan wait a moment."""
+    """If the budget is unknown, deliveries beyond the free plan wait a moment."""
     waiting: Schedule[int] = Schedule(rng=random.Random(1))
     for key in range(40):
         waiting.add(key, now=0.0, eta=100.0, webhook="token")
@@ -121,7 +121,7 @@ def test_wakes_make_an_unknown_budget_grow() -> None:
 
 
 def test_a_wake_goes_ahead_of_all_others() -> None:
-    """A woken job is looked at before jobs that stood in line long before it."""
+    """A woken job is polled before jobs that have been due for long."""
     waiting = schedule(60.0)
     for n in range(100):
         waiting.add(f"{n}", now=0.0, eta=10.0)
@@ -166,7 +166,7 @@ def test_a_forged_delivery_teaches_nothing() -> None:
 
 
 def test_ordinary_looks_come_without_bursts() -> None:
-    """However long the budget lay idle, ordinary looks keep their distance."""
+    """After any idle time of the budget, ordinary polls keep their interval."""
     waiting = schedule(60.0)
     for n in range(30):
         waiting.add(f"{n}", now=0.0, eta=100.0)
@@ -176,7 +176,7 @@ def test_ordinary_looks_come_without_bursts() -> None:
 
 
 def test_webhooks_are_kept_a_reserve() -> None:
-    """Where deliveries come ordinary looks leave a tenth of the budget for them, else none."""
+    """If deliveries arrive, ordinary polls leave a tenth of the budget for them, else none."""
     polls = []
     for arrivals in (0, 3):
         reliability = ReceiverReliability()
@@ -235,7 +235,7 @@ def test_a_429_pauses_everything(told: float | None, kept: float) -> None:
 
 
 def test_many_429s_of_one_burst_count_once() -> None:
-    """Looks that were under way together meet one refusal, not ten."""
+    """Polls that were in flight together count as one refusal, not ten."""
     once, often = schedule(), schedule()
     once.on_throttled(now=0.0, retry_after=5.0)
     for _ in range(10):
@@ -244,7 +244,7 @@ def test_many_429s_of_one_burst_count_once() -> None:
 
 
 def test_success_brings_a_given_budget_back() -> None:
-    """When whoever ate the budget is gone, it is used again to what was given and no further."""
+    """After another client has stopped, the configured budget is used again, and no more."""
     waiting = schedule(100.0)
     for n in range(100):
         waiting.add(f"{n}", now=0.0, eta=30.0)
@@ -255,7 +255,7 @@ def test_success_brings_a_given_budget_back() -> None:
 
 
 def test_an_unknown_budget_begins_at_the_free_plan_and_stays_there_for_two_jobs() -> None:
-    """Two jobs can be anybody's, so no refusal is risked for them."""
+    """Two jobs can belong to any plan, so no refusal is risked for them."""
     waiting = schedule(None)
     for n in range(2):
         waiting.add(f"{n}", now=0.0, eta=100.0)
@@ -286,7 +286,7 @@ def test_an_unknown_budget_is_found_by_one_refusal() -> None:
 
 
 def test_no_budget_at_all_is_possible() -> None:
-    """An endless budget looks whenever a look is worth its price."""
+    """An unlimited budget polls whenever a poll is worth its price."""
     waiting = schedule(math.inf)
     for n in range(100):
         waiting.add(f"{n}", now=0.0, eta=None, age=None)
@@ -304,7 +304,7 @@ def test_wake_ups_are_gathered_into_ticks() -> None:
 
 
 def test_a_short_eta_is_not_taken_at_its_word() -> None:
-    """A job of one whole second is looked at all through it, and ever more seldom when overdue."""
+    """A job of one second is polled throughout it, and less often when it is overdue."""
     waiting = schedule(math.inf)
     waiting.add("job", now=0.0, eta=1.0)
     polls = [at for at, _ in poll(waiting, {}, until=1000.0)]
@@ -315,20 +315,20 @@ def test_a_short_eta_is_not_taken_at_its_word() -> None:
 
 
 def test_a_small_budget_waits_for_no_tick() -> None:
-    """Where the budget lets looks come seldom enough, each is made at its own moment."""
+    """If polls are rare enough, each is sent at its own time."""
     waiting = schedule(20.0, tick=1.0)
     waiting.add("job", now=0.0, eta=100.0)
     assert next_of(waiting) != round(next_of(waiting))
 
 
 def test_a_budget_below_one_is_refused() -> None:
-    """An account that may never look is a mistake of the caller's."""
+    """An account that may never poll is a mistake of the caller."""
     with pytest.raises(ValueError, match="at least 1"):
         schedule(0.5)
 
 
 def test_what_is_let_go_of_is_not_held() -> None:
-    """Ten thousand forgotten jobs leave nothing behind, however far off their looks were."""
+    """Ten thousand removed jobs leave nothing in memory, however late their polls were."""
     waiting = schedule()
     waiting.add("first", now=0.0, eta=1.0)
     for n in range(10_000):

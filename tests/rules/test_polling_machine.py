@@ -16,7 +16,7 @@ KEYS = st.integers(0, 11)
 
 
 class Waiting(RuleBasedStateMachine):
-    """Calls in any order, a clock that goes on, and a vendor that says anything."""
+    """Calls in any order, an advancing clock, and arbitrary responses."""
 
     @initialize(budget=st.none() | st.sampled_from([1.0, 5.0, 20.0, 500.0]))
     def begin(self, budget: float | None) -> None:
@@ -50,7 +50,7 @@ class Waiting(RuleBasedStateMachine):
 
     @rule()
     def wait_for_the_next_look(self) -> None:
-        """Time passes as a caller lets it; then there is a look to make."""
+        """Advance the clock as a caller does, until there is a poll to send."""
         at = self.schedule.next_due()
         if at is not None and at < self.now + 1e6:
             self.now = max(self.now, at)
@@ -58,11 +58,11 @@ class Waiting(RuleBasedStateMachine):
 
     @rule()
     def poll(self) -> None:
-        """Make the looks that are due, perhaps none."""
+        """Send the polls that are due, if any."""
         self.polls()
 
     def polls(self) -> list[int]:
-        """Make the looks that are due."""
+        """Send the polls that are due."""
         keys = self.schedule.take_due(self.now)
         assert len(set(keys)) == len(keys)
         assert set(keys) <= self.waiting - self.out
@@ -73,7 +73,7 @@ class Waiting(RuleBasedStateMachine):
 
     @rule(key=KEYS)
     def pending(self, key: int) -> None:
-        """A look, perhaps one never made, saw no end."""
+        """Report that a poll, perhaps one that was never sent, found the job unfinished."""
         self.schedule.on_unfinished(key, now=self.now)
         self.out.discard(key)
 
@@ -86,7 +86,7 @@ class Waiting(RuleBasedStateMachine):
 
     @rule(key=KEYS)
     def forget(self, key: int) -> None:
-        """A job, perhaps one unknown, is let go of."""
+        """Remove a job, perhaps an unknown one."""
         self.schedule.remove(key)
         self.waiting.discard(key)
         self.out.discard(key)
@@ -104,13 +104,13 @@ class Waiting(RuleBasedStateMachine):
 
     @rule(told=st.none() | st.floats(allow_nan=True, allow_infinity=True))
     def throttled(self, told: float | None) -> None:
-        """A look was refused."""
+        """Report a refused poll."""
         self.schedule.on_throttled(now=self.now, retry_after=told)
         self.paused_until = max(self.paused_until, self.now + 1.0)
 
     @rule()
     def answered(self) -> None:
-        """A look was answered."""
+        """Report a successful poll."""
         self.schedule.on_success(now=self.now)
 
     @invariant()
@@ -125,7 +125,7 @@ class Waiting(RuleBasedStateMachine):
 
     @invariant()
     def the_budget_is_kept(self) -> None:
-        """No window of a minute holds more looks than were given."""
+        """No window of a minute has more polls than allowed."""
         if hasattr(self, "schedule") and self.budget is not None:
             assert worst_minute(self.made) <= self.budget
 

@@ -39,7 +39,7 @@ def test_delay_at_equal_looks(
     of_exponential: float,
     of_optimum: float,
 ) -> None:
-    """With no budget in the way it beats the other spacings at equal looks, near the optimum."""
+    """Without a budget it beats other spacings at equal polls, and is near the optimum."""
     family, count = simulation.lognormal(sigma), 1200
     trade, sparse = (simulation.Trade.of(family, price, count) for price in (0.2, 0.4))
     assert trade.result.mean <= of_fixed * trade.fixed
@@ -54,7 +54,7 @@ def test_delay_at_equal_looks(
 def test_delay_on_the_free_plan(
     simulation: ModuleType, sigma: float, given_budget: float | None
 ) -> None:
-    """Two jobs under twenty looks a minute wait three seconds at most, and meet no 429."""
+    """Two jobs with twenty polls per minute wait at most three seconds, and get no 429."""
     jobs = simulation.draw(simulation.lognormal(sigma), 300, seed=3)
     policy = simulation.Learned(schedule(given_budget))
     ours = simulation.simulate(policy, jobs, at_once=2, polls_per_minute=20.0)
@@ -64,7 +64,7 @@ def test_delay_on_the_free_plan(
 
 @pytest.mark.parametrize(("sigma", "bound"), [(0.15, 0.15), (0.3, 0.25), (0.6, 0.4)])
 def test_delay_of_two_hundred_handles(simulation: ModuleType, sigma: float, bound: float) -> None:
-    """With far more jobs than looks the looks go where they are worth most."""
+    """With far more jobs than polls, the polls are sent when they are worth most."""
     jobs = simulation.draw(simulation.lognormal(sigma), 1000, seed=3)
     ours, sdk = (
         simulation.simulate(policy, jobs, at_once=200, polls_per_minute=500.0)
@@ -109,7 +109,7 @@ def test_a_batch_on_an_account_of_which_nothing_was_said(simulation: ModuleType)
 
 
 def test_a_look_costs_no_more_with_more_handles(simulation: ModuleType) -> None:
-    """The work of a look is counted, not timed: comparisons grow as the logarithm of the jobs."""
+    """The work of a poll is counted, not timed: comparisons grow with the logarithm of the jobs."""
     counts = []
     for handles in (100, 10_000):
         waiting: Schedule[int] = Schedule(polls_per_minute=500.0, rng=random.Random(3))

@@ -49,7 +49,7 @@ def test_every_stem_has_a_price() -> None:
     ("seconds", "minutes"), [(0.0, 1), (0.5, 1), (60.0, 1), (60.1, 2), (179.0, 3), (600.0, 10)]
 )
 def test_each_minute_begun_is_paid(seconds: float, minutes: int) -> None:
-    """The last minute counts whole, and there is one at least."""
+    """A started minute counts fully, and at least one is charged."""
     assert estimate_price(["vocals"], seconds, "pro") == pytest.approx(0.0115 + minutes * 0.0022)
 
 

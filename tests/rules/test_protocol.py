@@ -188,7 +188,7 @@ def test_retry_after_has_two_forms_and_a_cap(value: str, seconds: float | None) 
 
 
 def test_no_retry_after_is_none() -> None:
-    """Without the header nobody asked for anything."""
+    """Without the header there is no delay."""
     assert retry_after({}, now=NOW) is None
 
 
@@ -232,7 +232,7 @@ def test_every_http_date_is_read(moment: datetime) -> None:
     ],
 )
 def test_a_near_miss_names_the_right_stem(given_: str, closest: str) -> None:
-    """The closest name is told, and all of them."""
+    """The error has the closest name, and all of them."""
     with pytest.raises(InvalidOptionError, match=f"the closest is '{closest}'") as caught:
         validate_names(["bass", given_], Stem, "stem")
     assert all(str(stem) in str(caught.value) for stem in Stem)

@@ -55,12 +55,12 @@ def test_a_moment_that_cannot_be_read_is_no_moment(created: Any) -> None:
 
 
 def test_two_entries_of_that_moment_are_a_guess() -> None:
-    """Where it could be either, it is neither."""
+    """If an entry could be either of two, neither is assigned."""
     assert found([lost()], [entry("a"), entry("b")]) == {}
 
 
 def test_two_lost_submits_and_one_entry_are_a_guess() -> None:
-    """An entry that fits two is nobody's."""
+    """An entry that fits two submits is assigned to neither."""
     assert found([lost("a"), lost("b")], [entry()]) == {}
 
 
@@ -130,7 +130,7 @@ def test_a_submit_that_was_never_handed_over_matches_nothing() -> None:
 def test_no_entry_is_ever_given_to_two(
     sent: list[tuple[int, str | None]], listed: list[tuple[int, str | None]]
 ) -> None:
-    """However they lie, each job gets one entry at most and each entry one job."""
+    """For any times, each job gets at most one entry and each entry at most one job."""
     records = [
         lost(str(number), sent_at=SENT + 300 * when, token=token)
         for number, (when, token) in enumerate(sent)

@@ -114,7 +114,7 @@ def test_what_was_delivered_goes_out_again_only_where_the_vendor_did_not_take_it
 
 
 def test_not_delivered_is_never_said_of_what_was() -> None:
-    """No error at all reads as "not delivered" once the whole track went out."""
+    """No error means "not delivered" after the closing boundary was written."""
     kinds = [
         kind
         for kind in vars(errors).values()
@@ -130,7 +130,7 @@ def test_not_delivered_is_never_said_of_what_was() -> None:
 @pytest.mark.parametrize("status", [200, 302, 429, 500, 502, 503, 504])
 @pytest.mark.parametrize("waited", [None, 0.0, 1e6])
 def test_a_failed_look_is_no_failed_job(status: int, waited: float | None) -> None:
-    """A limit, a redirect or the vendor's own failure speaks against the moment."""
+    """A limit, a redirect or a server error says nothing about the job itself."""
     error = error_of(status, b'{"success": false}')
     assert not is_permanent_poll_error(error, waited=waited)
 
@@ -148,7 +148,7 @@ def test_a_no_to_a_look_speaks_against_the_job(status: int) -> None:
 
 
 def test_nothing_there_is_not_yet_for_a_while() -> None:
-    """A 404 soon after the submit is "not yet"; where nobody knows when that was, it is a no."""
+    """A 404 soon after the submit is "not yet"; if its time is unknown, it is a refusal."""
     missing = error_of(404)
     assert not is_permanent_poll_error(missing, waited=0.0)
     assert not is_permanent_poll_error(missing, waited=NOT_FOUND_GRACE)

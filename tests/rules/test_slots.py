@@ -73,7 +73,7 @@ def test_it_grows_while_slots_are_the_bottleneck() -> None:
 
 
 def test_it_does_not_grow_when_nobody_waits() -> None:
-    """A refused upload is not risked for slots that nobody wants."""
+    """A refused upload is not risked for slots that no job needs."""
     slots = Slots()
     take_all(slots)
     slots.on_accepted(has_queue=False)
@@ -81,7 +81,7 @@ def test_it_does_not_grow_when_nobody_waits() -> None:
 
 
 def test_only_one_upload_at_a_time_tries_a_larger_limit() -> None:
-    """While another upload may still be refused the limit stands, so that one 429 is enough."""
+    """While another upload may still be refused the limit is kept, so that one 429 is enough."""
     slots = grown_to(2)
     assert slots.limit == 3
     slots.try_acquire(now=0.0)
@@ -149,7 +149,7 @@ def test_the_limit_never_falls_below_one() -> None:
     ("told", "kept"), [(30.0, 30.0), (0.0, 1.0), (-5.0, 1.0), (99999.0, 300.0)]
 )
 def test_retry_after_is_kept_to_within_reason(told: float, kept: float) -> None:
-    """The vendor's own word decides when to try again, unless it is absurd."""
+    """Retry-After decides when to try again, unless it is absurd."""
     slots = Slots(parallel=2)
     take_all(slots)
     slots.on_rejected(now=100.0, retry_after=told)
@@ -179,7 +179,7 @@ def test_a_later_refusal_does_not_shorten_a_pause() -> None:
 def test_the_whole_limit_is_back_soon_after_another_client_left(
     simulation: ModuleType, parallel: int, others: int, *, given: bool
 ) -> None:
-    """Two minutes after it left the whole account is used, where jobs take 20 s."""
+    """Two minutes after the other client stopped, the full limit is used, for jobs of 20 s."""
     for seed in range(3):
         shared = simulation.share_account(
             parallel=parallel, others=lambda _: others, until=1200.0, given=given, seed=seed
@@ -201,7 +201,7 @@ def test_an_unwell_vendor_costs_no_slot() -> None:
 
 
 def test_success_grows_it_again_up_to_what_was_given() -> None:
-    """When the other process is gone the whole account is used again."""
+    """After the other process has stopped, the full limit is used again."""
     slots = Slots(parallel=5)
     take_all(slots)
     for _ in range(3):
@@ -238,7 +238,7 @@ def test_an_account_that_was_found_is_seldom_asked_for_again() -> None:
 
 @pytest.mark.parametrize("told", [None, 2])
 def test_an_account_smaller_than_was_said_is_seldom_asked_for_more(told: int | None) -> None:
-    """Where one job may run, sixty of them over two hours meet six refusals at most."""
+    """If one job may run, sixty of them over two hours get at most six refusals."""
     slots, refused, now = Slots(parallel=told), 0, 0.0
     for _ in range(60):
         while not slots.try_acquire(now=now):
@@ -254,7 +254,7 @@ def test_an_account_smaller_than_was_said_is_seldom_asked_for_more(told: int | N
 
 
 class Line(RuleBasedStateMachine):
-    """Jobs of one process in line at a vendor whose limit another process eats from, or not."""
+    """A queue of jobs on an account whose limit another process may use too."""
 
     @initialize(parallel=st.none() | st.integers(1, 4), room=st.sampled_from([0, 1, 2, 5]))
     def begin(self, parallel: int | None, room: int) -> None:
@@ -265,7 +265,7 @@ class Line(RuleBasedStateMachine):
 
     @rule()
     def take(self) -> None:
-        """The next in line asks for a slot."""
+        """Let the next job in the queue acquire a slot."""
         before, limit = self.slots.retry_at(), self.slots.limit
         got = self.slots.try_acquire(now=self.now)
         barred = before is not None and self.now < before
@@ -298,13 +298,13 @@ class Line(RuleBasedStateMachine):
     @precondition(lambda self: self.running > 0)
     @rule()
     def finish(self) -> None:
-        """A job is terminal, or let go of."""
+        """Finish or detach a job."""
         self.running -= 1
         self.slots.release()
 
     @rule(room=st.sampled_from([0, 1, 2, 5]))
     def another_process_comes_or_goes(self, room: int) -> None:
-        """What the account has room for changes."""
+        """Change the capacity that other processes leave."""
         self.room = room
 
     @rule(seconds=st.floats(0.0, 100.0))

@@ -108,17 +108,17 @@ def test_what_cannot_be_used_within_the_hold_waits() -> None:
 
 
 def test_short_uploads_wait_for_their_slots() -> None:
-    """Where an upload is a fiftieth of a job there is nothing to gain."""
+    """If an upload takes a fiftieth of a job, running ahead gains nothing."""
     assert not may_start(ahead(), size=MEGABYTE, running=[Running(100.0, 98.0)])
 
 
 def test_nothing_goes_ahead_on_an_uplink_that_nobody_measured() -> None:
-    """Without a rate nobody knows when to begin."""
+    """Without a measured rate, no upload runs ahead."""
     assert not may_start(UploadAhead(DurationModel(), Uplink()))
 
 
 def test_a_vendor_that_refuses_early_ends_it() -> None:
-    """After a refusal before the body was whole uploads wait for their slots."""
+    """After a refusal before the end of the body, uploads wait for their slots."""
     rule = ahead()
     rule.refused_early()
     assert not may_start(rule)
@@ -164,7 +164,7 @@ def test_the_uplink_is_measured_while_anything_goes_out() -> None:
     within=st.floats(0.0, 1e4),
 )
 def test_chances_of_slots_are_chances(jobs: list[Running], count: int, within: float) -> None:
-    """They lie between 0 and 1, rise with time and fall with the number of slots."""
+    """They are between 0 and 1, rise with time and fall with the number of slots."""
     rule = ahead()
     chance = rule._chance_of_slots(count, jobs, within=within)
     assert -1e-9 <= chance <= 1.0 + 1e-9
@@ -177,7 +177,7 @@ def test_chances_of_slots_are_chances(jobs: list[Running], count: int, within: f
 def test_slots_hardly_idle(
     simulation: ModuleType, parallel: int, sigma: float, bound: float
 ) -> None:
-    """Where an upload takes a third of a job, a batch takes hardly longer than the ideal."""
+    """If an upload takes a third of a job, a batch takes hardly longer than the ideal."""
     first, ours = [], []
     for seed in (1, 2, 3):
         draw = {"share": 1 / 3, "sigma": sigma, "seed": seed}
@@ -195,7 +195,7 @@ def test_slots_hardly_idle(
 
 @pytest.mark.parametrize("closes_after", [20.0, 60.0])
 def test_a_server_that_closes_costs_few_bytes(simulation: ModuleType, closes_after: float) -> None:
-    """Where held bodies are closed a batch is no slower than slot first, and little goes twice."""
+    """If held bodies are closed, a batch is no slower than slot first, and resends few bytes."""
     for seed in (1, 2):
         batch = simulation.tracks(60, share=1 / 3, sigma=0.3, seed=seed)
         first = simulation.Batch(batch, parallel=1, rule=simulation.SlotFirst()).run()

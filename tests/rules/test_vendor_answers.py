@@ -212,7 +212,7 @@ def test_the_webhook_sample_of_the_second_generation_is_read() -> None:
 
 
 def test_the_form_of_a_submit_is_the_documented_one() -> None:
-    """`audio_url` is empty beside a file; lists are JSON; `eco_mode` is sent where it is true."""
+    """`audio_url` is empty beside a file; lists are JSON; `eco_mode` is sent only if true."""
     fields = payloads.submit_fields(stems=["vocals"], preprocessing=["Denoise"])
     assert fields == {
         "audio_url": "",

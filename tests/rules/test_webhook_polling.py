@@ -66,7 +66,7 @@ def test_a_receiver_not_heard_from_is_polled_for() -> None:
 
 
 def test_a_receiver_that_hears_is_left_to_tell_the_end() -> None:
-    """Where deliveries arrive nothing is polled until nearly every job has ended."""
+    """If deliveries arrive, nothing is polled until nearly every job has ended."""
     waiting = schedule(heard())
     waiting.add("job", now=0.0, eta=100.0, webhook="token")
     assert polls(waiting, until=130.0) == []
@@ -115,7 +115,7 @@ def test_after_an_early_delivery_the_job_is_polled_for() -> None:
 
 
 def test_a_delivery_after_the_end_still_arrived() -> None:
-    """One that a poll was ahead of does not count as lost, and tells how late deliveries come."""
+    """A delivery after the poll does not count as lost, and its delay is learned."""
     reliability = ReceiverReliability()
     waiting = schedule(reliability)
     for n in range(20):
@@ -132,7 +132,7 @@ def test_a_delivery_after_the_end_still_arrived() -> None:
 
 
 def test_a_job_that_ended_while_nobody_was_there_teaches_nothing() -> None:
-    """A job taken up again and found finished at once says nothing of the receiver."""
+    """A resumed job that was finished already says nothing about the receiver."""
     reliability = heard()
     waiting = schedule(reliability)
     before = reliability.loss

@@ -1,4 +1,4 @@
-"""What each door takes and what it refuses."""
+"""What each endpoint accepts and what it refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=DOORS)
 async def door(request: pytest.FixtureRequest) -> AsyncIterator[Open]:
-    """Each of the four doors in turn."""
+    """Each of the four endpoints in turn."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
     token = receiver._token_for("job")
     listen(receiver._queue, token, got)
@@ -141,7 +141,7 @@ async def test_what_is_refused_beforehand_is_not_read(door: Open, path: str) -> 
 
 
 async def test_a_compressed_body_is_refused(door: Open) -> None:
-    """A Content-Encoding is refused unread at each door alike, since some would unpack a bomb."""
+    """Each endpoint refuses a Content-Encoding unread, since some would decompress a bomb."""
     status, _, _ = await door.send(
         "POST", "/hooks/TOKEN", b"{}", Content_Encoding="gzip", Connection="close"
     )
@@ -166,7 +166,7 @@ async def test_a_delivery_is_acknowledged_once_its_consumer_has_dealt_with_it(do
 
 
 async def test_late_and_doubled_deliveries_are_acknowledged(door: Open) -> None:
-    """After the job is over its URL still answers 200, so that the vendor does not go on trying."""
+    """After the job has ended its URL still responds with 200, so that MusicGPT stops retrying."""
     door.receiver._queue.unsubscribe(door.token)
     for _ in range(2):
         assert (await door.send("POST", "/hooks/TOKEN", b"{}"))[0] == 200
@@ -176,7 +176,7 @@ async def test_late_and_doubled_deliveries_are_acknowledged(door: Open) -> None:
 async def test_a_client_that_hangs_up_does_no_harm(
     door: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A body that breaks off wakes nothing, raises nothing, and the door stays open."""
+    """A body that breaks off wakes nothing, raises nothing, and the endpoint keeps working."""
     head = f"POST /hooks/{door.token} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
     for beginning in (b"", b'{"task_id": '):
         await door.talk(head.encode() + beginning, listen=False)

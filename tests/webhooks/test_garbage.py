@@ -1,4 +1,4 @@
-"""Whatever is posted gets an answer and disturbs nobody."""
+"""Every request gets a response and disturbs no job."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ async def test_a_flood_of_garbage_disturbs_no_delivery(name: str) -> None:
 
 
 async def flood(root: str, token: str, number: int) -> dict[str, Any]:
-    """Have another process send garbage to a door; returns its report."""
+    """Let another process send garbage to an endpoint; return its report."""
     command = [sys.executable, str(GARBAGE), str(URL(root).port), token, str(number)]
     done = await anyio.run_process(command, stderr=None)
     return json.loads(done.stdout)

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize("name", ["fastapi", "aiohttp"])
 async def test_other_routes_stay_as_they_were(name: str) -> None:
-    """The application around the door answers its own paths."""
+    """The surrounding application responds to its own paths."""
     async with (
         DOORS[name](WebhookReceiver(PUBLIC_URL)) as root,
         aiohttp.ClientSession() as client,
@@ -48,7 +48,7 @@ async def test_other_routes_stay_as_they_were(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["aiohttp", "uvicorn", "serve"])
 async def test_the_bare_base_and_leading_slashes_are_right_too(name: str) -> None:
-    """Doors that see the whole path answer the base without a slash and paths joined carelessly."""
+    """Endpoints that see the complete path accept the base without a slash and doubled slashes."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
     token = receiver._token_for("job")
     listen(receiver._queue, token, got)
@@ -60,7 +60,7 @@ async def test_the_bare_base_and_leading_slashes_are_right_too(name: str) -> Non
 
 
 def in_a_sub_application(receiver: WebhookReceiver) -> AbstractAsyncContextManager[str]:
-    """The door in an aiohttp sub-application."""
+    """Run the endpoint in an aiohttp sub-application."""
     sub = web.Application()
     sub.add_routes(receiver.routes("/in"))
     app = web.Application()
@@ -69,14 +69,14 @@ def in_a_sub_application(receiver: WebhookReceiver) -> AbstractAsyncContextManag
 
 
 def at_the_root_of_aiohttp(receiver: WebhookReceiver) -> AbstractAsyncContextManager[str]:
-    """The door as all that an aiohttp application has, behind a proxy that takes the path away."""
+    """Run the endpoint as the only route of aiohttp, behind a proxy that strips the path."""
     app = web.Application()
     app.add_routes(receiver.routes("/"))
     return aiohttp_running(app)
 
 
 def mounted_twice_deep(receiver: WebhookReceiver) -> AbstractAsyncContextManager[str]:
-    """The door in a mounted application of a mounted application, under a server's root path."""
+    """Mount the endpoint two levels deep, under a server's root path."""
     inner, outer = FastAPI(), FastAPI()
     inner.mount("/in", receiver.asgi)
     outer.mount("/sub", inner)
@@ -150,7 +150,7 @@ async def test_a_mount_point_may_be_in_the_path_or_not(root_path: str, path: str
 
 
 async def test_an_asgi_client_that_hangs_up_is_not_answered() -> None:
-    """A disconnect in the middle of the body ends the call with nothing sent and nobody woken."""
+    """A disconnect within the body ends the call without a response, and wakes no job."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
     token = receiver._token_for("job")
     listen(receiver._queue, token, got)
@@ -161,7 +161,7 @@ async def test_an_asgi_client_that_hangs_up_is_not_answered() -> None:
 
 
 async def test_an_asgi_answer_to_head_has_no_body() -> None:
-    """The door itself leaves the body out, whether or not the server would."""
+    """The endpoint omits the body of a HEAD response itself."""
     scope = {"type": "http", "method": "HEAD", "path": "/", "headers": []}
     start, body = await called(WebhookReceiver(PUBLIC_URL).asgi, scope)
     assert start["status"] == 200
@@ -169,14 +169,14 @@ async def test_an_asgi_answer_to_head_has_no_body() -> None:
 
 
 async def test_lifespan_is_answered() -> None:
-    """A server that waits for startup and shutdown to be complete is told so."""
+    """Startup and shutdown of the lifespan protocol are acknowledged."""
     events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent = await called(WebhookReceiver(PUBLIC_URL).asgi, {"type": "lifespan"}, *events)
     assert [m["type"] for m in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 async def test_a_websocket_is_closed() -> None:
-    """Somebody who asks the ASGI door for a websocket is sent away, without an exception."""
+    """A websocket request to the ASGI endpoint is closed without an exception."""
     sent = await called(WebhookReceiver(PUBLIC_URL).asgi, {"type": "websocket", "path": "/"})
     assert [message["type"] for message in sent] == ["websocket.close"]
 
@@ -212,7 +212,7 @@ async def test_a_taken_port_is_told() -> None:
 
 
 async def test_its_own_server_logs_no_token(caplog: pytest.LogCaptureFixture) -> None:
-    """Under serve no log of anybody shows a token: right, wrong, or in a malformed request."""
+    """Under serve no log shows a token: right, wrong, or in a malformed request."""
     receiver = WebhookReceiver(PUBLIC_URL)
     token = receiver._token_for("job")
     listen(receiver._queue, token, [])

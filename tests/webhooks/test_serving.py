@@ -149,7 +149,7 @@ def _descriptors() -> int:
 
 
 async def test_silent_clients_do_not_use_up_the_descriptors(receiver: WebhookReceiver) -> None:
-    """Of 350 connections 256 are accepted; the others wait, and are served when there is room."""
+    """Of 350 connections 256 are accepted; the others wait, and are served later."""
     async with receiver.serve(port=0) as root:
         before = _descriptors()
         with ExitStack() as stack:

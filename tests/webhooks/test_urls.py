@@ -25,7 +25,7 @@ def test_tokens_are_unguessable_or_derived() -> None:
 
 
 async def test_a_delivery_between_restart_and_resume_is_kept() -> None:
-    """With a secret, a new process takes a delivery for a job that it has not taken up yet."""
+    """With a secret, a new process accepts a delivery for a job that it has not resumed yet."""
     token = WebhookReceiver(PUBLIC_URL, secret="s3cret")._token_for("job")
     receiver, got = WebhookReceiver(PUBLIC_URL, secret="s3cret"), []
     other = WebhookReceiver(PUBLIC_URL, secret="another")._token_for("job")
@@ -71,6 +71,6 @@ def test_an_unusable_public_url_is_told(public_url: Any) -> None:
 
 
 def test_an_empty_secret_is_told() -> None:
-    """An empty secret would make tokens that anybody can derive."""
+    """An empty secret would make tokens that can be derived by anyone."""
     with pytest.raises(ConfigurationError, match="secret is empty"):
         WebhookReceiver(PUBLIC_URL, secret="")

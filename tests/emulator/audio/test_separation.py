@@ -33,7 +33,7 @@ def split(source: Path, folder: Path, stems: Any = STEMS, **options: Any) -> dic
 
 
 def assert_families_add_up(song: Any, stems: dict[str, Any]) -> None:
-    """Fail where the parts of a whole are off it by the bound or more."""
+    """Assert that the children of each stem add up to it within the bound."""
     wholes = {"song": song, **stems}
     for whole, families in STEM_GROUPS.items():
         for family in families:
@@ -52,7 +52,7 @@ def noise(seconds: float, channels: int, *, rate: int = RATE, peak: float = 0.9)
 
 
 def test_the_families_are_those_of_the_catalogue() -> None:
-    """Every stem has a share, and a family's parts are the parts of the whole it is said to be."""
+    """Every stem has a mask, and its parent is the one in the catalogue."""
     assert set(SHARES) == {*STEMS, "tuned"}
     for whole, families in STEM_GROUPS.items():
         for part in itertools.chain.from_iterable(families):
@@ -103,7 +103,7 @@ def test_any_length(tmp_path: Path, frames: int) -> None:
 
 
 def test_a_part_that_exceeds_full_scale_is_not_clipped(tmp_path: Path) -> None:
-    """Where a part is louder than 16 bits can say, its file is float and still adds up."""
+    """A stem that is louder than 16 bits allow is written as float and still adds up."""
     count = 2 * RATE
     time = np.arange(count) / RATE
     square = np.sign(np.sin(2 * np.pi * 100 * time)) * 0.999
@@ -162,7 +162,7 @@ def test_deecho_turns_echoes_down(tmp_path: Path) -> None:
 
 
 def test_dereverb_shortens_the_tail(tmp_path: Path) -> None:
-    """What dies away dies away faster; what goes on does not."""
+    """Decaying sounds decay faster; sustained sounds do not change."""
     time = np.arange(4 * RATE) / RATE
     fading = 0.5 * np.sin(2 * np.pi * 500 * time) * np.exp(-8 * (time % 2))
     before, after = preprocessed(tmp_path, fading, "Dereverb")
@@ -213,7 +213,7 @@ def test_what_is_no_audio_is_said_to_be_none(tmp_path: Path, content: bytes) -> 
 
 
 def test_a_separation_can_be_called_off(song: Path, tmp_path: Path) -> None:
-    """Between two blocks it stops when it is told to."""
+    """The separation stops between two blocks when `is_stopped` returns true."""
     responses = iter([False, True])
     with pytest.raises(StoppedError):
         separate(song, {"bass": tmp_path / "b.wav"}, is_stopped=lambda: next(responses))
