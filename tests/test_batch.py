@@ -83,7 +83,7 @@ async def test_sources_are_taken_as_slots_come_free(
     assert ahead <= 80
 
 
-async def test_a_loop_that_is_left_lets_go_of_its_tracks(
+async def test_a_loop_that_is_left_detaches_its_tracks(
     vendor: Emulator, session: MusicGPTSession, tmp_path: Path
 ) -> None:
     """Leaving the loop cancels what is on its way, and the session can be left at once."""

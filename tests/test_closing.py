@@ -41,7 +41,7 @@ async def test_an_upload_under_way_when_a_session_is_left_is_submitted_by_the_ne
     assert len(vendor.submissions) == 1
 
 
-async def test_a_job_that_was_cancelled_is_not_taken_up(
+async def test_a_job_that_was_cancelled_is_not_resumed(
     vendor: Emulator, track: Path, tmp_path: Path
 ) -> None:
     """cancel() is the user's word: what was not sent then is not sent by resume() either."""
@@ -56,7 +56,7 @@ async def test_a_job_that_was_cancelled_is_not_taken_up(
     assert not vendor.submissions
 
 
-async def test_a_download_of_some_stems_is_whole(
+async def test_a_download_of_some_stems_is_complete(
     vendor: Emulator, track: Path, tmp_path: Path
 ) -> None:
     """A job of which only some stems were wanted is done when those are there."""

@@ -56,7 +56,7 @@ def _events() -> Iterator[type]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_told_in_one_sentence_first(name: str) -> None:
+def test_it_has_a_sentence_as_summary(name: str) -> None:
     """A docstring of its own begins with a sentence on the first line, or on the first two."""
     text = _own_docstring(name)
     sentence = text.partition("\n\n")[0]
@@ -84,7 +84,7 @@ def _comment_below(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_method_and_property_is_told(name: str) -> None:
+def test_every_method_and_property_has_a_docstring(name: str) -> None:
     """Each one that the class or a class of ours above it has bears a docstring."""
     untold = [
         f"{cls.__name__}.{member}"
@@ -98,13 +98,13 @@ def test_every_method_and_property_is_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_attribute_is_told(name: str) -> None:
+def test_every_attribute_is_described(name: str) -> None:
     """Each public attribute is in the docstring of its class, or has one below it."""
     untold = [
         f"{cls.__name__}.{attribute}"
         for cls in _ours(CLASSES[name])
         for attribute in _attributes(cls)
-        if not _is_told(cls, attribute)
+        if not _is_described(cls, attribute)
     ]
     assert untold == []
 
@@ -122,7 +122,7 @@ def _attributes(cls: type) -> set[str]:
     return {name for name in {*inspect.get_annotations(cls), *assigned} if name[0] != "_"}
 
 
-def _is_told(cls: type, attribute: str) -> bool:
+def _is_described(cls: type, attribute: str) -> bool:
     section = rf"^ +{attribute}: \S"
     below = rf'^ +(?:self\.)?{attribute}\b.*\n +"""'
     return (

@@ -71,7 +71,7 @@ async def test_a_wav_that_comes_after_completion_is_asked_for_once_more(tmp_path
     assert {path.suffix for path in files.values()} == {".wav"}
 
 
-async def test_the_mp3s_come_although_nobody_can_be_asked_for_a_wav(tmp_path: Path) -> None:
+async def test_mp3s_are_downloaded_if_the_poll_for_a_wav_fails(tmp_path: Path) -> None:
     """If polling again fails, the available files are downloaded."""
     vendor = emulated(generation=2)
     async with vendor, opened(vendor) as session:

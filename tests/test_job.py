@@ -26,7 +26,7 @@ from musicgpt_async.emulator import Emulator, Fault
 pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(20)]
 
 
-async def test_a_cancelled_waiter_hurts_nobody(session: MusicGPTSession) -> None:
+async def test_a_cancelled_waiter_affects_no_other(session: MusicGPTSession) -> None:
     """Cancelling one of many waiters, or a timeout around one, leaves the job and the others."""
     job = session.submit(TRACK)
     waiters = [asyncio.ensure_future(job.wait()) for _ in range(3)]
@@ -39,7 +39,7 @@ async def test_a_cancelled_waiter_hurts_nobody(session: MusicGPTSession) -> None
     assert results[1] is results[2] is await job
 
 
-async def test_a_job_ends_with_nobody_awaiting(session: MusicGPTSession) -> None:
+async def test_a_job_ends_without_a_waiter(session: MusicGPTSession) -> None:
     """`while not job.done()` ends: the job moves by itself."""
     job = session.submit(TRACK)
     while not job.done():
@@ -85,7 +85,7 @@ async def test_result_before_the_end_is_an_error(session: MusicGPTSession) -> No
     assert job.exception() is None
 
 
-async def test_accepted_tells_what_the_vendor_said(
+async def test_accepted_returns_musicgpts_response(
     vendor: Emulator, session: MusicGPTSession
 ) -> None:
     """accepted() returns with the task_id, the eta and the estimate, before the end."""
@@ -155,7 +155,7 @@ async def test_an_upload_that_is_cancelled_is_not_a_submission(vendor: Emulator)
     assert not vendor.submissions
 
 
-async def test_a_jobs_events_start_where_it_stands_and_end_with_it(
+async def test_a_jobs_events_start_at_its_state_and_end_with_it(
     session: MusicGPTSession,
 ) -> None:
     """events() ends by itself, also for a reader that comes after the end."""

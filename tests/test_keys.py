@@ -106,7 +106,7 @@ async def test_a_key_whose_job_failed_may_be_submitted_again(
     assert len(vendor.submissions) == 2
 
 
-async def test_a_key_whose_handle_was_cancelled_goes_on(session: MusicGPTSession) -> None:
+async def test_a_key_whose_handle_was_cancelled_is_resumed(session: MusicGPTSession) -> None:
     """Without a journal too, a job that MusicGPT has is followed again and not submitted again."""
     first = session.submit(("song.mp3", SOUND), key="k")
     task_id = (await first.accepted()).task_id

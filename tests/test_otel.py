@@ -135,7 +135,9 @@ async def test_spans_have_the_events_own_times(vendor: Emulator, told: Told) -> 
     assert began <= times[events.Queued] <= times[events.Completed] <= ended
 
 
-async def test_telling_goes_on_with_nobody_holding_it(vendor: Emulator, told: Told) -> None:
+async def test_the_exporter_runs_without_a_reference_to_its_task(
+    vendor: Emulator, told: Told
+) -> None:
     """A program may drop what instrument() returns; a garbage collection does not end it."""
     async with connected(vendor) as session:
         instrument(session, **told.providers)
@@ -294,7 +296,7 @@ async def test_telling_ends_when_it_is_cancelled(vendor: Emulator, told: Told) -
     assert told.number("slots.used") == 0
 
 
-def test_nothing_is_imported_that_nobody_asked_for() -> None:
+def test_nothing_is_imported_that_is_not_needed() -> None:
     """The library and its session work without OpenTelemetry, and never import it."""
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"

@@ -73,7 +73,7 @@ async def test_a_file_is_downloaded_once_for_all_who_retrieve(
     assert requests == file_requests(vendor) > 0
 
 
-async def test_any_session_on_the_journal_tells_of_any_job(tmp_path: Path) -> None:
+async def test_any_session_on_the_journal_retrieves_any_job(tmp_path: Path) -> None:
     """A session follows the other's job: its state, its end, and its failure alike."""
     async with AsyncExitStack() as stack:
         vendor = await stack.enter_async_context(Emulator(seconds=1, separate=False))
@@ -98,7 +98,7 @@ async def test_any_session_on_the_journal_tells_of_any_job(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("resumes", [False, True])
-async def test_a_job_that_nobody_works_on_goes_on(resumes: bool, tmp_path: Path) -> None:
+async def test_a_job_without_an_owner_is_resumed(resumes: bool, tmp_path: Path) -> None:
     """After a restart a retrieved handle ends by itself, also if resume() follows it."""
     journal = tmp_path / "journal.db"
     async with Emulator(seconds=0.5, separate=False) as vendor:
@@ -116,7 +116,7 @@ async def test_a_job_that_nobody_works_on_goes_on(resumes: bool, tmp_path: Path)
         assert len(vendor.submissions) == 1
 
 
-async def test_a_follower_goes_on_when_the_owner_leaves(tmp_path: Path) -> None:
+async def test_a_follower_continues_when_the_owner_leaves(tmp_path: Path) -> None:
     """The job of a session that is closed is polled by the one that followed it."""
     journal = tmp_path / "journal.db"
     async with (

@@ -45,7 +45,7 @@ from musicgpt_async.emulator import Emulator, Fault
 pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(20)]
 
 
-async def test_a_song_goes_in_and_its_stems_lie_on_disk(song: Path, tmp_path: Path) -> None:
+async def test_a_song_is_uploaded_and_its_stems_are_saved(song: Path, tmp_path: Path) -> None:
     """Real audio is uploaded, awaited, and downloaded as stems that add up to the song."""
     async with Emulator(seconds=0.05) as vendor, connected(vendor) as session:
         job = session.submit(song, stems=["vocals", Stem.INSTRUMENTAL])
@@ -100,7 +100,7 @@ async def test_jobs_are_submitted_in_the_order_they_came(vendor: Emulator) -> No
     ]
 
 
-async def test_leaving_by_an_exception_lets_go(vendor: Emulator) -> None:
+async def test_leaving_by_an_exception_detaches_the_jobs(vendor: Emulator) -> None:
     """An exception in the block closes the session at once, and its jobs are detached."""
     vendor.script(Fault("job", "never_finishes", times=None))
     session = await connected(vendor).__aenter__()
@@ -373,7 +373,7 @@ async def test_a_job_that_fails_bears_the_vendors_words(
     ],
     ids=lambda fault: f"{fault.kind}-{fault.status}",
 )
-async def test_a_failed_look_is_never_a_failed_job(
+async def test_a_failed_poll_is_never_a_failed_job(
     vendor: Emulator, session: MusicGPTSession, fault: Fault
 ) -> None:
     """After any failed poll the job continues, is not submitted again, and completes."""
@@ -408,7 +408,7 @@ async def test_a_job_of_somebody_else_can_be_attached(
     assert files["piano"].name == f"{task_id} - piano.wav"
 
 
-async def test_one_job_downloaded_by_two_sessions_is_fetched_once(
+async def test_one_job_of_two_sessions_is_downloaded_once(
     vendor: Emulator, session: MusicGPTSession, tmp_path: Path
 ) -> None:
     """If two sessions download one job to one directory, the second uses the first one's files."""
@@ -442,7 +442,7 @@ async def test_a_missing_file_is_the_sources_error(
     assert not vendor.submissions
 
 
-async def test_a_stream_of_unknown_length_is_sent_whole(
+async def test_a_stream_of_unknown_length_is_sent_completely(
     vendor: Emulator, session: MusicGPTSession
 ) -> None:
     """An async iterable is spooled first and arrives under its name with its full length."""
@@ -456,7 +456,7 @@ async def test_a_stream_of_unknown_length_is_sent_whole(
     assert (upload.file_name, upload.size) == ("stream.ogg", 500_000)
 
 
-async def test_a_url_is_fetched_by_the_vendor(vendor: Emulator, session: MusicGPTSession) -> None:
+async def test_a_url_is_downloaded_by_musicgpt(vendor: Emulator, session: MusicGPTSession) -> None:
     """A URL is sent as `audio_url`, with no file beside it."""
     job = session.submit("https://example.com/music/A%20song.mp3?x=1")
     await job
@@ -475,7 +475,7 @@ async def test_two_tracks_of_one_name_do_not_overwrite_each_other(
     assert paths == ["song - bass.wav", "song (2) - bass.wav"]
 
 
-async def test_events_tell_the_whole_story(vendor: Emulator, tmp_path: Path) -> None:
+async def test_events_report_every_step(vendor: Emulator, tmp_path: Path) -> None:
     """A session's stream bears every step of a job in order, and ends with the session."""
     async with connected(vendor) as session:
         stream = session.events()
@@ -493,7 +493,7 @@ async def test_events_tell_the_whole_story(vendor: Emulator, tmp_path: Path) -> 
     assert list(dict.fromkeys(kinds)) == story
 
 
-async def test_a_cancelled_extract_lets_go_of_its_job(
+async def test_a_cancelled_extract_detaches_its_job(
     vendor: Emulator, session: MusicGPTSession, tmp_path: Path
 ) -> None:
     """A timeout around extract() detaches the job."""

@@ -114,7 +114,7 @@ def test_each_test_has_a_vendor_of_its_own_that_its_program_finds(project: Proje
         def test_nearest(musicgpt_emulator):
             assert musicgpt_emulator.credits == 70
 
-        def test_nobody_is_there_any_more():
+        def test_the_emulator_has_stopped():
             assert "MUSICGPT_API_KEY" not in os.environ
             assert "MUSICGPT_BASE_URL" not in os.environ
         """,
@@ -207,7 +207,7 @@ def test_a_vendor_in_a_thread_leaves_nothing_behind() -> None:
         assert again.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_a_vendor_that_cannot_stand_says_so() -> None:
+def test_an_emulator_that_cannot_start_says_so() -> None:
     """An error in the emulator's thread is raised in the caller's."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

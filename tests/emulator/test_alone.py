@@ -119,7 +119,7 @@ async def test_it_serves_over_tls(contexts: tuple[ssl.SSLContext, ssl.SSLContext
 
 
 @pytest.mark.anyio
-async def test_it_stands_in_a_process_of_its_own() -> None:
+async def test_it_runs_in_its_own_process() -> None:
     """It runs in another process, without numpy unless it separates, and ends on request."""
     with subprocess.Popen(  # noqa: ASYNC220  nothing else runs while its pipes are read
         [sys.executable, "-c", STANDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

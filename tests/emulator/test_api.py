@@ -111,7 +111,7 @@ async def test_an_empty_audio_url_beside_a_file_is_no_url(open_account: Any) -> 
         ({"conversionType": "EXTRACTION", "task_id": "a"}, 404),
     ],
 )
-async def test_a_look_must_name_one_known_task(
+async def test_a_poll_must_name_one_known_task(
     open_account: Any, query: dict[str, str], status: int
 ) -> None:
     """Neither id, both, no type or another one gets 422; an unknown task 404."""
@@ -150,7 +150,7 @@ async def test_links_come_only_at_the_end(open_account: Any) -> None:
 
 
 @pytest.mark.parametrize("word", ["ERROR", "FAILED", "cancelled"])
-async def test_a_scripted_failure_is_told_and_not_charged(open_account: Any, word: str) -> None:
+async def test_a_scripted_failure_is_reported_and_not_charged(open_account: Any, word: str) -> None:
     """A conversion that fails has the word and the message, and costs nothing."""
     fault = Fault("job", "fails", word=word, message="The model fell over")
     async with open_account(faults=[fault]) as me:

@@ -44,7 +44,7 @@ def test_a_fault_that_cannot_be_is_refused(wrong: Any) -> None:
         Fault("file", "status", accepted=True)
 
 
-def test_a_fault_strikes_as_often_as_it_is_told() -> None:
+def test_a_fault_occurs_as_often_as_planned() -> None:
     """`after` skips requests, `times` limits the number of faults, and the next fault follows."""
     script = FaultPlan([Fault("byId", "status", after=1, times=2), Fault("byId", "redirect")])
     look = FaultContext(on="byId")
@@ -56,7 +56,7 @@ def test_a_fault_strikes_as_often_as_it_is_told() -> None:
     assert list(script) == []
 
 
-def test_a_fault_strikes_only_where_its_predicate_is_true() -> None:
+def test_a_fault_occurs_only_if_its_predicate_is_true() -> None:
     """`when` chooses occasions, and those it passes over do not count."""
     fault = Fault("file", "html", when=lambda occasion: occasion.file == "bass.wav", times=None)
     script = FaultPlan([fault])
@@ -132,7 +132,7 @@ async def test_an_early_answer_does_not_wait_for_the_body(open_account: Any) -> 
         sent.set()
 
 
-async def test_redirects_lead_where_they_are_told(open_account: Any) -> None:
+async def test_redirects_lead_to_their_location(open_account: Any) -> None:
     """A redirect has the status and the location of its fault."""
     fault = Fault("submit", "redirect", status=307, location="http://127.0.0.1:1/elsewhere")
     async with open_account(faults=[fault]) as me:
@@ -170,7 +170,7 @@ async def test_dropped_connections(open_account: Any, kind: str, accepted: int) 
 
 @pytest.mark.parametrize("kind", ["drop_before_body", "drop_before_answer", "drop_mid_answer"])
 @pytest.mark.parametrize("on", ["byId", "byUser"])
-async def test_dropped_looks(open_account: Any, on: Any, kind: str) -> None:
+async def test_dropped_polls(open_account: Any, on: Any, kind: str) -> None:
     """Polls and listings can be dropped too; the following poll gets a response."""
     async with open_account() as me:
         await me.submit()
@@ -311,7 +311,7 @@ async def test_a_stalled_file(open_account: Any, kind: str) -> None:
                     await answer.content.read(1)
 
 
-async def test_gzip_that_nobody_asked_for(open_account: Any) -> None:
+async def test_gzip_that_was_not_requested(open_account: Any) -> None:
     """The body is encoded, and Content-Length is that of the encoded bytes."""
     async with open_account(stem_bytes=SIZE) as me:
         url = await me.link()

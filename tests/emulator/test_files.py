@@ -119,7 +119,7 @@ async def test_pseudo_audio_depends_on_audio_stem_and_nothing_else(open_account:
     assert len({*one_mp3, *one_wav, *two_mp3, *two_wav}) == 8
 
 
-async def test_an_expired_link_is_replaced_by_the_next_look(open_account: Any) -> None:
+async def test_an_expired_link_is_replaced_by_the_next_poll(open_account: Any) -> None:
     """Expired links stay expired, and byId returns fresh ones."""
     async with open_account(faults=[Fault("file", "expired")]) as me:
         task = (await me.submit()).json["task_id"]

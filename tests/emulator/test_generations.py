@@ -165,7 +165,7 @@ async def test_eco_mode_is_a_boolean_of_the_second_generation(
             assert reply.json["detail"][0]["loc"] == ["body", "eco_mode"]
 
 
-async def test_the_second_generations_byid_tells_more(open_account: Any) -> None:
+async def test_the_second_generations_byid_has_more_fields(open_account: Any) -> None:
     """`feature`, `message`, `webhook_url`, and times with microseconds and an offset."""
     async with open_account(generation=2) as me:
         told = (await submit(me, "/v2/Extraction", webhook_url="http://127.0.0.1:9/t0ken")).json
@@ -232,7 +232,7 @@ async def test_a_strict_byuser_takes_only_what_the_node_sends(
 
 
 @pytest.mark.parametrize("shape", ["beside", "numbered", "flat"])
-async def test_links_can_stand_where_users_have_seen_them(open_account: Any, shape: str) -> None:
+async def test_links_can_be_in_every_known_place(open_account: Any, shape: str) -> None:
     """Beside the conversion, in numbered fields, or as fields named like the stems."""
     async with open_account(shape=shape) as me:
         task_id = (await me.submit(stems='["drums", "bass"]')).json["task_id"]

@@ -46,7 +46,7 @@ def minutes(number: float) -> Upload:
     )
 
 
-def test_looks_are_counted_in_a_sliding_minute() -> None:
+def test_polls_are_counted_in_a_sliding_minute() -> None:
     """A poll is admitted as soon as fewer than the limit are within the last 60 seconds."""
     vendor = make_vendor()
     clock = vendor.clock
@@ -102,7 +102,7 @@ async def test_past_the_parallel_limit_a_submit_gets_429(open_account: Any) -> N
 
 
 @pytest.mark.parametrize("retry_after", [False, True])
-async def test_past_the_look_limit_byid_gets_429(open_account: Any, retry_after: bool) -> None:
+async def test_beyond_the_poll_limit_byid_gets_429(open_account: Any, retry_after: bool) -> None:
     """The fourth poll of a minute is refused if three are allowed; Retry-After is optional."""
     async with open_account(polls_per_minute=3, retry_after=retry_after) as me:
         task = (await me.submit()).json["task_id"]
@@ -120,7 +120,7 @@ async def test_too_little_credit_gets_402(open_account: Any) -> None:
         assert not me.vendor.submissions
 
 
-async def test_a_faster_clock_tells_the_same_eta(open_account: Any) -> None:
+async def test_a_faster_clock_has_the_same_eta(open_account: Any) -> None:
     """With speed, an hour of the vendor's passes at once, and the eta is in its own seconds."""
     async with open_account(seconds=3600, speed=1_000_000) as me:
         reply = await me.submit()

@@ -148,7 +148,7 @@ async def test_audio_can_be_thrown_away(open_account: Any) -> None:
     assert (record.size, record.sha256, record.upload.audio) == (1 << 21, None, None)
 
 
-async def test_an_audio_url_on_loopback_is_fetched(open_account: Any, song: Path) -> None:
+async def test_an_audio_url_on_loopback_is_downloaded(open_account: Any, song: Path) -> None:
     """The vendor gets the audio itself; what cannot be had makes the conversion fail."""
 
     async def serve(_: web.Request) -> web.FileResponse:

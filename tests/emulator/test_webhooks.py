@@ -123,7 +123,9 @@ async def test_the_general_pages_payload(open_account: Any, payload: str) -> Non
         ("status", {"status": "FAILED", "status_msg": "No"}),
     ],
 )
-async def test_failures_are_told(open_account: Any, payload: str, expected: dict[str, Any]) -> None:
+async def test_failures_are_delivered(
+    open_account: Any, payload: str, expected: dict[str, Any]
+) -> None:
     """A conversion that failed is delivered with success false, a status, or both."""
     fault = Fault("job", "fails", word="FAILED", message="No")
     async with door() as hooks, open_account(payload=payload, faults=[fault]) as me:
@@ -256,7 +258,7 @@ async def test_a_delivery_that_is_not_taken_is_made_again(open_account: Any, sta
     assert {letter.path for letter in letters} == {"/hooks/token-a1b2"}
 
 
-async def test_a_delivery_is_given_up_in_the_end(open_account: Any) -> None:
+async def test_a_delivery_stops_after_its_last_attempt(open_account: Any) -> None:
     """After four attempts the emulator stops; the result of each is recorded."""
     async with open_account(speed=1000) as me:
         await me.extract(webhook_url="http://127.0.0.1:1/nobody")

@@ -25,7 +25,7 @@ PATIENCE = 60
 YES = b'{"success": true, "task_id": "t"}'
 
 
-async def hand_over_nothing() -> None:
+async def do_nothing_before_commit() -> None:
     """Do nothing before the commit point."""
 
 
@@ -37,7 +37,7 @@ async def submit(transport: Transport, url: str, data: bytes = b"sound") -> Resp
                 {"audio_url": ""},
                 content,
                 stall_timeout=30,
-                before_commit=hand_over_nothing,
+                before_commit=do_nothing_before_commit,
                 progress=lambda _: None,
             )
             return await transport.post(url, body)

@@ -106,6 +106,6 @@ def close_delimited(body: bytes, **headers: str) -> Callable[[Any, Any], Any]:
     return step
 
 
-def nothing_lies_in(directory: Path) -> bool:
+def is_empty_directory(directory: Path) -> bool:
     """Return whether a directory is empty and no file in it is open."""
     return not list(directory.iterdir()) and not held(directory)

@@ -100,7 +100,7 @@ def lines_of(child: subprocess.Popen[str]) -> Iterator[str]:
         yield line.strip()
 
 
-def let_go_on(child: subprocess.Popen[str]) -> None:
+def let_continue(child: subprocess.Popen[str]) -> None:
     """Send a waiting process its one word."""
     assert child.stdin is not None
     child.stdin.write("go\n")

@@ -138,7 +138,7 @@ async def process(
         await running.communicate()
 
 
-async def nobody_holds(path: Path) -> None:
+async def until_leases_expire(path: Path) -> None:
     """Wait until the leases of a killed process have run out."""
     with anyio.fail_after(HANG):
         async with Journal(path) as journal:

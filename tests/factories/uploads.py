@@ -25,7 +25,7 @@ NARROW = 1 << 16
 PATIENCE = 60
 
 
-async def hand_over_nothing() -> None:
+async def do_nothing_before_commit() -> None:
     """Do nothing before the commit point."""
 
 
@@ -33,7 +33,7 @@ def body_of(content: ReadableTrack | None, **settings: Any) -> MultipartBody:
     """Make one attempt's body."""
     given = {
         "stall_timeout": 30.0,
-        "before_commit": hand_over_nothing,
+        "before_commit": do_nothing_before_commit,
         "progress": lambda _: None,
         **settings,
     }

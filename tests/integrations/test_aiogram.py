@@ -147,7 +147,7 @@ async def test_a_chat_that_wants_no_more_edits_gets_its_stems(
     assert [method for method, _ in telegram.said[-4:]] == ["sendAudio"] * 4
 
 
-async def test_a_track_that_telegram_keeps_is_told_in_the_chat(
+async def test_a_track_that_telegram_keeps_is_reported_in_the_chat(
     snippet: Callable[..., ModuleType], telegram: Telegram, vendor: Emulator
 ) -> None:
     """Of a file that bots may not have, nothing is submitted, and the note says why."""
@@ -158,7 +158,7 @@ async def test_a_track_that_telegram_keeps_is_told_in_the_chat(
     assert vendor.submissions == []
 
 
-async def test_a_failure_is_told_in_the_chat(
+async def test_a_failure_is_reported_in_the_chat(
     snippet: Callable[..., ModuleType], telegram: Telegram, vendor: Emulator
 ) -> None:
     """What the vendor cannot split is answered with a sentence."""

@@ -233,7 +233,7 @@ async def test_a_command_with_an_attachment_is_answered_with_the_stems(
     assert discord.fetched == 1
 
 
-async def test_plain_messages_go_on_where_the_token_has_run_out(
+async def test_plain_messages_continue_after_the_token_has_expired(
     snippet: Callable[..., ModuleType], discord: Discord
 ) -> None:
     """After fifteen minutes Discord refuses the interaction's token; the stems still come."""
@@ -261,7 +261,7 @@ async def test_a_stem_too_large_for_the_chat_is_sent_as_a_link(
     assert not vendor.leaked_keys
 
 
-async def test_a_failure_is_told_in_the_chat(
+async def test_a_failure_is_reported_in_the_chat(
     snippet: Callable[..., ModuleType], discord: Discord, vendor: Emulator
 ) -> None:
     """What the vendor cannot split is answered with a sentence."""

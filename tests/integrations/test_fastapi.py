@@ -85,7 +85,7 @@ async def test_an_upload_becomes_a_job_whose_stems_are_streamed_out(
     assert audio[:4] == b"RIFF"
 
 
-async def test_a_stem_is_fetched_once_for_many_listeners(
+async def test_a_stem_is_downloaded_once_for_many_listeners(
     service: Service, browser: aiohttp.ClientSession, vendor: Emulator
 ) -> None:
     """Ten requests for one stem, some concurrent, get it completely with one download."""

@@ -102,9 +102,7 @@ async def test_the_vendors_npm_package_extracts(
     assert submission.file_name == (track.name if kind == "file" else None)
 
 
-async def test_the_vendors_npm_package_is_told_of_a_wrong_key(
-    node_modules: Path, track: Path
-) -> None:
+async def test_the_npm_package_reports_a_wrong_key(node_modules: Path, track: Path) -> None:
     """It knows a 401 by its status."""
     async with emulated() as vendor:
         ended = await anyio.run_process(

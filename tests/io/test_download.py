@@ -16,8 +16,8 @@ from factories.downloads import (
     Get,
     Host,
     close_delimited,
+    is_empty_directory,
     mp3,
-    nothing_lies_in,
     say,
     wav,
 )
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_backoff")]
 
 
 @pytest.mark.parametrize("size", [100, MIB, 3 * MIB + 7])
-async def test_a_file_arrives_whole_under_its_name(
+async def test_a_file_arrives_complete_under_its_name(
     size: int, serve: Any, get: Get, tmp_path: Path
 ) -> None:
     """The directory is created, the file is alone in it, and its digest is returned."""
@@ -60,7 +60,7 @@ async def test_a_digest_is_taken_only_where_it_is_asked_for(
         assert (await get(server.url, tmp_path / "a.mp3", digests=False)).sha256 == ""
 
 
-async def test_an_older_file_is_replaced_at_once_and_only_by_a_whole_one(
+async def test_an_older_file_is_replaced_atomically_by_a_complete_one(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
     """An existing file stays until the new one is complete, even if the download fails."""
@@ -130,10 +130,10 @@ async def test_what_is_no_audio_is_refused(
         with pytest.raises(DownloadError):
             await get(server.url, tmp_path / "a.mp3")
         assert len(host.requests) == (4 if body else 1)
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
 
 
-async def test_without_a_length_a_cut_file_is_not_whole(
+async def test_without_a_length_a_cut_file_is_not_complete(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
     """A connection that is closed early looks like the end if there is no length."""
@@ -141,7 +141,7 @@ async def test_without_a_length_a_cut_file_is_not_whole(
     async with serve(host) as server:
         with pytest.raises(DownloadError, match="does not declare its length"):
             await get(server.url, tmp_path / "a.mp3")
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
 
 
 async def test_a_wav_says_itself_how_long_it_is(serve: Any, get: Get, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ async def test_a_host_that_announces_less_than_the_wav_has_is_not_believed(
     async with serve(host) as server:
         with pytest.raises(DownloadError, match="its header declares 3000"):
             await get(server.url, tmp_path / "a.wav")
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
 
 
 def chunked(
@@ -183,7 +183,7 @@ def chunked(
     return step
 
 
-async def test_a_chunked_file_is_whole_when_its_last_chunk_says_so(
+async def test_a_chunked_file_is_complete_with_its_last_chunk(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
     """A chunked answer that breaks off is fetched again; one that ends is taken."""
@@ -210,7 +210,7 @@ async def test_an_encoding_that_was_not_asked_for_is_refused(
         with pytest.raises(DownloadError, match="encoding"):
             await get(server.url, tmp_path / "a.mp3")
     assert [head["accept-encoding"] for head in host.requests] == ["identity"]
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
 
 
 async def test_content_that_calls_itself_identity_is_taken(
@@ -247,12 +247,12 @@ async def test_the_same_bytes_twice_end_the_trying(serve: Any, get: Get, tmp_pat
         with pytest.raises(DownloadError, match="its header declares 4000"):
             await get(server.url, tmp_path / "a.wav")
         assert len(host.requests) == 4
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFF024, 0x7FFFF044, 0x7FFFF032, 0x7FFFF02C])
 @pytest.mark.parametrize("is_chunked", [False, True])
-async def test_a_wav_of_unknown_size_is_whole_when_what_was_announced_came(
+async def test_a_wav_of_unknown_size_is_complete_by_its_content_length(
     size: int, is_chunked: bool, serve: Any, get: Get, tmp_path: Path
 ) -> None:
     """SoX and ffmpeg cannot write the size of a WAV to a pipe: the length on the wire counts."""
@@ -301,17 +301,17 @@ async def test_no_redirect_leads_into_a_private_network(
         with anyio.fail_after(LONG), pytest.raises(DownloadError):
             await get(server.url, tmp_path / "a.mp3")
         assert len(host.requests) == 1
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
 
 
-async def test_redirects_that_do_not_end_are_given_up(serve: Any, get: Get, tmp_path: Path) -> None:
+async def test_endless_redirects_are_an_error(serve: Any, get: Get, tmp_path: Path) -> None:
     """A circle of redirects is an error after a few hops."""
     host = Host(b"", plan=[say(302, Location="/again")] * 1000)
     async with serve(host) as server:
         with pytest.raises(DownloadError, match="redirects"):
             await get(server.url, tmp_path / "a.mp3")
     assert len(host.requests) < 20
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "127.0.0.2"])
@@ -326,7 +326,7 @@ async def test_a_link_to_this_machine_is_refused_where_the_api_is_elsewhere(
                     f"{scheme}://{host}:{server.port}/a", tmp_path / "a.mp3", allow_loopback=False
                 )
         assert server.connections == 0
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
 
 
 @pytest.mark.parametrize("link", ["https://a..example/a.mp3", f"https://{'a' * 64}.example/"])

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from factories.downloads import LONG, MIB, Get, Host, mp3, nothing_lies_in, say
+from factories.downloads import LONG, MIB, Get, Host, is_empty_directory, mp3, say
 
 from musicgpt_async._io.download import MAX_FRUITLESS_TRIES, DownloadedFile
 from musicgpt_async._io.response_body import CHUNK_SIZE
@@ -176,7 +176,7 @@ async def test_a_wrong_part_is_not_taken(
     assert (tmp_path / "a.mp3").read_bytes() == host.data
 
 
-async def test_a_part_that_was_not_asked_for_is_not_the_whole(
+async def test_a_part_that_was_not_requested_is_not_the_file(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
     """A 206 to the first request never becomes the file."""
@@ -201,7 +201,9 @@ async def test_a_range_beyond_the_end_starts_over(serve: Any, get: Get, tmp_path
 
 
 @pytest.mark.parametrize("status", [204, 400, 401, 403, 404, 410, 451])
-async def test_a_refusal_is_told_at_once(status: int, serve: Any, get: Get, tmp_path: Path) -> None:
+async def test_a_refusal_is_an_error_at_once(
+    status: int, serve: Any, get: Get, tmp_path: Path
+) -> None:
     """One request, the status in the error, and no signature in its message."""
     host = Host(b"", plan=[say(status, b"<Error>AccessDenied</Error>" if status > 300 else b"")])
     async with serve(host) as server:
@@ -210,10 +212,10 @@ async def test_a_refusal_is_told_at_once(status: int, serve: Any, get: Get, tmp_
         assert len(host.requests) == 1
     assert caught.value.status == status
     assert "s3cret" not in str(caught.value)
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
 
 
-async def test_a_host_that_keeps_failing_is_given_up(serve: Any, get: Get, tmp_path: Path) -> None:
+async def test_a_host_that_keeps_failing_is_an_error(serve: Any, get: Get, tmp_path: Path) -> None:
     """After ``MAX_FRUITLESS_TRIES`` tries that bring nothing, the error says what the host said."""
     host = Host(b"", plan=[say(503)] * 100)
     async with serve(host) as server:
@@ -222,10 +224,10 @@ async def test_a_host_that_keeps_failing_is_given_up(serve: Any, get: Get, tmp_p
     assert caught.value.status == 503
     assert type(caught.value) is DownloadError
     assert MAX_FRUITLESS_TRIES <= len(host.requests) <= MAX_FRUITLESS_TRIES + 1
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
 
 
-async def test_a_host_that_always_cuts_at_the_same_place_is_given_up(
+async def test_a_host_that_always_cuts_at_the_same_place_is_an_error(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
     """Without ranges, tries that get no further than the one before come to an end."""
@@ -235,14 +237,14 @@ async def test_a_host_that_always_cuts_at_the_same_place_is_given_up(
         with anyio.fail_after(LONG), pytest.raises(MusicGPTError):
             await get(server.url, tmp_path / "a.mp3")
     assert len(host.requests) <= 5 * MAX_FRUITLESS_TRIES
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
 
 
-async def test_nobody_at_the_other_end_is_a_transport_error(get: Get, tmp_path: Path) -> None:
+async def test_a_refused_connection_is_a_transport_error(get: Get, tmp_path: Path) -> None:
     """A refused connection is tried again a few times, and then said to be one."""
     with pytest.raises(TransportError):
         await get("http://127.0.0.1:9/a.mp3", tmp_path / "a.mp3")
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
 
 
 async def test_a_host_that_stops_sending_is_asked_again(

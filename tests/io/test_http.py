@@ -36,9 +36,7 @@ pytestmark = pytest.mark.anyio
 # Connections.
 
 
-async def test_each_submit_has_a_fresh_connection_and_looks_share_one(
-    serve: Any, lanes: Any
-) -> None:
+async def test_each_submit_has_a_new_connection_and_polls_share_one(serve: Any, lanes: Any) -> None:
     """A POST never meets a connection that the server may have dropped meanwhile."""
     echo = Echo()
     async with serve(echo) as server, lanes() as transport:
@@ -68,7 +66,7 @@ async def test_a_server_that_drops_idle_connections_loses_no_call(serve: Any, la
     assert len(requests) == 10
 
 
-async def test_downloads_do_not_starve_looks(serve: Any, lanes: Any) -> None:
+async def test_downloads_do_not_starve_polls(serve: Any, lanes: Any) -> None:
     """Files have a pool of their own, of the size that was asked for."""
     release = anyio.Event()
 

@@ -26,7 +26,7 @@ from musicgpt_async.errors import (
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_key_goes_on_api_calls_alone(serve: Any, lanes: Any) -> None:
+async def test_the_key_is_sent_with_api_calls_only(serve: Any, lanes: Any) -> None:
     """Polls and submits send the key; file hosts never receive it."""
     echo = Echo()
     async with serve(echo) as server, lanes(api_key=KEY) as transport:

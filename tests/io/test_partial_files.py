@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from factories.downloads import LONG, MIB, Get, Host, ignore, mp3, nothing_lies_in
+from factories.downloads import LONG, MIB, Get, Host, ignore, is_empty_directory, mp3
 from factories.watching import held, until
 
 from musicgpt_async._io.download import Downloader
@@ -31,7 +31,7 @@ from musicgpt_async.errors import DownloadError
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_backoff")]
 
 
-async def test_a_target_that_cannot_be_written_is_told(
+async def test_a_target_that_cannot_be_written_is_an_error(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
     """A directory in its place, a file as its directory, a name too long: clear, and no litter."""
@@ -101,7 +101,7 @@ async def test_a_file_beyond_the_limit_leaves_nothing(serve: Any, tmp_path: Path
     async with serve(host) as server:
         said = await _in_a_child(server.url, tmp_path / "a.mp3", MIB + 100)
     assert "cannot be written: File too large" in said
-    assert nothing_lies_in(tmp_path)
+    assert is_empty_directory(tmp_path)
     assert len(host.requests) == 1
 
 
@@ -124,7 +124,7 @@ async def test_a_full_disk_says_so_and_keeps_no_half_file(serve: Any, small_disk
     async with serve(host) as server:
         said = await _in_a_child(server.url, small_disk / "a.mp3", 0)
     assert "the disk is full; free some space" in said
-    assert nothing_lies_in(small_disk)
+    assert is_empty_directory(small_disk)
     assert len(host.requests) == 1
 
 
@@ -275,7 +275,7 @@ async def test_cancelling_leaves_no_part(how: str, serve: Any, get: Get, tmp_pat
                 await written.wait()
                 assert list(tmp_path.glob(".*.part"))
                 group.cancel_scope.cancel()
-        await until(lambda: nothing_lies_in(tmp_path))
+        await until(lambda: is_empty_directory(tmp_path))
 
 
 class _Slow(ThreadPoolExecutor):
@@ -310,7 +310,7 @@ async def test_cancelling_while_the_part_is_made_leaves_none(
             with pytest.raises(asyncio.CancelledError):
                 await task
     try:
-        await until(lambda: nothing_lies_in(tmp_path), within=2)
+        await until(lambda: is_empty_directory(tmp_path), within=2)
     finally:
         for fd in held(tmp_path):
             os.close(int(fd))

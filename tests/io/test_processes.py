@@ -64,7 +64,7 @@ def test_a_later_process_with_the_same_id_is_another_one() -> None:
     [{"machine": "another boot.1"}, {"machine": ""}, {"start": ""}, {"pid": "-1"}, {"pid": "x"}],
     ids=str,
 )
-def test_nobody_is_dead_who_cannot_be_seen(parts: dict[str, str]) -> None:
+def test_a_process_that_cannot_be_seen_is_not_dead(parts: dict[str, str]) -> None:
     """On another machine, after another boot or in another container it may well be alive."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

@@ -62,7 +62,7 @@ def host(serve: Any, lanes: Any, certificates: Any) -> Any:
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("size", [1, 100, 300_000, 700_000, 1_200_000, CHUNK_SIZE, LENGTHY])
-async def test_bodies_come_whole(tls: bool, late: bool, size: int, host: Any) -> None:
+async def test_bodies_arrive_completely(tls: bool, late: bool, size: int, host: Any) -> None:
     """Bodies of any size arrive completely, read at once or late, each on its connection."""
     data = secrets.token_bytes(size)
 
@@ -105,7 +105,7 @@ async def test_what_follows_a_body_never_becomes_the_next_file(
 
 
 @pytest.mark.parametrize("speed", [0, 100, 900])
-def test_a_host_that_trickles_is_given_up_by_its_speed(speed: int, serve: Any, lanes: Any) -> None:
+def test_a_host_that_trickles_times_out_by_its_speed(speed: int, serve: Any, lanes: Any) -> None:
     """Less than a KiB a second over a minute is no download, however regular its bytes come."""
     sent = 0
 
@@ -152,7 +152,7 @@ def test_a_slow_host_that_keeps_sending_is_waited_for(serve: Any, lanes: Any) ->
         runner.run(main())
 
 
-async def test_a_body_in_chunks_comes_whole(serve: Any, lanes: Any) -> None:
+async def test_a_chunked_body_arrives_completely(serve: Any, lanes: Any) -> None:
     """A chunked body without a length arrives completely too."""
     data = secrets.token_bytes(3 * CHUNK_SIZE)
 

@@ -234,7 +234,7 @@ class _Longer:
 
 
 @pytest.mark.parametrize("announced", [99, 101])
-async def test_content_that_belies_its_size_never_goes_out_whole(
+async def test_content_that_contradicts_its_size_is_never_delivered(
     announced: int, serve: Any, lanes: Any
 ) -> None:
     """What was sent is counted against what was announced."""

@@ -77,7 +77,7 @@ async def test_the_length_is_true_and_nothing_is_chunked(
 
 
 @pytest.mark.parametrize("kind", ["path", "bytes", "stream"])
-async def test_every_attempt_sends_the_whole_track_anew(
+async def test_every_attempt_sends_the_complete_track_again(
     kind: str, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """The same open track is sent three times completely, also after an aborted attempt."""
@@ -118,7 +118,7 @@ def _never_ready(server: Any) -> Callable[[], Any]:
     return before_commit
 
 
-async def test_a_body_that_is_written_twice_is_whole_twice(
+async def test_a_body_that_is_written_twice_is_complete_twice(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """Even one and the same body never goes out as an empty file."""
@@ -166,7 +166,7 @@ async def test_the_closing_boundary_goes_out_last_and_alone(
     assert body.delivered
 
 
-async def test_an_error_at_the_handing_over_keeps_the_boundary_back(
+async def test_an_error_before_the_commit_point_keeps_the_boundary_back(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """If the delivery cannot be saved before, the closing boundary is not sent."""

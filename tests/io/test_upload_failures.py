@@ -330,7 +330,7 @@ async def test_hanging_up_before_the_boundary_is_not_delivered(
 
 
 @pytest.mark.parametrize("manner", ["reset", "close", "half an answer", "silence"])
-async def test_a_whole_track_without_an_answer_is_unknown(
+async def test_a_delivered_track_without_a_response_is_unknown(
     manner: str, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """Once the boundary is out, a missing answer never reads as "not delivered"."""

@@ -112,7 +112,7 @@ async def test_an_end_of_which_nothing_is_left_to_drip_is_no_stall(
     assert body.delivered
 
 
-async def test_a_held_body_that_is_let_go_of_is_not_delivered(
+async def test_a_held_body_that_is_aborted_is_not_delivered(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """An error from the hold keeps the boundary back and stops the body: nothing is paid."""
@@ -164,7 +164,7 @@ async def test_a_server_that_closes_a_held_body_has_nothing(
 
 
 @pytest.mark.parametrize("status", [402, 429])
-async def test_a_refusal_before_the_body_is_whole_ends_the_hold(
+async def test_a_refusal_before_the_body_is_complete_ends_the_hold(
     status: int, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
     """A vendor that refuses while the end is held is heard at once, and has nothing."""

@@ -131,7 +131,7 @@ async def test_rivals_never_choose_one_number_for_two_tasks(place: str) -> None:
         both = [lines_of(one), lines_of(two)]
         assert [next(lines) for lines in both] == ["ready", "ready"]
         for child in (one, two):
-            let_go_on(child)
+            let_continue(child)
         numbers = [int(line) for lines in both for line in lines if line != "done"]
     assert sorted(numbers) == list(range(1, 61))
     async with Journal(place) as journal:
@@ -146,7 +146,7 @@ async def test_rivals_share_the_work_without_overlap(place: str) -> None:
         voices = [lines_of(rival) for rival in rivals]
         assert [next(voice, None) for voice in voices] == ["ready"] * 3
         for rival in rivals:
-            let_go_on(rival)
+            let_continue(rival)
         said = [list(iter(voice.__next__, "done")) for voice in voices]
     entered = [word for words in said for word in words[: words.index("claims")]]
     claimed = [word for words in said for word in words[words.index("claims") + 1 :]]

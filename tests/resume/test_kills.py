@@ -16,12 +16,12 @@ from factories.runs import (
     LONG,
     STEMS,
     asked,
-    nobody_holds,
     process,
     read,
     reference,
     there,
     track,
+    until_leases_expire,
 )
 from factories.sessions import connected
 from factories.watching import until
@@ -83,7 +83,7 @@ MOMENTS = [
 
 @pytest.mark.parametrize("again", ["resume", "the same batch"])
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.name)
-async def test_a_killed_process_is_taken_up_where_it_stood(
+async def test_the_jobs_of_a_killed_process_are_resumed(
     moment: Moment, again: str, tmp_path: Path
 ) -> None:
     """Killed at any point: one submission, complete stems, and no other files."""
@@ -93,7 +93,7 @@ async def test_a_killed_process_is_taken_up_where_it_stood(
             await until(lambda: moment.has_come(vendor, tmp_path))
             killed.kill()
         vendor.faults.clear()
-        await nobody_holds(tmp_path / "journal.db")
+        await until_leases_expire(tmp_path / "journal.db")
         fetched = asked(vendor, "bass.wav")
         async with connected(vendor, tmp_path / "journal.db") as session:
             if again == "resume":

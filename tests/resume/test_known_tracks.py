@@ -44,7 +44,7 @@ from musicgpt_async.events import Completed
 pytestmark = pytest.mark.anyio
 
 
-async def test_what_is_done_is_neither_submitted_nor_fetched_again(tmp_path: Path) -> None:
+async def test_what_is_done_is_neither_submitted_nor_downloaded_again(tmp_path: Path) -> None:
     """After a clean end there is nothing to resume, and the same batch asks the vendor nothing."""
     song, journal = track(tmp_path), tmp_path / "journal.db"
     async with Emulator(seconds=0.05, separate=False) as vendor:
@@ -57,7 +57,7 @@ async def test_what_is_done_is_neither_submitted_nor_fetched_again(tmp_path: Pat
         assert (there(tmp_path / "stems"), len(vendor.requests)) == before
 
 
-async def test_a_known_tracks_events_end_where_nobody_downloads_it(tmp_path: Path) -> None:
+async def test_a_known_tracks_events_end_without_a_download(tmp_path: Path) -> None:
     """A directory from an earlier run is not a download that was requested now."""
     song, journal = track(tmp_path), tmp_path / "journal.db"
     async with Emulator(seconds=0.05, separate=False) as vendor:
@@ -99,7 +99,7 @@ async def test_what_the_journal_would_not_take_is_written_later(
                 await anyio.sleep(0.05)
 
 
-async def test_a_file_that_was_harmed_is_fetched_again(tmp_path: Path) -> None:
+async def test_a_damaged_file_is_downloaded_again(tmp_path: Path) -> None:
     """Files on disk are compared with the journal, and only differing ones are downloaded."""
     song, journal = track(tmp_path), tmp_path / "journal.db"
     async with Emulator(seconds=0.05, separate=False) as vendor:
@@ -168,7 +168,9 @@ async def test_letting_go_of_one_handle_leaves_the_other(tmp_path: Path) -> None
         assert len(vendor.submissions) == 1
 
 
-async def test_taken_up_handles_may_be_downloaded_by_hand(vendor: Emulator, tmp_path: Path) -> None:
+async def test_resumed_handles_can_be_downloaded_explicitly(
+    vendor: Emulator, tmp_path: Path
+) -> None:
     """Awaiting what resume() returns while it downloads by itself fetches each file once."""
     song, journal = track(tmp_path), tmp_path / "journal.db"
     vendor.script(Fault("file", "status", status=410, **FOREVER))
@@ -185,7 +187,7 @@ async def test_taken_up_handles_may_be_downloaded_by_hand(vendor: Emulator, tmp_
 
 
 @pytest.mark.parametrize("is_begun", [True, False], ids=["download begun", "not begun"])
-async def test_taken_up_tracks_lie_where_their_first_run_meant_to_put_them(
+async def test_resumed_tracks_are_saved_in_the_directory_of_the_first_run(
     is_begun: bool, tmp_path: Path
 ) -> None:
     """Directory, layout and format are the first run's, whatever the session that resumes has."""
@@ -300,7 +302,7 @@ async def chunks() -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "stream"])
-async def test_bytes_and_streams_cannot_be_taken_up_by_themselves(
+async def test_bytes_and_streams_cannot_be_resumed_by_themselves(
     vendor: Emulator, kind: str, tmp_path: Path
 ) -> None:
     """What cannot be read again says so; given again it is submitted, the same bytes only once."""

@@ -17,12 +17,12 @@ from factories.runs import (
     accepted_by,
     asked,
     lost,
-    nobody_holds,
     process,
     read,
     reference,
     there,
     track,
+    until_leases_expire,
     written,
 )
 from factories.sessions import connected, free_port
@@ -108,7 +108,7 @@ async def moved_back(path: Path, record: JobRecord) -> None:
         await journal._save(attrs.evolve(record, sent_at=(record.sent_at or 0.0) - 50.0))
 
 
-async def test_a_lost_track_goes_on_with_the_task_that_the_user_found(tmp_path: Path) -> None:
+async def test_a_lost_track_continues_with_the_task_that_the_user_binds(tmp_path: Path) -> None:
     """After bind() the job is awaited and downloaded to its directory, without a second payment."""
     song, stems, journal = track(tmp_path), tmp_path / "stems", tmp_path / "journal.db"
     async with Emulator(seconds=0.5, separate=False, listing=False) as vendor:
@@ -190,7 +190,7 @@ async def test_a_listing_that_fails_at_first_is_asked_again(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("secret", [SECRET, None], ids=["a secret", "the journal's token"])
-async def test_its_webhook_brings_a_lost_answer_in(secret: str | None, tmp_path: Path) -> None:
+async def test_its_webhook_recovers_a_lost_response(secret: str | None, tmp_path: Path) -> None:
     """Without a listing, a delivery to the restarted process names the lost task."""
     port = free_port()
     song, url = track(tmp_path), f"http://127.0.0.1:{port}/hooks"
@@ -199,7 +199,7 @@ async def test_its_webhook_brings_a_lost_answer_in(secret: str | None, tmp_path:
         async with process(vendor, tmp_path, song, port=port) as killed:
             await until(lambda: len(vendor.submissions) == 1)
             killed.kill()
-        await nobody_holds(tmp_path / "journal.db")
+        await until_leases_expire(tmp_path / "journal.db")
         receiver = WebhookReceiver(url, secret=secret)
         async with (
             receiver.serve("127.0.0.1", port),
@@ -254,7 +254,7 @@ async def test_a_task_that_a_webhook_named_wrongly_is_nobodys(hint: str, tmp_pat
         assert job.task_id is None
 
 
-async def test_a_webhook_that_came_while_nobody_was_there_is_not_waited_for(tmp_path: Path) -> None:
+async def test_a_webhook_during_an_outage_is_not_waited_for(tmp_path: Path) -> None:
     """A job that finished during the outage is polled when it is resumed, not minutes later."""
     port = free_port()
     song, url = track(tmp_path), f"http://127.0.0.1:{port}/hooks"
@@ -265,7 +265,7 @@ async def test_a_webhook_that_came_while_nobody_was_there_is_not_waited_for(tmp_
                 await anyio.sleep(0.01)
             killed.kill()
         await until(lambda: vendor.unfinished == 0)
-        await nobody_holds(tmp_path / "journal.db")
+        await until_leases_expire(tmp_path / "journal.db")
         receiver = WebhookReceiver(url, secret=SECRET)
         async with (
             receiver.serve("127.0.0.1", port),
@@ -276,7 +276,7 @@ async def test_a_webhook_that_came_while_nobody_was_there_is_not_waited_for(tmp_
                 await job
 
 
-async def test_an_answer_on_its_way_while_the_session_lets_go_is_kept(tmp_path: Path) -> None:
+async def test_a_response_during_the_detach_is_saved(tmp_path: Path) -> None:
     """Closed while an answer is due, the session writes it down: nothing is unknown."""
     song, journal = track(tmp_path), tmp_path / "journal.db"
     async with Emulator(seconds=0.05, separate=False, listing=False) as vendor:

@@ -75,7 +75,7 @@ def test_a_format_that_does_not_exist_is_refused(name: Any) -> None:
         ("mp3", "both", ["mp3"], True),
     ],
 )
-def test_a_download_is_whole_when_all_that_was_asked_for_is_there(
+def test_a_download_is_complete_with_all_requested_files(
     choice: Any, there: str, files: list[str], whole: bool
 ) -> None:
     """A late WAV in place of the MP3 is as good; a strict format that is not there is not."""
@@ -92,7 +92,7 @@ def test_a_download_is_whole_when_all_that_was_asked_for_is_there(
     assert is_downloaded(record) is whole
 
 
-def test_what_was_downloaded_is_told_by_its_formats() -> None:
+def test_downloads_are_described_by_their_formats() -> None:
     """The summary says whether it was the WAV or the MP3."""
     assert describe_formats({"a": ["mp3"], "b": ["mp3"]}) == "MP3"
     assert describe_formats({"a": ["mp3"], "b": ["wav"]}) == "WAV and MP3"

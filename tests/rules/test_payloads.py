@@ -247,7 +247,7 @@ def test_a_stem_that_no_page_names_is_kept() -> None:
     assert conversion.progress is Progress.COMPLETED
 
 
-def test_a_whole_byid_answer_is_read() -> None:
+def test_a_complete_byid_response_is_parsed() -> None:
     """Cost as a string, duration, times and MusicGPT's own object are parsed."""
     data = answer(
         status="COMPLETED",
@@ -361,7 +361,7 @@ def test_a_listing_passes_over_what_is_none() -> None:
 @pytest.mark.parametrize(
     ("key", "expected"), [(None, None), ("k", "k"), ({"a": 1}, '{"a": 1}'), ("", None), (7, "7")]
 )
-def test_a_listing_goes_on_after_its_key(key: Any, expected: str | None) -> None:
+def test_a_listing_continues_after_its_key(key: Any, expected: str | None) -> None:
     """A key comes as text or as an object, and goes back as text."""
     assert payloads.listing_continues_after({"LastEvaluatedKey": key}) == expected
 

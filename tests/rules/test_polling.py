@@ -11,7 +11,7 @@ from musicgpt_async._rules.polling import Schedule
 from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 
 
-def test_the_first_look_follows_the_eta() -> None:
+def test_the_first_poll_follows_the_eta() -> None:
     """A fresh job is left alone until its end becomes likely, and looked at often then."""
     waiting = schedule()
     waiting.add("job", now=0.0, eta=100.0)
@@ -62,7 +62,7 @@ def test_an_eta_that_says_nothing_works_too(eta: float | None) -> None:
     assert last - 77.0 < 15.0
 
 
-def test_a_handle_of_unknown_age_is_looked_at_at_once() -> None:
+def test_a_handle_of_unknown_age_is_polled_at_once() -> None:
     """Who attaches to an old job need not wait for an eta that passed long ago."""
     waiting = schedule()
     waiting.add("attached", now=5.0, eta=None, age=None)
@@ -81,7 +81,7 @@ def test_many_attached_handles_do_not_hold_up_a_job_about_to_end() -> None:
     assert min(at for at, key in polls if key == "job" and at >= 20.0) < 40.0
 
 
-def test_fifty_wakes_at_once_are_looked_at_at_once() -> None:
+def test_fifty_concurrent_wakes_are_polled_at_once() -> None:
     """Deliveries spend the unspent budget in one burst, and wait for no tick."""
     waiting = schedule(500.0)
     for n in range(50):
@@ -130,7 +130,7 @@ def test_a_wake_goes_ahead_of_all_others() -> None:
     assert waiting.take_due(30.0)[0] == "77"
 
 
-def test_a_wake_during_a_look_is_looked_at_right_after() -> None:
+def test_a_wake_during_a_poll_is_polled_right_after() -> None:
     """A delivery that comes while the job is being asked after is not forgotten."""
     waiting = schedule()
     waiting.add("job", now=0.0, eta=None, age=None)
@@ -165,7 +165,7 @@ def test_a_forged_delivery_teaches_nothing() -> None:
     assert abs(next_of(plain) - next_of(forged)) < 10.0
 
 
-def test_ordinary_looks_come_without_bursts() -> None:
+def test_ordinary_polls_come_without_bursts() -> None:
     """After any idle time of the budget, ordinary polls keep their interval."""
     waiting = schedule(60.0)
     for n in range(30):
@@ -203,7 +203,7 @@ def test_an_age_that_says_nothing_is_unknown(age: float) -> None:
     assert waiting.take_due(5.0) == ["resumed"]
 
 
-def test_the_first_look_of_an_attached_job_waits_for_no_other() -> None:
+def test_the_first_poll_of_an_attached_job_waits_for_no_other() -> None:
     """However many questions and attached jobs were before it, it is polled next."""
     waiting = schedule(60.0)
     for n in range(200):
@@ -243,7 +243,7 @@ def test_many_429s_of_one_burst_count_once() -> None:
     assert once.polls_per_minute == often.polls_per_minute
 
 
-def test_success_brings_a_given_budget_back() -> None:
+def test_success_restores_a_configured_budget() -> None:
     """After another client has stopped, the configured budget is used again, and no more."""
     waiting = schedule(100.0)
     for n in range(100):
@@ -327,7 +327,7 @@ def test_a_budget_below_one_is_refused() -> None:
         schedule(0.5)
 
 
-def test_what_is_let_go_of_is_not_held() -> None:
+def test_removed_jobs_are_not_kept_in_memory() -> None:
     """Ten thousand removed jobs leave nothing in memory, however late their polls were."""
     waiting = schedule()
     waiting.add("first", now=0.0, eta=1.0)

@@ -32,7 +32,7 @@ def simulation() -> ModuleType:
     ("sigma", "of_fixed", "of_exponential", "of_optimum"),
     [(0.15, 0.35, 0.3, 1.25), (0.3, 0.6, 0.35, 1.15), (0.6, 0.9, 0.5, 1.05)],
 )
-def test_delay_at_equal_looks(
+def test_delay_at_equal_polls(
     simulation: ModuleType,
     sigma: float,
     of_fixed: float,
@@ -108,7 +108,7 @@ def test_a_batch_on_an_account_of_which_nothing_was_said(simulation: ModuleType)
     assert account.busy > 0.9
 
 
-def test_a_look_costs_no_more_with_more_handles(simulation: ModuleType) -> None:
+def test_a_poll_costs_no_more_with_more_handles(simulation: ModuleType) -> None:
     """The work of a poll is counted, not timed: comparisons grow with the logarithm of the jobs."""
     counts = []
     for handles in (100, 10_000):

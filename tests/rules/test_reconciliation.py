@@ -80,7 +80,7 @@ def test_the_jobs_own_token_decides() -> None:
     assert found(records, listing) == {"a": "y", "b": "x"}
 
 
-def test_what_a_token_took_is_free_for_nobody_else() -> None:
+def test_an_entry_matched_by_its_token_is_taken() -> None:
     """After one is settled by its token, the only one left settles the other."""
     records = [lost("a", token="tok-a"), lost("b")]
     listing = [entry("x"), entry("y", webhook_url="https://h/tok-a")]

@@ -129,20 +129,20 @@ def test_not_delivered_is_never_said_of_what_was() -> None:
 
 @pytest.mark.parametrize("status", [200, 302, 429, 500, 502, 503, 504])
 @pytest.mark.parametrize("waited", [None, 0.0, 1e6])
-def test_a_failed_look_is_no_failed_job(status: int, waited: float | None) -> None:
+def test_a_failed_poll_is_not_a_failed_job(status: int, waited: float | None) -> None:
     """A limit, a redirect or a server error says nothing about the job itself."""
     error = error_of(status, b'{"success": false}')
     assert not is_permanent_poll_error(error, waited=waited)
 
 
 @pytest.mark.parametrize("status", [408, 425])
-def test_a_look_that_took_too_long_is_no_refusal(status: int) -> None:
+def test_a_poll_that_took_too_long_is_not_a_refusal(status: int) -> None:
     """A timeout that a server reports is as passing as one that the client sees."""
     assert not is_permanent_poll_error(error_of(status), waited=1e6)
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 422])
-def test_a_no_to_a_look_speaks_against_the_job(status: int) -> None:
+def test_a_refused_poll_is_about_the_job(status: int) -> None:
     """A wrong key or a wrong task_id does not come right by waiting."""
     assert is_permanent_poll_error(error_of(status), waited=0.0)
 

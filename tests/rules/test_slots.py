@@ -72,7 +72,7 @@ def test_it_grows_while_slots_are_the_bottleneck() -> None:
     assert grown_to(10).limit == 11
 
 
-def test_it_does_not_grow_when_nobody_waits() -> None:
+def test_it_does_not_grow_without_a_queue() -> None:
     """A refused upload is not risked for slots that no job needs."""
     slots = Slots()
     take_all(slots)
@@ -176,7 +176,7 @@ def test_a_later_refusal_does_not_shorten_a_pause() -> None:
 @pytest.mark.parametrize(
     ("parallel", "others"), [(2, 1), (5, 2), (5, 4), (5, 5), (10, 9), (10, 10)]
 )
-def test_the_whole_limit_is_back_soon_after_another_client_left(
+def test_the_full_limit_is_restored_soon_after_another_client_left(
     simulation: ModuleType, parallel: int, others: int, *, given: bool
 ) -> None:
     """Two minutes after the other client stopped, the full limit is used, for jobs of 20 s."""

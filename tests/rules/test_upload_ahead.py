@@ -112,7 +112,7 @@ def test_short_uploads_wait_for_their_slots() -> None:
     assert not may_start(ahead(), size=MEGABYTE, running=[Running(100.0, 98.0)])
 
 
-def test_nothing_goes_ahead_on_an_uplink_that_nobody_measured() -> None:
+def test_nothing_runs_ahead_on_an_unmeasured_uplink() -> None:
     """Without a measured rate, no upload runs ahead."""
     assert not may_start(UploadAhead(DurationModel(), Uplink()))
 

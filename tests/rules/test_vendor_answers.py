@@ -164,7 +164,7 @@ def test_links_to_the_documented_file_hosts_are_followed(host: str) -> None:
          ValidationError, "body.eco_mode: no boolean"),
     ],
 )  # fmt: skip
-def test_the_documented_refusals_are_told_in_the_vendors_words(
+def test_documented_refusals_have_musicgpts_own_message(
     status: int, body: Any, kind: type[APIError], words: str
 ) -> None:
     """Each of August 2026 has its class, and nothing was accepted."""

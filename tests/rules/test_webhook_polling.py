@@ -65,7 +65,7 @@ def test_a_receiver_not_heard_from_is_polled_for() -> None:
     assert 0.5 * counts[0] < counts[1] <= counts[0]
 
 
-def test_a_receiver_that_hears_is_left_to_tell_the_end() -> None:
+def test_a_working_receiver_reports_the_end() -> None:
     """If deliveries arrive, nothing is polled until nearly every job has ended."""
     waiting = schedule(heard())
     waiting.add("job", now=0.0, eta=100.0, webhook="token")
@@ -131,7 +131,7 @@ def test_a_delivery_after_the_end_still_arrived() -> None:
     assert reliability.delay == pytest.approx(5.0, abs=1.0)
 
 
-def test_a_job_that_ended_while_nobody_was_there_teaches_nothing() -> None:
+def test_a_job_that_ended_during_an_outage_teaches_nothing() -> None:
     """A resumed job that was finished already says nothing about the receiver."""
     reliability = heard()
     waiting = schedule(reliability)

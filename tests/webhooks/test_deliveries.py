@@ -55,7 +55,7 @@ async def test_a_delivery_is_taken(door: Open, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/hooks/", "/hooks//", "/hooks/?query=1"])
-async def test_the_base_tells_what_it_is(door: Open, path: str) -> None:
+async def test_the_base_says_what_it_is(door: Open, path: str) -> None:
     """GET and HEAD on the base answer the health line, and nothing else is allowed there."""
     status, headers, line = await door.send("GET", path)
     assert status == 200
@@ -193,7 +193,7 @@ async def test_a_broken_chunk_does_no_harm(door: Open) -> None:
     assert door.got == []
 
 
-async def test_many_sessions_share_a_door(door: Open) -> None:
+async def test_many_sessions_share_an_endpoint(door: Open) -> None:
     """Each delivery of a crowd reaches its own job, once."""
     got: dict[int, list[Any]] = {number: [] for number in range(50)}
     tokens = {number: door.receiver._token_for(f"job{number}") for number in got}

@@ -52,7 +52,7 @@ def reading(*blocks: bytes) -> Callable[[], Awaitable[bytes]]:
     ),
     blocks=st.lists(st.binary(min_size=1, max_size=64)),
 )
-def test_garbage_gets_an_answer_and_wakes_nobody(
+def test_garbage_gets_a_response_and_wakes_no_job(
     method: str, path: str, headers: dict[str, str], blocks: list[bytes]
 ) -> None:
     """Whatever is asked without a token, the core answers it with a refusal or the health line."""

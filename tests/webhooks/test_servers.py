@@ -94,7 +94,7 @@ def mounted_twice_deep(receiver: WebhookReceiver) -> AbstractAsyncContextManager
         (served_by_itself, ""),
     ],
 )
-async def test_where_the_door_is_placed_does_not_matter(placed: Door, prefix: str) -> None:
+async def test_the_endpoint_works_wherever_it_is_mounted(placed: Door, prefix: str) -> None:
     """Mount points and proxies that change the path leave deliveries and health as they are."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
     token = receiver._token_for("job")
@@ -202,7 +202,7 @@ async def test_a_server_of_its_own_is_gone_after_its_block() -> None:
         again.bind(("127.0.0.1", port))
 
 
-async def test_a_taken_port_is_told() -> None:
+async def test_a_taken_port_is_reported() -> None:
     """A server says which address it could not have, and leaves nothing open behind."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -64,13 +64,13 @@ def test_urls_are_joined_with_one_slash(public_url: str, url: str) -> None:
         *("https://u:p@x.example", "https://x.example/\n", "https://x:99999", "https://[", None),
     ],
 )
-def test_an_unusable_public_url_is_told(public_url: Any) -> None:
+def test_an_unusable_public_url_is_refused(public_url: Any) -> None:
     """What the vendor could not post to is refused, with an example of what is right."""
     with pytest.raises(ConfigurationError, match=r"must look like https://example.com/musicgpt"):
         WebhookReceiver(public_url)
 
 
-def test_an_empty_secret_is_told() -> None:
+def test_an_empty_secret_is_refused() -> None:
     """An empty secret would make tokens that can be derived by anyone."""
     with pytest.raises(ConfigurationError, match="secret is empty"):
         WebhookReceiver(PUBLIC_URL, secret="")

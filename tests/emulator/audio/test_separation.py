@@ -119,7 +119,7 @@ def test_a_part_that_exceeds_full_scale_is_not_clipped(tmp_path: Path) -> None:
     assert_families_add_up(whole, stems)
 
 
-def test_parts_are_told_apart(tmp_path: Path) -> None:
+def test_parts_are_separated(tmp_path: Path) -> None:
     """A low tone is bass, clicks are drums, a tone of the middle is sung by a voice."""
     time = np.arange(4 * RATE) / RATE
     low, sung = np.sin(2 * np.pi * 70 * time), np.sin(2 * np.pi * 700 * time)

@@ -28,7 +28,7 @@ def test_a_song_is_the_same_each_time(tmp_path: Path) -> None:
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_song_goes_on_as_long_as_it_is_told_to(tmp_path: Path) -> None:
+def test_a_song_has_the_requested_length(tmp_path: Path) -> None:
     """The four bars are repeated: there is music at the end of half a minute, too."""
     sound, rate = soundfile.read(str(compose(tmp_path / "s.wav", seconds=30)))
     for second in range(28):
