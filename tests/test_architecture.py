@@ -155,7 +155,7 @@ def faults(graph: Imports) -> list[str]:
             elif (module, target) in PAIRS:
                 continue
             elif level(target) == level(module) and (ours != theirs or ours not in TOGETHER):
-                found.append(f"{module} peeps next door at {target}")
+                found.append(f"{module} imports its neighbour {target}")
     return found
 
 
@@ -302,8 +302,8 @@ BAD = {
         "climbs",
     ),
     "uses the face": ("session.py", "from musicgpt_async import Stem", "climbs"),
-    "peeps": ("_io/http.py", "from musicgpt_async._io import upload", "next door"),
-    "peeps at the journal": ("webhooks.py", "import musicgpt_async.journal", "next door"),
+    "uses a neighbour": ("_io/http.py", "from musicgpt_async._io import upload", "its neighbour"),
+    "uses the journal": ("webhooks.py", "import musicgpt_async.journal", "its neighbour"),
     "uses the emulator": ("session.py", "from musicgpt_async.emulator import Emulator", "emulator"),
     "emulates the client": ("emulator/vendor.py", "from musicgpt_async import models", "client"),
 }  # fmt: skip

@@ -47,8 +47,8 @@ def test_a_fault_that_cannot_be_is_refused(wrong: Any) -> None:
 def test_a_fault_occurs_as_often_as_planned() -> None:
     """`after` skips requests, `times` limits the number of faults, and the next fault follows."""
     script = FaultPlan([Fault("byId", "status", after=1, times=2), Fault("byId", "redirect")])
-    look = FaultContext(on="byId")
-    taken = [script.take(look, Stage.INSTEAD) for _ in range(5)]
+    poll = FaultContext(on="byId")
+    taken = [script.take(poll, Stage.INSTEAD) for _ in range(5)]
     kinds = [fault and fault.kind for fault in taken]
     assert kinds == ["redirect", "status", "status", None, None]
     assert script.fired() == 3
@@ -67,7 +67,7 @@ def test_a_fault_occurs_only_if_its_predicate_is_true() -> None:
     assert list(script) == []
 
 
-async def look(me: Any) -> Any:
+async def poll(me: Any) -> Any:
     """Ask for the first conversion."""
     return await me.by_id(me.vendor.submissions[0].task_id)
 
@@ -77,7 +77,7 @@ async def list_all(me: Any) -> Any:
     return await me.api("GET", "/byUser?conversionType=EXTRACTION")
 
 
-CALLS = {"submit": lambda me: me.submit(), "byId": look, "byUser": list_all}
+CALLS = {"submit": lambda me: me.submit(), "byId": poll, "byUser": list_all}
 
 
 @pytest.mark.parametrize("on", CALLS)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 @attrs.define
-class Letter:
+class Post:
     """A delivery as it arrived."""
 
     path: str
@@ -38,31 +38,31 @@ class Receiver:
 
     url: str
     statuses: list[int]
-    letters: list[Letter] = attrs.field(factory=list)
-    on_letter: Callable[[Letter], Any] | None = None
+    posts: list[Post] = attrs.field(factory=list)
+    on_request: Callable[[Post], Any] | None = None
     arrived: anyio.Event = attrs.field(factory=anyio.Event)
 
     async def take(self, request: web.Request) -> web.Response:
         """The route for everything."""
-        letter = Letter(request.path, await request.read(), time.monotonic(), request.headers)
-        self.letters.append(letter)
+        post = Post(request.path, await request.read(), time.monotonic(), request.headers)
+        self.posts.append(post)
         self.arrived.set()
-        if self.on_letter is not None:
-            await self.on_letter(letter)
+        if self.on_request is not None:
+            await self.on_request(post)
         status = self.statuses.pop(0) if self.statuses else 200
         return web.Response(status=status, headers={"Location": "/elsewhere"})
 
-    async def count(self, number: int) -> list[Letter]:
-        """The letters, once there are so many."""
+    async def count(self, number: int) -> list[Post]:
+        """Wait for so many posts, and return them."""
         with anyio.fail_after(60):
-            while len(self.letters) < number:
+            while len(self.posts) < number:
                 self.arrived = anyio.Event()
                 await self.arrived.wait()
-        return self.letters
+        return self.posts
 
 
 @asynccontextmanager
-async def door(*statuses: int) -> AsyncIterator[Receiver]:
+async def receive(*statuses: int) -> AsyncIterator[Receiver]:
     """Run an endpoint that responds with these statuses first."""
     receiver = Receiver("", list(statuses))
     application = web.Application()
@@ -84,35 +84,35 @@ async def settled(me: Any, attempts: int) -> None:
 
 async def test_the_extraction_pages_payload(open_account: Any) -> None:
     """Links are strings of JSON with line breaks, the cost is a string, there is no status."""
-    async with door() as hooks, open_account() as me:
+    async with receive() as hooks, open_account() as me:
         conversion = await me.extract(webhook_url=hooks.url)
-        (letter,) = await hooks.count(1)
+        (post,) = await hooks.count(1)
         await settled(me, 1)
-        told = letter.json
-        assert told.keys() == {
+        body = post.json
+        assert body.keys() == {
             "success", "conversion_type", "task_id", "conversion_id", "audio_url",
             "audio_url_wav", "conversion_cost", "conversion_duration",
         }  # fmt: skip
-        assert "\n    " in told["audio_url"]
-        assert json.loads(told["audio_url_wav"]) == json.loads(conversion["audio_url_wav"])
-        assert (told["success"], told["conversion_cost"]) == (True, "0.01")
-        assert isinstance(told["conversion_duration"], float)
-        assert letter.headers["Content-Type"] == "application/json"
+        assert "\n    " in body["audio_url"]
+        assert json.loads(body["audio_url_wav"]) == json.loads(conversion["audio_url_wav"])
+        assert (body["success"], body["conversion_cost"]) == (True, "0.01")
+        assert isinstance(body["conversion_duration"], float)
+        assert post.headers["Content-Type"] == "application/json"
         (record,) = me.vendor.deliveries
-        assert (record.task_id, record.status, record.attempt) == (told["task_id"], 200, 1)
-        assert record.started <= letter.at <= record.ended
+        assert (record.task_id, record.status, record.attempt) == (body["task_id"], 200, 1)
+        assert record.started <= post.at <= record.ended
 
 
 @pytest.mark.parametrize("payload", ["general", "status"])
 async def test_the_general_pages_payload(open_account: Any, payload: str) -> None:
     """A status, one plain URL and a number for the cost; `success` is there or not."""
-    async with door() as hooks, open_account(payload=payload) as me:
+    async with receive() as hooks, open_account(payload=payload) as me:
         await me.extract(webhook_url=hooks.url)
-        (letter,) = await hooks.count(1)
-    told = letter.json
-    assert (told["status"], told["conversion_cost"]) == ("COMPLETED", 0.01)
-    assert told["audio_url"].startswith("http://")
-    assert ("success" in told) is (payload == "general")
+        (post,) = await hooks.count(1)
+    body = post.json
+    assert (body["status"], body["conversion_cost"]) == ("COMPLETED", 0.01)
+    assert body["audio_url"].startswith("http://")
+    assert ("success" in body) is (payload == "general")
 
 
 @pytest.mark.parametrize(
@@ -128,42 +128,42 @@ async def test_failures_are_delivered(
 ) -> None:
     """A conversion that failed is delivered with success false, a status, or both."""
     fault = Fault("job", "fails", word="FAILED", message="No")
-    async with door() as hooks, open_account(payload=payload, faults=[fault]) as me:
+    async with receive() as hooks, open_account(payload=payload, faults=[fault]) as me:
         await me.extract(webhook_url=hooks.url)
-        (letter,) = await hooks.count(1)
-    assert expected.items() <= letter.json.items()
-    assert payload != "extraction" or "status" not in letter.json
+        (post,) = await hooks.count(1)
+    assert expected.items() <= post.json.items()
+    assert payload != "extraction" or "status" not in post.json
 
 
 async def test_before_the_submits_answer(open_account: Any) -> None:
     """The conversion finishes and its webhook arrives before the submit's response."""
-    async with door() as hooks, open_account(webhooks="before_answer") as me:
+    async with receive() as hooks, open_account(webhooks="before_answer") as me:
         words = []
 
-        async def look(letter: Letter) -> None:
-            reply = await me.by_id(letter.json["task_id"])
+        async def poll_once(post: Post) -> None:
+            reply = await me.by_id(post.json["task_id"])
             words.append(reply.json["conversion"]["status"])
 
-        hooks.on_letter = look
+        hooks.on_request = poll_once
         reply = await me.submit(webhook_url=hooks.url)
         assert words == ["COMPLETED"]
-        assert hooks.letters[0].json["task_id"] == reply.json["task_id"]
+        assert hooks.posts[0].json["task_id"] == reply.json["task_id"]
 
 
 async def test_early(open_account: Any) -> None:
     """The delivery claims success while byId still says that the conversion is not finished."""
     faults = [Fault("job", "never_finishes")]
-    async with door() as hooks, open_account(webhooks="early", faults=faults) as me:
+    async with receive() as hooks, open_account(webhooks="early", faults=faults) as me:
         reply = await me.submit(webhook_url=hooks.url)
-        (letter,) = await hooks.count(1)
-        assert letter.json["success"] is True
+        (post,) = await hooks.count(1)
+        assert post.json["success"] is True
         conversion = (await me.by_id(reply.json["task_id"])).json["conversion"]
         assert conversion["status"] != "COMPLETED"
 
 
 async def test_twice(open_account: Any) -> None:
     """Two deliveries say the same."""
-    async with door() as hooks, open_account(webhooks="twice") as me:
+    async with receive() as hooks, open_account(webhooks="twice") as me:
         await me.extract(webhook_url=hooks.url)
         one, two = await hooks.count(2)
     assert one.body == two.body
@@ -171,67 +171,67 @@ async def test_twice(open_account: Any) -> None:
 
 async def test_lost(open_account: Any) -> None:
     """Nothing is sent."""
-    async with door() as hooks, open_account(webhooks="lost") as me:
+    async with receive() as hooks, open_account(webhooks="lost") as me:
         await me.extract(webhook_url=hooks.url)
         me.vendor.script(Fault("webhook", "normal"))
         await me.extract(webhook_url=hooks.url)
-        (letter,) = await hooks.count(1)
-        assert letter.json["task_id"] == me.vendor.submissions[1].task_id
+        (post,) = await hooks.count(1)
+        assert post.json["task_id"] == me.vendor.submissions[1].task_id
         assert len(me.vendor.deliveries) == 1
 
 
 async def test_late(open_account: Any) -> None:
     """The delivery comes the vendor's seconds after the end."""
     fault = Fault("webhook", "late", seconds=3600)
-    async with door() as hooks, open_account(speed=10_000, faults=[fault]) as me:
+    async with receive() as hooks, open_account(speed=10_000, faults=[fault]) as me:
         await me.extract(webhook_url=hooks.url)
-        (letter,) = await hooks.count(1)
-        assert letter.at * me.vendor.speed >= me.vendor.submissions[0].finished + 3600
+        (post,) = await hooks.count(1)
+        assert post.at * me.vendor.speed >= me.vendor.submissions[0].finished + 3600
 
 
 async def test_garbled(open_account: Any) -> None:
     """The body is no JSON."""
-    async with door() as hooks, open_account(webhooks="garbled") as me:
+    async with receive() as hooks, open_account(webhooks="garbled") as me:
         await me.extract(webhook_url=hooks.url)
-        (letter,) = await hooks.count(1)
+        (post,) = await hooks.count(1)
     with pytest.raises(ValueError, match="Expecting"):
-        json.loads(letter.body)
+        json.loads(post.body)
 
 
 async def test_forged(open_account: Any) -> None:
     """The URL's last segment is another, and the links lead nowhere."""
-    async with door() as hooks, open_account(webhooks="forged") as me:
+    async with receive() as hooks, open_account(webhooks="forged") as me:
         await me.extract(webhook_url=hooks.url)
-        (letter,) = await hooks.count(1)
-        url = json.loads(letter.json["audio_url"])["drums"]
+        (post,) = await hooks.count(1)
+        url = json.loads(post.json["audio_url"])["drums"]
         assert (await me.call("GET", url)).status == 404
-        assert letter.json["task_id"] == me.vendor.submissions[0].task_id
-    assert letter.path.startswith("/hooks/")
-    assert letter.path != "/hooks/token-a1b2"
-    assert len(letter.path) == len("/hooks/token-a1b2")
+        assert post.json["task_id"] == me.vendor.submissions[0].task_id
+    assert post.path.startswith("/hooks/")
+    assert post.path != "/hooks/token-a1b2"
+    assert len(post.path) == len("/hooks/token-a1b2")
 
 
 async def test_other_task(open_account: Any) -> None:
     """The URL is right, and what it is about is another task."""
-    async with door() as hooks, open_account(webhooks="other_task") as me:
+    async with receive() as hooks, open_account(webhooks="other_task") as me:
         await me.extract(webhook_url=hooks.url)
-        (letter,) = await hooks.count(1)
-    assert letter.path == "/hooks/token-a1b2"
-    assert letter.json["task_id"] != me.vendor.submissions[0].task_id
+        (post,) = await hooks.count(1)
+    assert post.path == "/hooks/token-a1b2"
+    assert post.json["task_id"] != me.vendor.submissions[0].task_id
 
 
 async def test_behaviours_mix(open_account: Any) -> None:
     """Several deliveries of several kinds may be made about one conversion, differing by job."""
     mixed = ["forged", "garbled", WebhookDelivery(payload="general"), "normal"]
     behaviour = lambda submission: mixed if submission.number else "lost"  # noqa: E731
-    async with door() as hooks, open_account(webhooks=behaviour) as me:
+    async with receive() as hooks, open_account(webhooks=behaviour) as me:
         await me.extract(webhook_url=hooks.url)
         await me.extract(webhook_url=hooks.url)
-        letters = await hooks.count(4)
+        posts = await hooks.count(4)
         assert {record.task_id for record in me.vendor.deliveries} == {
             me.vendor.submissions[1].task_id
         }
-    assert sum(b'"status"' in letter.body for letter in letters) == 1
+    assert sum(b'"status"' in post.body for post in posts) == 1
 
 
 async def test_what_is_no_behaviour_is_refused(open_account: Any) -> None:
@@ -244,10 +244,10 @@ async def test_what_is_no_behaviour_is_refused(open_account: Any) -> None:
 @pytest.mark.parametrize("status", [500, 404, 301, 307])
 async def test_a_delivery_that_is_not_taken_is_made_again(open_account: Any, status: int) -> None:
     """Anything but a 2xx, a redirect too, is tried again after a while, and stops with a 2xx."""
-    async with door(status, status, 204) as hooks, open_account(speed=20) as me:
+    async with receive(status, status, 204) as hooks, open_account(speed=20) as me:
         await me.extract(webhook_url=hooks.url)
         await settled(me, 3)
-        letters = await hooks.count(3)
+        posts = await hooks.count(3)
         records = me.vendor.deliveries
         assert [record.status for record in records] == [status, status, 204]
         assert [record.is_taken for record in records] == [False, False, True]
@@ -255,7 +255,7 @@ async def test_a_delivery_that_is_not_taken_is_made_again(open_account: Any, sta
         first, second = (records[n + 1].started - records[n].ended for n in (0, 1))
         assert first * 20 >= 0.9
         assert second * 20 >= 1.9
-    assert {letter.path for letter in letters} == {"/hooks/token-a1b2"}
+    assert {post.path for post in posts} == {"/hooks/token-a1b2"}
 
 
 async def test_a_delivery_stops_after_its_last_attempt(open_account: Any) -> None:

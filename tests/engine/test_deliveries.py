@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import anyio
 import pytest
-from factories.doors import PUBLIC_URL
+from factories.endpoints import PUBLIC_URL
 from factories.journals import job as make_record
 
 from musicgpt_async._engine.deliveries import Deliveries

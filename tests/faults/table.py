@@ -30,8 +30,8 @@ from musicgpt_async.emulator import Fault, FaultContext
 # More than the buffers of two sockets hold, so that the end of a track cannot slip out unread.
 LONG = 24 << 20
 SHORT = 20_000
-STRUCK, SPARED = "drums", "bass"
-"""The stems that are asked for; faults of files strike the first alone."""
+TARGET, SPARED = "drums", "bass"
+"""The requested stems; faults of files affect the first one only."""
 
 
 @attrs.frozen(kw_only=True)
@@ -75,9 +75,9 @@ class Case:
 
 def submit(what: str, gets: str, *faults: tuple[str, dict[str, Any]], **facts: Any) -> Case:
     """Return a case of a submit gone wrong."""
-    struck = tuple(Fault("submit", kind, **how) for kind, how in faults)
+    injected = tuple(Fault("submit", kind, **how) for kind, how in faults)
     return Case(
-        on="Submit", what=what, gets=gets, faults=struck, **{"journals": (False, True), **facts}
+        on="Submit", what=what, gets=gets, faults=injected, **{"journals": (False, True), **facts}
     )
 
 
@@ -110,8 +110,8 @@ def look(what: str, kind: str, **how: Any) -> Case:
 
 def file(what: str, gets: str, *faults: tuple[str, dict[str, Any]], **facts: Any) -> Case:
     """Return a case of a file gone wrong."""
-    struck = tuple(Fault("file", kind, when=_is_struck, **how) for kind, how in faults)
-    return Case(on="File", what=what, gets=gets, faults=struck, **facts)
+    injected = tuple(Fault("file", kind, when=_is_target, **how) for kind, how in faults)
+    return Case(on="File", what=what, gets=gets, faults=injected, **facts)
 
 
 def spoilt(what: str, words: str, kind: str, **how: Any) -> Case:
@@ -121,8 +121,8 @@ def spoilt(what: str, words: str, kind: str, **how: Any) -> Case:
     return file(what, gets, (kind, how), error=DownloadError, words=words, format=form)
 
 
-def _is_struck(occasion: FaultContext) -> bool:
-    return (occasion.file or "").startswith(STRUCK)
+def _is_target(context: FaultContext) -> bool:
+    return (context.file or "").startswith(TARGET)
 
 
 AGAIN = "submitted again, paid for once; all stems complete"
@@ -249,21 +249,23 @@ SUBMITS = (
 )
 
 LOOKS = (
-    look("connection closed before the question was read", "drop_before_body"),
-    look("connection closed before the answer", "drop_before_answer"),
-    look("connection closed amid the answer", "drop_mid_answer"),
-    look("never answered", "stall_answer"),
-    look("429 without Retry-After", "status", status=429),
-    look("429, Retry-After in seconds", "status", status=429, retry_after=1),
-    look("429, Retry-After as a date", "status", status=429, retry_after=timedelta(seconds=2)),
-    look("500", "status", status=500, times=2),
-    look("502 with an HTML page", "status", status=502, body="html", times=2),
-    look("401", "status", status=401),
-    look("404 soon after the submit", "status", status=404, times=2),
-    look("JSON of another shape", "wrong_json"),
-    look("200 with an HTML page", "wrong_json", body=PAGE),
-    look("200 with `success: false`", "not_success"),
-    look("redirect", "redirect", location="/elsewhere"),
+    failed_poll("connection closed before the question was read", "drop_before_body"),
+    failed_poll("connection closed before the answer", "drop_before_answer"),
+    failed_poll("connection closed amid the answer", "drop_mid_answer"),
+    failed_poll("never answered", "stall_answer"),
+    failed_poll("429 without Retry-After", "status", status=429),
+    failed_poll("429, Retry-After in seconds", "status", status=429, retry_after=1),
+    failed_poll(
+        "429, Retry-After as a date", "status", status=429, retry_after=timedelta(seconds=2)
+    ),
+    failed_poll("500", "status", status=500, times=2),
+    failed_poll("502 with an HTML page", "status", status=502, body="html", times=2),
+    failed_poll("401", "status", status=401),
+    failed_poll("404 soon after the submit", "status", status=404, times=2),
+    failed_poll("JSON of another shape", "wrong_json"),
+    failed_poll("200 with an HTML page", "wrong_json", body=PAGE),
+    failed_poll("200 with `success: false`", "not_success"),
+    failed_poll("redirect", "redirect", location="/elsewhere"),
     Case(
         on="Poll",
         what="MusicGPT could not process the track",

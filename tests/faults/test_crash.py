@@ -84,7 +84,7 @@ class Pace:
 class Batch:
     """A batch of tracks, its vendor, and the processes that work on it one after another."""
 
-    def __init__(self, vendor: Emulator, folder: Path, *, tracks: int, door: bool) -> None:
+    def __init__(self, vendor: Emulator, folder: Path, *, tracks: int, webhooks: bool) -> None:
         self.vendor = vendor
         self.out = folder / "stems"
         self.journal = folder / "journal.db"
@@ -92,7 +92,7 @@ class Batch:
         for number, track in enumerate(self.tracks):
             size = LONG if number % 10 == 5 else SHORT
             track.write_bytes((b"ID3" + track.name.encode()).ljust(size, b"~"))
-        self.port = free_port() if door else 0
+        self.port = free_port() if webhooks else 0
         self.deadline = HANG
         self.figures = Figures()
 
@@ -256,7 +256,7 @@ async def test_forty_kills_lose_nothing_and_pay_nothing_twice(
     pace = Pace(int(os.environ.get("MUSICGPT_TEST_SEED", "20")) + part)
     began = time.monotonic()
     async with slow_vendor(pace, listing=True) as vendor:
-        batch = Batch(vendor, tmp_path, tracks=15, door=True)
+        batch = Batch(vendor, tmp_path, tracks=15, webhooks=True)
         await batch.killed_often(10, pace)
         vendor.faults.clear()
         await batch.finished()
@@ -274,24 +274,24 @@ async def test_forty_kills_lose_nothing_and_pay_nothing_twice(
 
 
 @pytest.mark.parametrize(
-    ("listing", "door"),
+    ("listing", "webhooks"),
     [(True, False), (False, True), (False, False)],
     ids=["listing alone", "webhooks alone", "neither"],
 )
 async def test_with_fewer_ways_out_nothing_is_paid_twice_either(
-    listing: bool, door: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    listing: bool, webhooks: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever ways out there are: no track is paid for twice, none is forgotten in silence."""
     pace, began = Pace(7), time.monotonic()
     async with slow_vendor(pace, listing=listing) as vendor:
-        batch = Batch(vendor, tmp_path, tracks=10, door=door)
+        batch = Batch(vendor, tmp_path, tracks=10, webhooks=webhooks)
         await batch.killed_often(5, pace)
         vendor.faults.clear()
         await batch.finished()
         await batch.decided()
         names = {True: "listing", False: "no listing"}[listing], {True: "webhooks", False: "none"}
         with capsys.disabled():
-            report(f"{names[0]}, {names[1][door]}", batch, time.monotonic() - began)
+            report(f"{names[0]}, {names[1][webhooks]}", batch, time.monotonic() - began)
         assert Counter(each.file_name for each in vendor.submissions) == dict.fromkeys(
             [track.name for track in batch.tracks], 1
         )

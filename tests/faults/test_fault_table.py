@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import attrs
 import pytest
-from table import CASES, SPARED, STRUCK, Case, markdown
+from table import CASES, SPARED, TARGET, Case, markdown
 
 from musicgpt_async import JobState, Limits, MusicGPTError, MusicGPTSession
 from musicgpt_async.emulator import Emulator
@@ -31,7 +31,7 @@ class Result:
         posts: Submits that reached the emulator.
         found: Digests by name of all files in the directory.
         served: Digests by name of the files that the emulator serves.
-        struck: Number of injected faults.
+        injected: Number of injected faults.
         slots: Slots still taken at the end.
         leaks: Requests to the file host with the key.
         record: The journal's record, if there is a journal.
@@ -42,7 +42,7 @@ class Result:
     posts: int
     found: Mapping[str, str]
     served: Mapping[str, str]
-    struck: int
+    injected: int
     slots: int
     leaks: list[str]
     record: JobRecord | None
@@ -70,12 +70,12 @@ async def result_of(case: Case, journal: bool, *, folder: Path) -> Result:
     async with Emulator(seconds=0.05, separate=False, faults=case.faults) as vendor:
         session = MusicGPTSession(vendor.api_key, base_url=vendor.base_url, **options)
         async with session:
-            job = session.submit(("song.mp3", b"ID3" + bytes(case.size)), stems=[STRUCK, SPARED])
+            job = session.submit(("song.mp3", b"ID3" + bytes(case.size)), stems=[TARGET, SPARED])
             try:
                 await job.download(stems, format=case.format)
             except MusicGPTError as caught:
                 error = caught
-        struck = vendor.faults.fired()
+        injected = vendor.faults.fired()
         vendor.faults.clear()
         return Result(
             error=error,
@@ -83,7 +83,7 @@ async def result_of(case: Case, journal: bool, *, folder: Path) -> Result:
             posts=sum(each.method == "POST" for each in vendor.requests),
             found=digests(stems),
             served=await served_by(vendor, case.format),
-            struck=struck,
+            injected=injected,
             slots=session.slots[0],
             leaks=vendor.leaked_keys,
             record=await remembered(path) if journal else None,
@@ -131,11 +131,11 @@ async def test_what_the_user_gets(tried: tuple[Case, bool], tmp_path: Path) -> N
     """One row of the table: what is paid for, what the user gets, and what is on disk."""
     case, journal = tried
     result = await result_of(case, journal, folder=tmp_path)
-    assert result.struck, "the fault never struck"
+    assert result.injected, "the fault never injected"
     assert type(result.error) is (type(None) if case.error is None else case.error)
     assert case.error is None or re.search(case.words, str(result.error)), str(result.error)
     assert (result.submissions, result.posts) == (case.submissions, case.posts)
-    whole = {f"song - {stem}.{case.format}" for stem in (STRUCK, SPARED)}
+    whole = {f"song - {stem}.{case.format}" for stem in (TARGET, SPARED)}
     if case.error is not None:
         whole = {f"song - {SPARED}.{case.format}"} if case.on == "File" else set()
     assert result.found == {name: result.served[name] for name in whole}

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from factories.doors import Listener, listen
+from factories.endpoints import Listener, listen
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -33,9 +33,9 @@ async def test_the_key_is_sent_with_api_calls_only(serve: Any, lanes: Any) -> No
         await transport.get(f"{server.url}/byId", {"task_id": "t"})
         await submit(transport, f"{server.url}/Extraction")
         await fetch(transport, f"{server.url}/stem.wav?sig=1")
-    look, sent, file = (request for _, request in echo.requests)
-    assert look.headers["authorization"] == sent.headers["authorization"] == KEY
-    assert look.line == "GET /byId?task_id=t HTTP/1.1"
+    poll, sent, file = (request for _, request in echo.requests)
+    assert poll.headers["authorization"] == sent.headers["authorization"] == KEY
+    assert poll.line == "GET /byId?task_id=t HTTP/1.1"
     assert "authorization" not in file.headers
     assert KEY.encode() not in file.raw_head
     assert file.headers["accept-encoding"] == "identity"

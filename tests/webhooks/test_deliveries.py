@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import anyio
 import pytest
-from factories.doors import DEEP, DOORS, GARBAGE_TOKEN, PUBLIC_URL, Open, listen
+from factories.endpoints import DEEP, GARBAGE_TOKEN, PUBLIC_URL, SERVERS, Endpoint, listen
 
 from musicgpt_async._io.delivery_queue import Consumer
 from musicgpt_async.webhooks import MAX_BODY_BYTES, SERVICE, WebhookReceiver
@@ -19,17 +19,17 @@ from musicgpt_async.webhooks import MAX_BODY_BYTES, SERVICE, WebhookReceiver
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=DOORS)
-async def door(request: pytest.FixtureRequest) -> AsyncIterator[Open]:
+@pytest.fixture(params=SERVERS)
+async def endpoint(request: pytest.FixtureRequest) -> AsyncIterator[Endpoint]:
     """Each of the four endpoints in turn."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
     token = receiver._token_for("job")
     listen(receiver._queue, token, got)
     async with (
-        DOORS[request.param](receiver) as root,
+        SERVERS[request.param](receiver) as root,
         aiohttp.ClientSession(auto_decompress=False) as client,
     ):
-        yield Open(receiver, root, token, got, client)
+        yield Endpoint(receiver, root, token, got, client)
 
 
 PATHS = {
@@ -44,27 +44,27 @@ PATHS = {
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-async def test_a_delivery_is_taken(door: Open, path: str) -> None:
+async def test_a_delivery_is_taken(endpoint: Endpoint, path: str) -> None:
     """A POST on the job's URL wakes the job before it is answered, however the path is spelt."""
-    public, _, secret = door.token.partition(".")
+    public, _, secret = endpoint.token.partition(".")
     spelt = path.replace("PUBLIC", public).replace("SECRET", secret)
-    status, headers, content = await door.send("POST", spelt, b'{"task_id": "t\xc3\xa9"}')
+    status, headers, content = await endpoint.send("POST", spelt, b'{"task_id": "t\xc3\xa9"}')
     assert (status, content) == (200, {"ok": True})
     assert headers["Content-Type"].startswith("application/json")
-    assert door.got == [{"task_id": "té"}]
+    assert endpoint.got == [{"task_id": "té"}]
 
 
 @pytest.mark.parametrize("path", ["/hooks/", "/hooks//", "/hooks/?query=1"])
-async def test_the_base_says_what_it_is(door: Open, path: str) -> None:
+async def test_the_base_says_what_it_is(endpoint: Endpoint, path: str) -> None:
     """GET and HEAD on the base answer the health line, and nothing else is allowed there."""
-    status, headers, line = await door.send("GET", path)
+    status, headers, line = await endpoint.send("GET", path)
     assert status == 200
     assert headers["Cache-Control"] == "no-store"
-    assert line == {"service": SERVICE, "instance": door.receiver._instance}
-    status, _, content = await door.send("HEAD", path)
+    assert line == {"service": SERVICE, "instance": endpoint.receiver._instance}
+    status, _, content = await endpoint.send("HEAD", path)
     assert (status, content) == (200, None)
     for method in ("POST", "PUT", "OPTIONS"):
-        status, headers, _ = await door.send(method, path, b"{}")
+        status, headers, _ = await endpoint.send(method, path, b"{}")
         assert (status, headers["Allow"]) == (405, "GET, HEAD")
 
 
@@ -95,30 +95,32 @@ REFUSED = {
 
 @pytest.mark.parametrize(("method", "path", "body", "expected"), REFUSED.values(), ids=REFUSED)
 async def test_what_is_no_delivery_is_refused(
-    door: Open, method: str, path: str, body: bytes | None, expected: int
+    endpoint: Endpoint, method: str, path: str, body: bytes | None, expected: int
 ) -> None:
     """Each thing that can be wrong has its status, wakes nothing and hurts nothing after it."""
-    spelt = path.replace("PUBLIC", door.token.partition(".")[0]).replace(
-        "UPPER", door.token.upper()
+    spelt = path.replace("PUBLIC", endpoint.token.partition(".")[0]).replace(
+        "UPPER", endpoint.token.upper()
     )
-    status, headers, content = await door.send(method, spelt, body)
+    status, headers, content = await endpoint.send(method, spelt, body)
     assert status == expected
     assert headers.get("Allow") == ("POST" if expected == 405 else None)
     assert method == "HEAD" or set(content) == {"error"}
-    assert door.got == []
-    assert (await door.send("POST", "/hooks/TOKEN", b'{"after": 1}'))[0] == 200
-    assert door.got == [{"after": 1}]
+    assert endpoint.got == []
+    assert (await endpoint.send("POST", "/hooks/TOKEN", b'{"after": 1}'))[0] == 200
+    assert endpoint.got == [{"after": 1}]
 
 
-async def test_a_body_of_exactly_the_limit_is_taken(door: Open) -> None:
+async def test_a_body_of_exactly_the_limit_is_taken(endpoint: Endpoint) -> None:
     """1 MiB is not over 1 MiB."""
     body = b'{"a": "' + b"x" * (MAX_BODY_BYTES - 9) + b'"}'
     assert len(body) == MAX_BODY_BYTES
-    assert (await door.send("POST", "/hooks/TOKEN", body))[0] == 200
+    assert (await endpoint.send("POST", "/hooks/TOKEN", body))[0] == 200
 
 
 @pytest.mark.parametrize(("blocks", "status"), [(1, 200), (16, 413), (64, 413)])
-async def test_a_body_of_unknown_length_is_counted(door: Open, blocks: int, status: int) -> None:
+async def test_a_body_of_unknown_length_is_counted(
+    endpoint: Endpoint, blocks: int, status: int
+) -> None:
     """Without a Content-Length the bytes are counted as they come in."""
 
     async def body() -> AsyncIterator[bytes]:
@@ -127,81 +129,83 @@ async def test_a_body_of_unknown_length_is_counted(door: Open, blocks: int, stat
             yield b"x" * (MAX_BODY_BYTES // 16)
         yield b'"}'
 
-    assert (await door.send("POST", "/hooks/TOKEN", body()))[0] == status
-    assert len(door.got) == (status == 200)
+    assert (await endpoint.send("POST", "/hooks/TOKEN", body()))[0] == status
+    assert len(endpoint.got) == (status == 200)
 
 
 @pytest.mark.parametrize("path", ["TOKEN", GARBAGE_TOKEN])
-async def test_what_is_refused_beforehand_is_not_read(door: Open, path: str) -> None:
+async def test_what_is_refused_beforehand_is_not_read(endpoint: Endpoint, path: str) -> None:
     """A body that is announced too large, or bears a wrong token, is answered before it comes."""
-    target = f"/hooks/{path}".replace("TOKEN", door.token)
+    target = f"/hooks/{path}".replace("TOKEN", endpoint.token)
     head = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n"
-    answer = await door.talk(head.encode())
+    answer = await endpoint.talk(head.encode())
     assert answer.split()[1] == (b"404" if path == GARBAGE_TOKEN else b"413")
 
 
-async def test_a_compressed_body_is_refused(door: Open) -> None:
+async def test_a_compressed_body_is_refused(endpoint: Endpoint) -> None:
     """Each endpoint refuses a Content-Encoding unread, since some would decompress a bomb."""
-    status, _, _ = await door.send(
+    status, _, _ = await endpoint.send(
         "POST", "/hooks/TOKEN", b"{}", Content_Encoding="gzip", Connection="close"
     )
     assert status == 415
-    status, _, _ = await door.send("POST", "/hooks/TOKEN", b"{}", Content_Encoding="identity")
+    status, _, _ = await endpoint.send("POST", "/hooks/TOKEN", b"{}", Content_Encoding="identity")
     assert status == 200
 
 
-async def test_a_delivery_is_acknowledged_once_its_consumer_has_dealt_with_it(door: Open) -> None:
+async def test_a_delivery_is_acknowledged_once_its_consumer_has_dealt_with_it(
+    endpoint: Endpoint,
+) -> None:
     """The endpoint waits for the consumer, and asks for the delivery again if that fails."""
-    token, consumer = door.receiver._token_for("another"), Consumer(door.receiver._queue)
+    token, consumer = endpoint.receiver._token_for("another"), Consumer(endpoint.receiver._queue)
     consumer.subscribe(token)
-    delivery = asyncio.create_task(door.send("POST", f"/hooks/{token}", b"{}"))
+    delivery = asyncio.create_task(endpoint.send("POST", f"/hooks/{token}", b"{}"))
     (await consumer.get()).reject()
     status, headers, _ = await delivery
     assert (status, headers["Retry-After"]) == (503, "30")
-    delivery = asyncio.create_task(door.send("POST", f"/hooks/{token}", b"{}"))
+    delivery = asyncio.create_task(endpoint.send("POST", f"/hooks/{token}", b"{}"))
     taken = await consumer.get()
     assert not delivery.done()
     taken.acknowledge()
     assert (await delivery)[0] == 200
 
 
-async def test_late_and_doubled_deliveries_are_acknowledged(door: Open) -> None:
+async def test_late_and_doubled_deliveries_are_acknowledged(endpoint: Endpoint) -> None:
     """After the job has ended its URL still responds with 200, so that MusicGPT stops retrying."""
-    door.receiver._queue.unsubscribe(door.token)
+    endpoint.receiver._queue.unsubscribe(endpoint.token)
     for _ in range(2):
-        assert (await door.send("POST", "/hooks/TOKEN", b"{}"))[0] == 200
-    assert door.got == []
+        assert (await endpoint.send("POST", "/hooks/TOKEN", b"{}"))[0] == 200
+    assert endpoint.got == []
 
 
 async def test_a_client_that_hangs_up_does_no_harm(
-    door: Open, caplog: pytest.LogCaptureFixture
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A body that breaks off wakes nothing, raises nothing, and the endpoint keeps working."""
-    head = f"POST /hooks/{door.token} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    head = f"POST /hooks/{endpoint.token} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
     for beginning in (b"", b'{"task_id": '):
-        await door.talk(head.encode() + beginning, listen=False)
-    assert (await door.send("POST", "/hooks/TOKEN", b"{}"))[0] == 200
-    assert door.got == [{}]
+        await endpoint.talk(head.encode() + beginning, listen=False)
+    assert (await endpoint.send("POST", "/hooks/TOKEN", b"{}"))[0] == 200
+    assert endpoint.got == [{}]
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
-async def test_a_broken_chunk_does_no_harm(door: Open) -> None:
+async def test_a_broken_chunk_does_no_harm(endpoint: Endpoint) -> None:
     """A body whose chunks do not parse is refused and wakes nothing."""
-    head = f"POST /hooks/{door.token} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    answer = await door.talk(head.encode() + b"2\r\n{}\r\nzz\r\n")
+    head = f"POST /hooks/{endpoint.token} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = await endpoint.talk(head.encode() + b"2\r\n{}\r\nzz\r\n")
     assert answer.split()[1] == b"400"
-    assert door.got == []
+    assert endpoint.got == []
 
 
-async def test_many_sessions_share_an_endpoint(door: Open) -> None:
+async def test_many_sessions_share_an_endpoint(endpoint: Endpoint) -> None:
     """Each delivery of a crowd reaches its own job, once."""
     got: dict[int, list[Any]] = {number: [] for number in range(50)}
-    tokens = {number: door.receiver._token_for(f"job{number}") for number in got}
+    tokens = {number: endpoint.receiver._token_for(f"job{number}") for number in got}
     for number, token in tokens.items():
-        listen(door.receiver._queue, token, got[number])
+        listen(endpoint.receiver._queue, token, got[number])
     async with anyio.create_task_group() as tasks:
         for number, token in tokens.items():
             body = json.dumps({"number": number}).encode()
-            tasks.start_soon(door.send, "POST", f"/hooks/{token}", body)
+            tasks.start_soon(endpoint.send, "POST", f"/hooks/{token}", body)
     assert got == {number: [{"number": number}] for number in got}
-    assert door.got == []
+    assert endpoint.got == []

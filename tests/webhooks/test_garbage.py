@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import anyio
 import pytest
-from factories.doors import DEEP, DOORS, PUBLIC_URL, Open, listen
+from factories.endpoints import DEEP, PUBLIC_URL, SERVERS, Endpoint, listen
 from hypothesis import example, given
 from hypothesis import strategies as st
 from yarl import URL
@@ -102,8 +102,8 @@ async def test_a_flood_of_garbage_disturbs_no_delivery(name: str) -> None:
     token = receiver._token_for("job")
     listen(receiver._queue, token, got)
     sent = 0
-    async with DOORS[name](receiver) as root, aiohttp.ClientSession() as client:
-        opened = Open(receiver, root, token, got, client)
+    async with SERVERS[name](receiver) as root, aiohttp.ClientSession() as client:
+        opened = Endpoint(receiver, root, token, got, client)
         await flood(root, token, 1_000)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         async with anyio.create_task_group() as tasks:

@@ -12,12 +12,12 @@ import aiohttp
 import anyio
 import pytest
 from aiohttp import web
-from factories.doors import (
-    DOORS,
+from factories.endpoints import (
     GARBAGE_TOKEN,
     PUBLIC_URL,
-    Door,
-    Open,
+    SERVERS,
+    Endpoint,
+    Serve,
     aiohttp_running,
     alone_under_uvicorn,
     listen,
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.anyio
 async def test_other_routes_stay_as_they_were(name: str) -> None:
     """The surrounding application responds to its own paths."""
     async with (
-        DOORS[name](WebhookReceiver(PUBLIC_URL)) as root,
+        SERVERS[name](WebhookReceiver(PUBLIC_URL)) as root,
         aiohttp.ClientSession() as client,
     ):
         async with client.get(f"{root}/other") as answer:
@@ -52,8 +52,8 @@ async def test_the_bare_base_and_leading_slashes_are_right_too(name: str) -> Non
     receiver, got = WebhookReceiver(PUBLIC_URL), []
     token = receiver._token_for("job")
     listen(receiver._queue, token, got)
-    async with DOORS[name](receiver) as root, aiohttp.ClientSession() as client:
-        opened = Open(receiver, root, token, got, client)
+    async with SERVERS[name](receiver) as root, aiohttp.ClientSession() as client:
+        opened = Endpoint(receiver, root, token, got, client)
         for path in ("/hooks", "//hooks", "/hooks?q"):
             assert (await opened.send("GET", path))[0] == 200
         assert (await opened.send("POST", "//hooks/TOKEN", b"{}"))[0] == 200
@@ -94,13 +94,13 @@ def mounted_twice_deep(receiver: WebhookReceiver) -> AbstractAsyncContextManager
         (served_by_itself, ""),
     ],
 )
-async def test_the_endpoint_works_wherever_it_is_mounted(placed: Door, prefix: str) -> None:
+async def test_the_endpoint_works_wherever_it_is_mounted(placed: Serve, prefix: str) -> None:
     """Mount points and proxies that change the path leave deliveries and health as they are."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
     token = receiver._token_for("job")
     listen(receiver._queue, token, got)
     async with placed(receiver) as root, aiohttp.ClientSession() as client:
-        opened = Open(receiver, root, token, got, client)
+        opened = Endpoint(receiver, root, token, got, client)
         assert (await opened.send("GET", f"{prefix}/"))[2]["service"] == SERVICE
         assert (await opened.send("POST", f"{prefix}/TOKEN", b"{}"))[0] == 200
         assert (await opened.send("POST", f"{prefix}/{GARBAGE_TOKEN}", b"{}"))[0] == 404
@@ -218,7 +218,7 @@ async def test_its_own_server_logs_no_token(caplog: pytest.LogCaptureFixture) ->
     listen(receiver._queue, token, [])
     with caplog.at_level(logging.DEBUG):
         async with receiver.serve(port=0) as root, aiohttp.ClientSession() as client:
-            opened = Open(receiver, root, token, [], client)
+            opened = Endpoint(receiver, root, token, [], client)
             await opened.send("POST", "/TOKEN", b"[]")
             await opened.send("POST", f"/{GARBAGE_TOKEN}", b"{}")
             answer = await opened.talk(f"POST /{token}\0 HTTP/9.z\r\n\r\n".encode())
@@ -231,7 +231,7 @@ async def test_its_own_server_does_not_unpack(caplog: pytest.LogCaptureFixture) 
     """Under serve a body that claims to be compressed costs an answer, and no error in a log."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
     async with receiver.serve(port=0) as root, aiohttp.ClientSession() as client:
-        opened = Open(receiver, root, receiver._token_for("job"), got, client)
+        opened = Endpoint(receiver, root, receiver._token_for("job"), got, client)
         for _ in range(3):
             status, _, _ = await opened.send("POST", "/TOKEN", b"{}", Content_Encoding="gzip")
             assert status == 404

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import anyio
 import pytest
-from factories.doors import PUBLIC_URL, uvicorn_running
+from factories.endpoints import PUBLIC_URL, uvicorn_running
 
 from musicgpt_async._io.http_server import HEAD_TIMEOUT, MAX_CONNECTIONS
 from musicgpt_async.testing import accelerated_loop

@@ -6,7 +6,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from factories.doors import PUBLIC_URL, Open, listen
+from factories.endpoints import PUBLIC_URL, Endpoint, listen
 
 from musicgpt_async.errors import ConfigurationError
 from musicgpt_async.webhooks import WebhookReceiver
@@ -30,7 +30,7 @@ async def test_a_delivery_between_restart_and_resume_is_kept() -> None:
     receiver, got = WebhookReceiver(PUBLIC_URL, secret="s3cret"), []
     other = WebhookReceiver(PUBLIC_URL, secret="another")._token_for("job")
     async with receiver.serve(port=0) as root, aiohttp.ClientSession() as client:
-        opened = Open(receiver, root, token, got, client)
+        opened = Endpoint(receiver, root, token, got, client)
         assert (await opened.send("POST", "/TOKEN", b'{"task_id": "t"}'))[0] == 200
         assert (await opened.send("POST", f"/{other}", b"{}"))[0] == 404
         listen(receiver._queue, token, got)

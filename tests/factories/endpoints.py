@@ -93,8 +93,8 @@ async def served_by_itself(receiver: WebhookReceiver) -> AsyncIterator[str]:
         yield root
 
 
-Door = Callable[[WebhookReceiver], AbstractAsyncContextManager[str]]
-DOORS: dict[str, Door] = {
+Serve = Callable[[WebhookReceiver], AbstractAsyncContextManager[str]]
+SERVERS: dict[str, Serve] = {
     "fastapi": mounted_in_fastapi,
     "uvicorn": alone_under_uvicorn,
     "aiohttp": routed_in_aiohttp,
@@ -122,7 +122,7 @@ def listen(queue: DeliveryQueue, token: str, got: list[Mapping[str, Any]]) -> No
 
 
 @attrs.frozen
-class Open:
+class Endpoint:
     """A running endpoint with one subscription."""
 
     receiver: WebhookReceiver
