@@ -74,7 +74,7 @@ class Case:
 
 
 def submit(what: str, gets: str, *faults: tuple[str, dict[str, Any]], **facts: Any) -> Case:
-    """Return a case of a submit gone wrong."""
+    """Return a case of a failed submit."""
     injected = tuple(Fault("submit", kind, **how) for kind, how in faults)
     return Case(
         on="Submit", what=what, gets=gets, faults=injected, **{"journals": (False, True), **facts}
@@ -96,7 +96,7 @@ def unknown(what: str, kind: str, *, submissions: int = 1, **how: Any) -> Case:
 
 
 def refused(what: str, error: type[MusicGPTError], words: str, kind: str, **how: Any) -> Case:
-    """Return a case in which the vendor says no."""
+    """Return a case in which MusicGPT refuses."""
     size = how.pop("size", SHORT)
     return submit(
         what, "fails at once", (kind, how), submissions=0, error=error, words=words, size=size
@@ -109,7 +109,7 @@ def look(what: str, kind: str, **how: Any) -> Case:
 
 
 def file(what: str, gets: str, *faults: tuple[str, dict[str, Any]], **facts: Any) -> Case:
-    """Return a case of a file gone wrong."""
+    """Return a case of a failed download."""
     injected = tuple(Fault("file", kind, when=_is_target, **how) for kind, how in faults)
     return Case(on="File", what=what, gets=gets, faults=injected, **facts)
 
