@@ -63,7 +63,7 @@ def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def vendor() -> AsyncIterator[Emulator]:
-    """The vendor, quick and without real separation."""
+    """Run a fast emulator without real separation."""
     async with Emulator(seconds=0.05, separate=False, stem_bytes=4096) as emulator:
         yield emulator
 

@@ -1,4 +1,4 @@
-"""The answer to a submit has an end, and the job's own webhook is heeded while it is waited for."""
+"""The response to a submit has a time limit, and a webhook can arrive before it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRACK = ("song.mp3", b"ID3" + b"\x00" * 3000)
 
 @attrs.define
 class SlowVendor:
-    """A vendor that takes every submit and says something now and then in place of the answer."""
+    """A server that accepts every submit and sends interim responses instead of the final one."""
 
     trickle: bytes
     tasks: dict[str, Any] = attrs.field(factory=dict)
@@ -41,7 +41,7 @@ class SlowVendor:
     submits: int = 0
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
-        """Take the form, then trickle until the client has gone."""
+        """Read the form, then trickle until the client disconnects."""
         found = re.search(rb'name="webhook_url"\r\n\r\n(.*?)\r\n', await request.read())
         self.submits += 1
         self.webhooks.put_nowait(found[1].decode() if found else "")
@@ -86,7 +86,7 @@ def test_the_bound_grows_with_the_upload_and_is_a_few_silences_at_least() -> Non
 
 @pytest.mark.parametrize("trickle", [PROCESSING, b""], ids=["102", "silence"])
 async def test_an_answer_that_never_comes_ends_as_unknown(trickle: bytes) -> None:
-    """`102 Processing` every 0.3 s is no silence, and held a slot for ever; it is sent once."""
+    """`102 Processing` every 0.3 s does not hold a slot for ever; the track is sent once."""
     vendor = SlowVendor(trickle)
     async with (
         vendor.serve() as url,
@@ -130,7 +130,7 @@ async def test_a_poll_has_an_end_as_well() -> None:
 
 
 async def test_the_jobs_own_webhook_is_heeded_before_the_answer() -> None:
-    """A delivery that names the task ends the wait for an answer that never comes."""
+    """A delivery that names the task ends the wait for a missing response."""
     vendor = SlowVendor(PROCESSING)
     vendor.tasks["t-1"] = {"task_id": "t-1", "status": "COMPLETED", "conversion_cost": 2.0}
     receiver = WebhookReceiver("http://127.0.0.1/hook")
@@ -172,7 +172,7 @@ async def test_a_webhook_that_names_another_jobs_task_is_not_believed() -> None:
         for task_id in ("theirs", "ours"):
             async with http.post(hook, json={"success": True, "task_id": task_id}) as reply:
                 assert reply.status == 200
-            await asyncio.sleep(1.5)  # beyond the grace that the answer has
+            await asyncio.sleep(1.5)  # beyond the grace period of the response
         await job.wait(30)
         assert job.task_id == "ours"
 

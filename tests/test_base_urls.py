@@ -40,7 +40,7 @@ FORMS = [(prefix, version) for prefix in ("", "/gateway/7") for version in ("/v1
 
 
 def emulated(generation: Any, prefix: str = "", **settings: Any) -> Emulator:
-    """A vendor below a proxy's prefix."""
+    """Run an emulator below a proxy's prefix."""
     return Emulator(
         generation=generation,
         path=f"{prefix}/api/public",
@@ -115,7 +115,7 @@ async def test_the_status_below_a_base_that_is_not_the_api() -> None:
 
 @pytest.mark.parametrize(("generation", "prefix", "version"), GOOD)
 async def test_webhook(generation: int, prefix: str, version: str) -> None:
-    """A delivery wakes the job whatever the form, so that one poll is enough."""
+    """With every form of the base URL, a delivery wakes the job, so that one poll is enough."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     receiver = WebhookReceiver(f"http://127.0.0.1:{port}/hook")
@@ -136,7 +136,7 @@ async def test_webhook(generation: int, prefix: str, version: str) -> None:
 
 @pytest.mark.parametrize(("generation", "prefix", "version"), GOOD)
 async def test_listing(generation: int, prefix: str, version: str, tmp_path: Path) -> None:
-    """A lost answer is found in the listing, asked for strictly as the vendor's node asks."""
+    """A lost response is found in the listing, queried exactly as MusicGPT's node does."""
     journal = tmp_path / "journal.sqlite"
     lost = Fault("submit", "drop_before_answer")
     async with emulated(generation, prefix, listing="strict", faults=[lost]) as vendor:

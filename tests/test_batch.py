@@ -1,4 +1,4 @@
-"""Batches: one outcome for each track, whatever becomes of the others."""
+"""Batches: one outcome per track, independent of the others."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def _events() -> Iterator[type]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_has_a_sentence_as_summary(name: str) -> None:
-    """A docstring of its own begins with a sentence on the first line, or on the first two."""
+    """Its own docstring starts with a sentence on the first line or the first two."""
     text = _own_docstring(name)
     sentence = text.partition("\n\n")[0]
     assert sentence.endswith((".", ":"))

@@ -70,7 +70,7 @@ def test_errors_are_caught_as_the_builtin_that_they_mean(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_error_is_equal_and_has_no_past(kind: type[MusicGPTError]) -> None:
-    """Each raise of an outcome is a new exception with a traceback of its own."""
+    """Each raise of an outcome is a new exception with its own traceback."""
     try:
         raise kind("x", **DATA) from KeyError("cause")
     except MusicGPTError as error:

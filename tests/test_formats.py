@@ -1,4 +1,4 @@
-"""Files of each format, from vendors that have both, MP3 alone, or a WAV that comes late."""
+"""Files of each format, with both formats, MP3 only, or a WAV that appears late."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEMS = ["drums", "bass"]
 
 
 def emulated(**settings: Any) -> Emulator:
-    """A vendor that is quick."""
+    """Run a fast emulator."""
     return Emulator(seconds=0.0, separate=False, stem_bytes=4096, **settings)
 
 
@@ -41,7 +41,7 @@ async def test_the_default_takes_wav_where_there_is_one_else_mp3(
 
 
 async def test_both_takes_whatever_there_is(tmp_path: Path) -> None:
-    """On a vendor without WAVs it is the MP3s, in the shape of two formats."""
+    """Without WAVs the result is the MP3s, in the shape of two formats."""
     async with emulated(generation=2) as vendor, opened(vendor) as session:
         job = session.submit(TRACK, stems=STEMS)
         files = await job.download(tmp_path, format="both")
@@ -49,7 +49,7 @@ async def test_both_takes_whatever_there_is(tmp_path: Path) -> None:
 
 
 async def test_wav_is_strict_and_says_what_to_ask_for(tmp_path: Path) -> None:
-    """A vendor without WAVs has none to give, and nothing is left half done."""
+    """Without WAVs the download fails, and no partial result remains."""
     async with emulated(generation=2) as vendor, opened(vendor) as session:
         job = session.submit(TRACK, stems=STEMS)
         with pytest.raises(DownloadError, match=r'no WAV of .*format="best"'):

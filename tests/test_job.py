@@ -119,7 +119,7 @@ async def test_done_callbacks_are_called_once_each(session: MusicGPTSession) -> 
 async def test_a_queued_job_that_is_cancelled_is_never_sent(
     vendor: Emulator, session: MusicGPTSession
 ) -> None:
-    """cancel() before the submit costs nothing: the vendor never hears of the track."""
+    """cancel() before the submit costs nothing: the track is not sent."""
     job = session.submit(TRACK)
     assert job.cancel()
     assert not job.cancel()

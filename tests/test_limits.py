@@ -14,7 +14,7 @@ from factories.sessions import SOUND
 from musicgpt_async import Limits, MusicGPTSession, events
 from musicgpt_async.emulator import Emulator, Submission
 
-# Half an hour at the vendor takes two seconds.
+# Half an emulated hour takes two seconds.
 pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(900)]
 
 

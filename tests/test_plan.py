@@ -21,7 +21,7 @@ def test_a_session_takes_its_limits_from_the_environment(
 
 
 def test_explicit_limits_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`limits=` is the caller's own word, whatever the environment says."""
+    """`limits=` takes precedence over the environment."""
     monkeypatch.setenv("MUSICGPT_PLAN", "nonsense")
     assert MusicGPTSession("key", limits=Limits(parallel=7)).slots == (0, 7)
 

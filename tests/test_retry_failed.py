@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def run(vendor: Emulator, folder: Path, sources: Any, **options: Any) -> list[Outcome]:
-    """Run a batch in a session of its own; return its outcomes."""
+    """Run a batch in a new session; return its outcomes."""
     async with connected(vendor, folder / "journal.db") as session:
         many = session.extract_many(sources, folder / "stems", stems=["bass"], **options)
         return [outcome async for outcome in many]
@@ -54,7 +54,7 @@ async def test_a_failed_track_is_not_paid_again(
 async def test_a_failed_track_is_paid_again_on_demand(
     options: dict[str, bool], vendor: Emulator, tmp_path: Path, song_path: Path
 ) -> None:
-    """retry_failed= submits it once more, and so does force=."""
+    """retry_failed= and force=True submit it again."""
     await fail_once(vendor, tmp_path, song_path)
     (outcome,) = await run(vendor, tmp_path, [song_path], **options)
     assert outcome.ok
@@ -65,7 +65,7 @@ async def test_a_failed_track_is_paid_again_on_demand(
 
 
 async def test_submit_itself_asks_again(vendor: Emulator, tmp_path: Path, song_path: Path) -> None:
-    """One track submitted by name is a demand of its own."""
+    """Submitting a single failed track submits it again."""
     await fail_once(vendor, tmp_path, song_path)
     async with connected(vendor, tmp_path / "journal.db") as session:
         await session.submit(song_path, stems=["bass"])
@@ -86,7 +86,7 @@ async def test_a_failed_key_is_not_paid_again(vendor: Emulator, tmp_path: Path) 
 async def test_a_track_that_was_refused_is_submitted_again(
     vendor: Emulator, tmp_path: Path, song_path: Path
 ) -> None:
-    """What was not accepted was not paid for, and is no failure to remember."""
+    """A track that was not accepted was not paid for, and can be submitted again."""
     vendor.script(Fault("submit", "status", status=422, body="detail_list"))
     (refused,) = await run(vendor, tmp_path, [song_path])
     assert not refused.ok

@@ -76,7 +76,7 @@ async def test_both_formats_come_by_stem_and_format(
 
 
 async def test_hundreds_of_submits_return_at_once_and_respect_the_slots(vendor: Emulator) -> None:
-    """However many are submitted, no more than `parallel` are ever unfinished at the vendor."""
+    """For any number of submits, at most `parallel` jobs are unfinished at MusicGPT."""
     async with connected(vendor, limits=Limits(parallel=7, polls_per_minute=500)) as session:
         jobs = [session.submit((f"{n}.mp3", TRACK[1])) for n in range(100)]
         assert {job.state for job in jobs} == {JobState.QUEUED}
@@ -242,7 +242,7 @@ async def test_a_refusal_has_its_class_and_the_vendors_words(
     hint: str,
     body: str,
 ) -> None:
-    """Each status is its own error, bears the vendor's words in any shape, and says what to do."""
+    """Each status has its error with MusicGPT's message in any shape, and says what to do."""
     vendor.script(Fault("submit", "status", status=status, body=body, message="So it goes"))
     with pytest.raises(kind, match=hint) as caught:
         await session.submit(TRACK)
@@ -252,7 +252,7 @@ async def test_a_refusal_has_its_class_and_the_vendors_words(
 
 
 async def test_success_false_is_an_error(vendor: Emulator, session: MusicGPTSession) -> None:
-    """A 200 that says `success: false` is a refusal with the vendor's words."""
+    """A 200 with `success: false` is a refusal with MusicGPT's message."""
     vendor.script(Fault("submit", "not_success", message="Not this one"))
     with pytest.raises(APIError, match="Not this one"):
         await session.submit(TRACK)
@@ -309,7 +309,7 @@ async def test_a_lost_answer_is_unknown_and_never_sent_again(
 async def test_what_was_not_delivered_or_not_accepted_is_sent_again(
     vendor: Emulator, session: MusicGPTSession, fault: Fault
 ) -> None:
-    """A submit that the vendor cannot have taken is repeated by itself, and paid for once."""
+    """A submit that was certainly not accepted is repeated automatically, and paid for once."""
     vendor.script(fault)
     data = b"ID3" + bytes(8 << 20)  # more than the sockets' buffers hold
     assert (await session.submit(("long.mp3", data))).task_id
@@ -349,7 +349,7 @@ async def test_max_credits_ends_submitting(vendor: Emulator) -> None:
 async def test_a_job_that_fails_bears_the_vendors_words(
     vendor: Emulator, session: MusicGPTSession
 ) -> None:
-    """A failure at the vendor is an error with its `status_msg`, and gives the slot back."""
+    """A failed job is an error with its `status_msg`, and its slot is released."""
     vendor.script(Fault("job", "fails", word="Failed", message="Unreadable audio"))
     with pytest.raises(ExtractionFailedError, match="Unreadable audio") as caught:
         await session.submit(TRACK)
@@ -426,7 +426,7 @@ async def test_one_job_of_two_sessions_is_downloaded_once(
 
 
 async def test_attaching_to_nothing_says_so(session: MusicGPTSession) -> None:
-    """A task_id that the vendor does not know ends in NotFoundError, not in waiting for ever."""
+    """An unknown task_id ends in NotFoundError, not in an endless wait."""
     with pytest.raises(NotFoundError, match="task_id"):
         await session.attach("00000000-0000-0000-0000-000000000000")
 

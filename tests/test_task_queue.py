@@ -98,13 +98,13 @@ def test_what_is_wrong_with_the_account_fails_no_task(error: Any) -> None:
 
 @pytest.mark.parametrize("error", [JobDetachedError("stop"), asyncio.CancelledError()])
 def test_a_worker_that_stops_gives_its_tasks_back_at_once(error: BaseException) -> None:
-    """That is no failure, so it neither waits nor counts."""
+    """Stopping is not a failure, so it neither waits nor counts."""
     assert retry_delay(error, 1000) == 0
 
 
 @pytest.mark.parametrize("name", [b"song.mp3", b"100%.mp3", "Mårten.mp3".encode(), b"\xff %41.mp3"])
 def test_any_file_name_survives_a_task(name: bytes) -> None:
-    """Whatever bytes a path has, a task holds it as valid Unicode and gives it back."""
+    """A task stores any bytes of a path as valid Unicode and returns them."""
     path = os.fsdecode(b"/music/" + name)
     held = format_task_source(path)
     held.encode()

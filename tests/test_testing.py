@@ -141,7 +141,7 @@ def test_a_setting_that_does_not_exist_is_named(project: Project) -> None:
 
 
 def test_an_hour_at_the_vendor_takes_no_hour(project: Project) -> None:
-    """With hasty loops anyio's tests and plain runners alike outrun the vendor's clock."""
+    """With accelerated loops, anyio's tests and plain runners outrun the emulator's clock."""
     project.write(
         "test_app.py",
         """
@@ -189,7 +189,7 @@ def test_the_plugin_costs_projects_nothing_that_do_not_use_it() -> None:
 
 
 def test_a_vendor_in_a_thread_leaves_nothing_behind() -> None:
-    """Several loops, one after the other, use it; its thread and ports are gone at the end."""
+    """Several loops use it one after the other; its thread and ports are released at the end."""
 
     async def job(vendor: Emulator) -> str:
         async with MusicGPTSession(

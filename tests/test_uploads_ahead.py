@@ -21,7 +21,7 @@ SIZE, RATE, SECONDS = 6 * MEGABYTE, 12.0 * MEGABYTE, 1.5
 
 
 class SlowVendor:
-    """A vendor of one slot behind an uplink of so many bytes a second."""
+    """A server with one slot behind an uplink of so many bytes per second."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -65,7 +65,7 @@ class SlowVendor:
 
 @asynccontextmanager
 async def session_with(vendor: SlowVendor) -> AsyncIterator[MusicGPTSession]:
-    """A session with the vendor, which has one slot."""
+    """Return a session for the server, which has one slot."""
     app = web.Application(client_max_size=1 << 30)
     app.add_routes([web.post("/v1/Extraction", vendor.submit), web.get("/v1/byId", vendor.status)])
     runner = web.AppRunner(app)

@@ -1,4 +1,4 @@
-"""A plain customer of the vendor: aiohttp and nothing of this project's client."""
+"""A plain client of the emulator, which uses aiohttp and nothing of this project's client."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Reply:
 
 @attrs.frozen
 class Customer:
-    """Asks the vendor for things."""
+    """A client of the emulator."""
 
     vendor: Emulator
     http: aiohttp.ClientSession

@@ -75,7 +75,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 
 @pytest.mark.anyio
 async def test_a_port_that_is_taken_is_an_oserror_and_leaves_nothing() -> None:
-    """The error says so at once, and what had been set up is gone."""
+    """The error is raised at once, and everything that was created is removed."""
     async with Emulator(separate=False) as vendor:
         port = int(vendor.url.rpartition(":")[2])
         with pytest.raises(OSError, match="in use"):

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_submit_is_answered_as_the_extraction_page_shows_it(open_account: Any) -> None:
-    """The answer names the task, the conversion, an integer eta and an estimate of credits."""
+    """The response has both ids, an integer eta and an estimate of credits."""
     async with open_account(seconds=11) as me:
         told = (await me.submit()).json
         record = me.vendor.submissions[0]
@@ -75,7 +75,7 @@ async def test_a_submit_that_does_not_validate_gets_a_422(
 
 
 async def test_a_form_without_a_file_need_not_be_multipart(open_account: Any) -> None:
-    """An audio_url may come in a plain form, as FastAPI takes it."""
+    """An audio_url can be sent in an urlencoded form, as FastAPI accepts it."""
     async with open_account() as me:
         form = {"audio_url": "https://example.org/a.mp3"}
         assert (await me.api("POST", "/Extraction", data=form)).status == 200
@@ -228,7 +228,7 @@ async def test_numbers_as_strings_in_the_submits_answer(open_account: Any) -> No
 async def test_refusals_have_the_shape_that_is_set(
     open_account: Any, error: str, body: dict[str, Any]
 ) -> None:
-    """What the vendor refuses of its own accord is worded in any documented shape."""
+    """Refusals have any of the documented shapes."""
     async with open_account(shape=ResponseShape(error=error)) as me:
         assert (await me.by_id("nobody")).json == body
 
@@ -260,7 +260,7 @@ async def test_the_listing_goes_page_by_page(open_account: Any) -> None:
 
 
 async def test_the_listing_heeds_dates(open_account: Any) -> None:
-    """StartDate and endDate bound the listing; what is no date gets 422."""
+    """StartDate and endDate limit the listing; an invalid date gets a 422."""
     async with open_account() as me:
         task = (await me.submit()).json["task_id"]
         created = (await me.by_id(task)).json["conversion"]["createdAt"]
@@ -278,7 +278,7 @@ async def test_the_listing_heeds_dates(open_account: Any) -> None:
 
 
 async def test_the_listing_can_be_left_out(open_account: Any) -> None:
-    """A vendor without byUser answers 404."""
+    """Without byUser, the call gets a 404."""
     async with open_account(listing=False) as me:
         assert (await me.api("GET", "/byUser?conversionType=EXTRACTION")).status == 404
 

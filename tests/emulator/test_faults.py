@@ -83,7 +83,7 @@ CALLS = {"submit": lambda me: me.submit(), "byId": poll, "byUser": list_all}
 @pytest.mark.parametrize("on", CALLS)
 @pytest.mark.parametrize("body", [*ERROR_BODIES, b"\xff\x00"])
 async def test_a_status_in_every_shape(open_account: Any, on: Any, body: Any) -> None:
-    """Any call can be answered with any status and any body, once, and works again after that."""
+    """Any call gets any status and any body once, and works again after that."""
     async with open_account() as me:
         await me.submit()
         me.vendor.script(Fault(on, "status", status=502, body=body, message="Bad luck"))
@@ -95,7 +95,7 @@ async def test_a_status_in_every_shape(open_account: Any, on: Any, body: Any) ->
 
 
 async def test_retry_after_in_every_form(open_account: Any) -> None:
-    """A number is seconds, a timedelta an HTTP date that far ahead, a text goes out as it is."""
+    """A number is seconds, a timedelta an HTTP date that far ahead, a string is sent unchanged."""
     forms = (7, timedelta(hours=1), "soon")
     faults = [Fault("submit", "status", status=429, retry_after=form) for form in forms]
     async with open_account(faults=faults) as me:
@@ -110,7 +110,7 @@ async def test_retry_after_in_every_form(open_account: Any) -> None:
 async def test_a_wrong_answer_may_hide_an_accepted_submit(
     open_account: Any, kind: str, accepted: bool
 ) -> None:
-    """With `accepted` the conversion runs and is charged, whatever the answer says."""
+    """With `accepted` the conversion runs and is charged, despite the error in the response."""
     async with open_account(faults=[Fault("submit", kind, accepted=accepted)]) as me:
         reply = await me.submit()
         assert {"status": 500, "redirect": 302, "not_success": 200}[kind] == reply.status
@@ -141,7 +141,7 @@ async def test_redirects_lead_to_their_location(open_account: Any) -> None:
 
 
 async def test_wrong_json(open_account: Any) -> None:
-    """The work is done, and its answer is JSON of another shape, or any bytes."""
+    """The call is carried out, and its response is JSON of another shape, or any bytes."""
     faults = [Fault("submit", "wrong_json"), Fault("submit", "wrong_json", body=b"{}")]
     async with open_account(faults=faults) as me:
         assert (await me.submit()).json == [{"unexpected": True}]
@@ -159,7 +159,7 @@ async def test_wrong_json(open_account: Any) -> None:
     ],
 )
 async def test_dropped_connections(open_account: Any, kind: str, accepted: int) -> None:
-    """The customer sees the connection end; only a drop after the body is a conversion."""
+    """The client's connection is closed; only a drop after the body creates a conversion."""
     async with open_account(faults=[Fault("submit", kind)]) as me:
         with pytest.raises(GONE):
             await me.submit(bytes(200_000))
@@ -196,7 +196,7 @@ async def test_how_much_of_the_answer_gets_through(open_account: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["stall_read", "stall_answer"])
 async def test_a_stalled_submit_hangs(open_account: Any, kind: str) -> None:
-    """The customer waits for nothing; a stalled answer hides an accepted conversion."""
+    """The client waits in vain; a stalled response hides an accepted conversion."""
     async with open_account(faults=[Fault("submit", kind, at=1000)]) as me:
         waiting = asyncio.create_task(me.submit(bytes(30_000_000)))
         if kind == "stall_answer":
@@ -221,7 +221,7 @@ async def test_the_emulator_ends_though_something_is_stalled(open_account: Any) 
 
 
 async def test_a_slow_answer_takes_the_vendors_seconds(open_account: Any) -> None:
-    """`seconds` are the vendor's: with speed they pass faster."""
+    """`seconds` are emulated seconds: with `speed` they pass faster."""
     fault = Fault("submit", "slow_answer", seconds=7200)
     async with open_account(speed=100_000, faults=[fault]) as me:
         before = me.vendor.speed * asyncio.get_running_loop().time()
@@ -284,7 +284,7 @@ async def test_files_go_wrong(
 
 
 async def test_a_dropped_file(open_account: Any) -> None:
-    """A request for a file may get no answer at all."""
+    """A request for a file may get no response at all."""
     async with open_account() as me:
         url = await me.link()
         me.vendor.script(Fault("file", "drop_before_answer", times=2))

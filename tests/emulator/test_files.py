@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_file_has_every_header_that_resuming_takes(open_account: Any) -> None:
-    """Length, ETag, Last-Modified and Accept-Ranges are there, on a host of its own, keyless."""
+    """Files have Length, ETag, Last-Modified and Accept-Ranges, on another host, without a key."""
     async with open_account(stem_bytes=10_000) as me:
         url = await me.link()
         assert url.startswith(f"{me.vendor.files_url}/files/")

@@ -46,7 +46,7 @@ FORMS = {
 
 
 def service() -> FastAPI:
-    """A service with the fields of the vendor's OpenAPI page, and its words for neither."""
+    """A service with the fields of MusicGPT's OpenAPI page, and its message for a missing file."""
     app = FastAPI()
 
     @app.post("/Extraction", response_model=None)
@@ -67,7 +67,7 @@ def service() -> FastAPI:
 
 
 async def answers_of(url: str, key: str) -> dict[str, tuple[int, Any]]:
-    """What each form is answered with: the status, and the place or the words of a refusal."""
+    """Return the status, and the location or the message of a refusal, for each form."""
     headers = {"Authorization": key, "Content-Type": "multipart/form-data; boundary=edge"}
     found: dict[str, tuple[int, Any]] = {}
     async with aiohttp.ClientSession() as http:
@@ -99,7 +99,7 @@ async def test_unusual_forms_are_taken_as_fastapi_takes_them(open_account: Any) 
 
 
 async def test_neither_url_nor_file_has_the_documented_words(open_account: Any) -> None:
-    """Extraction's own 422 is no list of details."""
+    """Extraction's own 422 is not a list of details."""
     async with open_account() as me:
         reply = await me.submit(None)
     assert (reply.status, reply.json) == (

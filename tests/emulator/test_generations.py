@@ -1,4 +1,4 @@
-"""The two generations of the API: what each has, and what it answers differently."""
+"""The two generations of the API: their routes, and the differences of their responses."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_there_are_23_conversion_types() -> None:
 async def test_every_conversion_type_is_known_and_only_extraction_has_tasks(
     open_account: Any,
 ) -> None:
-    """A task of Extraction is unknown under any other type; what is no type gets 422."""
+    """A task of Extraction is unknown under any other type; an invalid type gets a 422."""
     async with open_account() as me:
         task_id = (await me.submit()).json["task_id"]
         for kind in CONVERSION_TYPES:

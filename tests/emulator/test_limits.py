@@ -25,7 +25,7 @@ class HandClock(Clock):
 
 
 def make_vendor(**settings: Any) -> Vendor:
-    """A vendor without sockets, of small limits."""
+    """Return a vendor without sockets, with small limits."""
     defaults: dict[str, Any] = {
         "clock": HandClock(),
         "api_key": "key",
@@ -84,7 +84,7 @@ def test_credit_is_set_aside_for_what_runs_and_charged_at_the_end() -> None:
 
 
 async def test_past_the_parallel_limit_a_submit_gets_429(open_account: Any) -> None:
-    """What is unfinished counts, whatever became of its answer; what finishes frees its slot."""
+    """Unfinished conversions count even if their response was lost; finished ones free a slot."""
     faults = [Fault("job", "never_finishes", times=2), Fault("submit", "drop_before_answer")]
     async with open_account(parallel=3, faults=faults) as me:
         with pytest.raises(aiohttp.ServerDisconnectedError):
@@ -121,7 +121,7 @@ async def test_too_little_credit_gets_402(open_account: Any) -> None:
 
 
 async def test_a_faster_clock_has_the_same_eta(open_account: Any) -> None:
-    """With speed, an hour of the vendor's passes at once, and the eta is in its own seconds."""
+    """With `speed`, an emulated hour passes at once, and the eta is in emulated seconds."""
     async with open_account(seconds=3600, speed=1_000_000) as me:
         reply = await me.submit()
         assert reply.json["eta"] == 3600

@@ -23,7 +23,7 @@ TAIL = b"\r\n--edge--\r\n"
 
 
 async def post_raw(me: Any, body: bytes, *, length: int | None = None) -> bytes:
-    """Send a submit byte by byte as given; whatever comes back until the connection ends."""
+    """Send a submit byte by byte as given; return everything that the server sends."""
     host, port = me.vendor.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     head = (
@@ -44,7 +44,7 @@ async def post_raw(me: Any, body: bytes, *, length: int | None = None) -> bytes:
 
 @pytest.mark.parametrize("size", [1, 65_536, 3_000_001])
 async def test_what_arrives_is_what_was_sent(open_account: Any, size: int) -> None:
-    """The record has the size, the digest and the very bytes of the upload, whatever its size."""
+    """The record has size, digest and exact bytes of uploads of any size."""
     audio = os.urandom(size)
     async with open_account() as me:
         await me.extract(audio)
@@ -149,7 +149,7 @@ async def test_audio_can_be_thrown_away(open_account: Any) -> None:
 
 
 async def test_an_audio_url_on_loopback_is_downloaded(open_account: Any, song: Path) -> None:
-    """The vendor gets the audio itself; what cannot be had makes the conversion fail."""
+    """The emulator downloads the audio; if that fails, the conversion fails."""
 
     async def serve(_: web.Request) -> web.FileResponse:
         return web.FileResponse(song)
@@ -173,7 +173,7 @@ async def test_an_audio_url_on_loopback_is_downloaded(open_account: Any, song: P
 
 
 async def test_an_audio_url_elsewhere_is_a_tone(open_account: Any) -> None:
-    """Nothing is fetched from the internet: another host's audio is a tone of its own."""
+    """Nothing is downloaded from the internet: another host's audio is replaced by a tone."""
     async with open_account(separate=True) as me:
         for name in ("a", "b", "a"):
             await me.extract(None, audio_url=f"https://example.org/{name}.mp3", stems='["bass"]')

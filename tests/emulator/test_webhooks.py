@@ -83,7 +83,7 @@ async def settled(me: Any, attempts: int) -> None:
 
 
 async def test_the_extraction_pages_payload(open_account: Any) -> None:
-    """Links are strings of JSON with line breaks, the cost is a string, there is no status."""
+    """Links are strings of JSON with line breaks, the cost is a string, and status is missing."""
     async with receive() as hooks, open_account() as me:
         conversion = await me.extract(webhook_url=hooks.url)
         (post,) = await hooks.count(1)
@@ -181,7 +181,7 @@ async def test_lost(open_account: Any) -> None:
 
 
 async def test_late(open_account: Any) -> None:
-    """The delivery comes the vendor's seconds after the end."""
+    """The delivery arrives after the configured emulated seconds."""
     fault = Fault("webhook", "late", seconds=3600)
     async with receive() as hooks, open_account(speed=10_000, faults=[fault]) as me:
         await me.extract(webhook_url=hooks.url)
@@ -190,7 +190,7 @@ async def test_late(open_account: Any) -> None:
 
 
 async def test_garbled(open_account: Any) -> None:
-    """The body is no JSON."""
+    """The body is not JSON."""
     async with receive() as hooks, open_account(webhooks="garbled") as me:
         await me.extract(webhook_url=hooks.url)
         (post,) = await hooks.count(1)

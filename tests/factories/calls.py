@@ -50,14 +50,14 @@ async def fetch(transport: Transport, url: str) -> tuple[int, bytes]:
 
 
 class Echo:
-    """Answers each request of each connection with the same bytes, and remembers the requests."""
+    """A server that responds to each request with the same bytes, and records the requests."""
 
     def __init__(self, status: int = 200, body: bytes = YES, **headers: str) -> None:
         self.requests: list[tuple[int, Any]] = []
         self._answer = status, body, headers
 
     async def __call__(self, peer: Any) -> None:
-        """Answer for as long as the client asks."""
+        """Respond as long as the client sends requests."""
         status, body, headers = self._answer
         while True:
             self.requests.append((peer.number, await peer.request()))
@@ -65,7 +65,7 @@ class Echo:
 
 
 async def stay_silent(peer: Any) -> None:
-    """Take a request and never answer."""
+    """Accept a request and never respond."""
     await peer.request()
     await anyio.sleep(PATIENCE)
 
@@ -78,7 +78,7 @@ async def failure_of(transport: Transport, call: str, url: str) -> MusicGPTError
 
 
 async def call_by_name(transport: Transport, call: str, url: str) -> None:
-    """Make a call and read its answer."""
+    """Send a call and read its response."""
     match call:
         case "ask":
             answer = await transport.get(url, {"task_id": "t"})

@@ -78,7 +78,7 @@ class Host:
         return 0
 
     def cut(self, after: int) -> Callable[[Any, Any], Any]:
-        """Serve, and hang up after so many bytes of this answer."""
+        """Serve, and disconnect after so many bytes of this response."""
 
         async def step(peer: Any, request: Any) -> None:
             await self.serve(peer, request, cut=after)
@@ -87,7 +87,7 @@ class Host:
 
 
 def say(status: int, body: bytes = b"", **headers: str) -> Callable[[Any, Any], Any]:
-    """Answer once with these."""
+    """Respond once with these."""
 
     async def step(peer: Any, _: Any) -> None:
         await peer.answer(status, body, **headers)

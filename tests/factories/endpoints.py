@@ -134,7 +134,7 @@ class Endpoint:
     async def send(
         self, method: str, path: str, data: Any = None, **headers: str
     ) -> tuple[int, Mapping[str, str], Any]:
-        """Send one request, the path as it is; returns status, headers and JSON of the answer."""
+        """Send one request with an unmodified path; return status, headers and JSON."""
         url = URL(self.root + path.replace("TOKEN", self.token), encoded=True)
         named = {name.replace("_", "-"): text for name, text in headers.items()}
         body = io.BytesIO(data) if isinstance(data, bytes) else data

@@ -36,7 +36,7 @@ async def let_pass(journal: Journal, seconds: float) -> None:
 
 
 def job(name: str = "a", **changes: Any) -> JobRecord:
-    """Return the record of a track of its own."""
+    """Return the record of a new track."""
     return attrs.evolve(
         JobRecord(id=name, fingerprint=f"track {name}", source=f"/music/{name}.flac"), **changes
     )

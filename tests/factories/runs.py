@@ -112,7 +112,7 @@ async def reference(vendor: Emulator, folder: Path, *tracks: Path) -> dict[str, 
 async def process(
     vendor: Emulator, folder: Path, *tracks: Path, **changes: Any
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A batch in a process of its own; it is killed at the end of the block if it still runs."""
+    """Run a batch in another process, which is killed at the end of the block."""
     settings = {
         "base_url": vendor.base_url,
         "key": vendor.api_key,

@@ -17,7 +17,7 @@ TRACK = ("song.mp3", SOUND)
 def connected(
     vendor: Emulator, journal: Journal | str | Path | None = None, **options: Any
 ) -> MusicGPTSession:
-    """Return a session with the vendor."""
+    """Return a session for the emulator."""
     options = {"limits": Limits.PRO, "journal": journal, **options}
     return MusicGPTSession(vendor.api_key, base_url=vendor.base_url, **options)
 

@@ -1,4 +1,4 @@
-"""Uploads by hand: a body, its parts on the wire, and a vendor that says yes."""
+"""Uploads without a session: a body, its parts, and a server that accepts it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_track(path: Path, size: int) -> bytes:
 
 
 def parts_of(request: Any) -> list[tuple[bytes, bytes]]:
-    """Cut a multipart body by hand: (head, content) of each part."""
+    """Split a multipart body into (head, content) of each part."""
     boundary = re.search(r'boundary="?([^";]+)', request.headers["content-type"])[1].encode()
     assert request.body.startswith(b"--" + boundary + b"\r\n")
     assert request.body.endswith(b"\r\n--" + boundary + b"--\r\n")
@@ -88,6 +88,6 @@ class Recorder:
 
 
 async def stream(data: bytes) -> AsyncGenerator[bytes, None]:
-    """Yield bytes in pieces that are no block's size."""
+    """Yield bytes in pieces of unusual sizes."""
     for start in range(0, len(data), 700_001):
         yield data[start : start + 700_001]

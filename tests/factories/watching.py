@@ -1,4 +1,4 @@
-"""What a test waits for, and what it sees of its own process."""
+"""Wait for conditions, and observe the test's own process."""
 
 from __future__ import annotations
 

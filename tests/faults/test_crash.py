@@ -31,10 +31,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
 PROCESS = Path(__file__).with_name("batch_process.py")
 STEMS = ["bass", "drums"]
-# Most tracks are out in one go; a long one fills the sockets of a vendor that stops reading.
+# Most tracks are sent at once; a long one fills the sockets of a server that stops reading.
 SHORT, LONG = 200_000, 24 << 20
 # In times of what a process takes to start: when one is killed, what a conversion takes, and how
-# long a restarted process waits for a job, or for the webhook of a lost answer.
+# long a restarted process waits for a job, or for the webhook of a lost response.
 KILLED = (0.5, 2.8)
 TAKES = (1.0, 6.0)
 DEADLINE = 25.0
@@ -82,7 +82,7 @@ class Pace:
 
 
 class Batch:
-    """A batch of tracks, its vendor, and the processes that work on it one after another."""
+    """A batch of tracks, its emulator, and the processes that work on it one after another."""
 
     def __init__(self, vendor: Emulator, folder: Path, *, tracks: int, webhooks: bool) -> None:
         self.vendor = vendor
@@ -100,7 +100,7 @@ class Batch:
     async def process(
         self, tracks: list[Path] | None = None, *, force: bool = False
     ) -> AsyncIterator[asyncio.subprocess.Process]:
-        """A process that works on the batch; it is gone at the end of the block."""
+        """Run a process that works on the batch; it has ended at the end of the block."""
         settings = {
             "base_url": self.vendor.base_url,
             "key": self.vendor.api_key,
@@ -149,7 +149,7 @@ class Batch:
         return True
 
     async def killed_often(self, times: int, pace: Pace) -> None:
-        """Kill processes so often, while more and more of the tracks come in."""
+        """Kill processes so often, while more and more of the tracks are completed."""
         pace.start = await self.time_to_start()
         self.deadline = DEADLINE * pace.start
         given = 3.0
@@ -227,7 +227,7 @@ def phase(record: JobRecord) -> str:
 
 
 def slow_vendor(pace: Pace, *, listing: bool) -> Emulator:
-    """A vendor so slow in everything that kills hit every moment of a job's life."""
+    """An emulator that is so slow that kills happen in every state of a job."""
 
     def is_long(occasion: FaultContext) -> bool:
         assert occasion.request is not None
@@ -281,7 +281,7 @@ async def test_forty_kills_lose_nothing_and_pay_nothing_twice(
 async def test_with_fewer_ways_out_nothing_is_paid_twice_either(
     listing: bool, webhooks: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever ways out there are: no track is paid for twice, none is forgotten in silence."""
+    """With any means of recovery, no track is paid for twice and none is lost silently."""
     pace, began = Pace(7), time.monotonic()
     async with slow_vendor(pace, listing=listing) as vendor:
         batch = Batch(vendor, tmp_path, tracks=10, webhooks=webhooks)

@@ -99,7 +99,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 async def served_by(vendor: Emulator, form: str) -> dict[str, str]:
-    """Return file name → digest of what a plain client gets for the vendor's only conversion."""
+    """Return the digests by file name that a plain client gets for the only conversion."""
     if not vendor.submissions or not vendor.submissions[0].is_completed:
         return {}
     query = {"conversionType": "EXTRACTION", "task_id": vendor.submissions[0].task_id}

@@ -28,7 +28,7 @@ def snippet(
 ) -> Callable[..., ModuleType]:
     """Run the Python blocks of the documentation that have these lines in them, as one module.
 
-    They run as a user's program does: in a directory of its own, the vendor in the environment.
+    They run as a user's program does: in a new directory, with the emulator in the environment.
     """
     monkeypatch.chdir(tmp_path)
     found = [block for page in PAGES for block in blocks(page, "python")]

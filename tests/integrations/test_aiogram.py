@@ -25,13 +25,13 @@ CHAT = {"id": 7, "type": "private"}
 
 
 class Telegram:
-    """The methods of the Bot API that a bot of one chat calls.
+    """The methods of the Bot API that a bot in one chat calls.
 
     Attributes:
         said: Method and fields of every call that shows something in the chat.
-        busy: Whether edits are answered with 429.
-        too_big: Whether the track is refused to the bot.
-        quiet: Set once nothing more is expected.
+        busy: Whether edits get a 429.
+        too_big: Whether downloads of the track are refused.
+        quiet: Set when nothing more is expected.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Telegram:
         )
 
     async def call(self, request: web.Request) -> web.Response:
-        """Answer a method of the Bot API."""
+        """Respond to a method of the Bot API."""
         method, fields = request.match_info["method"], dict(await request.post())
         if method in ("sendMessage", "sendAudio", "editMessageText"):
             self.said.append((method, fields))
@@ -140,7 +140,7 @@ async def test_a_track_in_the_chat_is_answered_with_its_stems(
 async def test_a_chat_that_wants_no_more_edits_gets_its_stems(
     snippet: Callable[..., ModuleType], telegram: Telegram
 ) -> None:
-    """A 429 for the picture of progress is no failure of the job."""
+    """A 429 for the progress message does not fail the job."""
     telegram.busy = True
     telegram.send_audio(last="guitar")
     await run_bot(snippet("async def split", "from aiogram import"), telegram)
@@ -161,7 +161,7 @@ async def test_a_track_that_telegram_keeps_is_reported_in_the_chat(
 async def test_a_failure_is_reported_in_the_chat(
     snippet: Callable[..., ModuleType], telegram: Telegram, vendor: Emulator
 ) -> None:
-    """What the vendor cannot split is answered with a sentence."""
+    """A track that MusicGPT cannot process gets a message in the chat."""
     vendor.script(Fault("job", "fails", message="not music"))
     telegram.send_audio(last="not music")
     await run_bot(snippet("async def split", "from aiogram import"), telegram)

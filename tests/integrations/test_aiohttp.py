@@ -23,7 +23,7 @@ async def test_a_body_goes_in_and_its_vocals_come_out(
     vendor: Emulator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The body is streamed to the vendor, the routes take the webhook, the stem is the answer."""
+    """The body is streamed up, the routes receive the webhook, the response is the stem."""
     root = f"http://127.0.0.1:{listener.getsockname()[1]}"
     monkeypatch.setenv("PUBLIC_URL", f"{root}/hooks")
     runner = web.AppRunner(snippet("from aiohttp import web").app, shutdown_timeout=5)

@@ -59,7 +59,7 @@ class Discord:
         self.quiet = asyncio.Event()
 
     def routes(self) -> list[web.RouteDef]:
-        """Return the calls that are answered."""
+        """Return the routes of the fake."""
         return [
             web.get("/ws", self._websocket),
             web.get("/users/@me", self._myself),
@@ -160,7 +160,7 @@ class Discord:
 
 
 def said(value: Any, status: int = 200) -> web.Response:
-    """Return an answer in JSON."""
+    """Return a JSON response."""
     # discord.py compares the complete content type.
     content = json.dumps(value).encode()
     return web.Response(body=content, status=status, content_type="application/json")
@@ -250,7 +250,7 @@ async def test_a_stem_too_large_for_the_chat_is_sent_as_a_link(
     vendor: Emulator,
     browser: aiohttp.ClientSession,
 ) -> None:
-    """The interaction's own size limit decides; the vendor's links need no key."""
+    """The interaction's own size limit decides; MusicGPT's links need no key."""
     discord.limit = 100
     discord.last = "guitar: http"
     await run_bot(snippet("async def split", "import discord"), discord)
@@ -264,7 +264,7 @@ async def test_a_stem_too_large_for_the_chat_is_sent_as_a_link(
 async def test_a_failure_is_reported_in_the_chat(
     snippet: Callable[..., ModuleType], discord: Discord, vendor: Emulator
 ) -> None:
-    """What the vendor cannot split is answered with a sentence."""
+    """A track that MusicGPT cannot process gets a message in the chat."""
     vendor.script(Fault("job", "fails", message="not music"))
     discord.last = "not music"
     await run_bot(snippet("async def split", "import discord"), discord)

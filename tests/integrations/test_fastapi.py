@@ -57,7 +57,7 @@ def service(snippet: Snippet, listener: socket.socket, monkeypatch: pytest.Monke
 
 
 async def upload(browser: aiohttp.ClientSession, service: Service) -> dict[str, object]:
-    """Send a track to the service; return its answer."""
+    """Send a track to the service; return its response."""
     form = aiohttp.FormData()
     form.add_field("track", SOUND, filename="song.mp3", content_type="audio/mpeg")
     async with browser.post(f"{service.root}/jobs", data=form) as answer:
@@ -107,7 +107,7 @@ async def test_a_stem_is_downloaded_once_for_many_listeners(
 async def test_a_stem_that_there_is_none_of_is_not_found(
     service: Service, browser: aiohttp.ClientSession
 ) -> None:
-    """What the caller asked wrongly is 404 and names what there is, not a fault of the vendor's."""
+    """A wrong stem is a 404 that lists the existing ones, not a server error."""
     async with service.running():
         answer = await upload(browser, service)
         async with browser.get(f"{service.root}/jobs/{answer['id']}/drums") as refused:
@@ -118,7 +118,7 @@ async def test_a_stem_that_there_is_none_of_is_not_found(
 async def test_what_cannot_be_done_is_explained(
     service: Service, browser: aiohttp.ClientSession, vendor: Emulator
 ) -> None:
-    """An unknown job is 404, and the vendor's no is passed on."""
+    """An unknown job is a 404, and MusicGPT's refusal is passed on."""
     async with service.running() as module:
         async with browser.get(f"{service.root}/jobs/nobody") as answer:
             assert answer.status == 404

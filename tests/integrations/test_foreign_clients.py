@@ -41,7 +41,7 @@ client.base_url = process.env.BASE;
 
 @asynccontextmanager
 async def emulated(**settings: Any) -> AsyncIterator[Emulator]:
-    """A vendor that is quick."""
+    """A fast emulator."""
     async with Emulator(seconds=0.1, separate=False, stem_bytes=4096, **settings) as vendor:
         yield vendor
 
@@ -116,7 +116,7 @@ async def test_the_npm_package_reports_a_wrong_key(node_modules: Path, track: Pa
 
 
 class Requests:
-    """Calls of the API as the vendor's Python samples make them."""
+    """Calls of the API as in MusicGPT's Python samples."""
 
     def __init__(self, vendor: Emulator, version: str) -> None:
         self._root = vendor.base_url.removesuffix("/v1")

@@ -69,7 +69,7 @@ class Peer:
         await self.writer.drain()
 
     async def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        """Give an answer whose Content-Length is true unless a header says otherwise."""
+        """Return a response with a correct Content-Length, unless a header overrides it."""
         named = {"Content-Length": str(len(body))}
         named |= {name.replace("_", "-"): value for name, value in headers.items()}
         lines = [f"HTTP/1.1 {status} Said", *(f"{n}: {v}" for n, v in named.items() if v), "", ""]

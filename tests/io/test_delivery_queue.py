@@ -185,7 +185,7 @@ async def test_nothing_shows_a_token() -> None:
 
 @given(st.text(), st.text())
 def test_any_text_may_come_as_a_token(ours: str, theirs: str) -> None:
-    """Whatever text arrives as a token, only the very same one is taken."""
+    """Any text may arrive as a token, but only the exact token is accepted."""
     queue = DeliveryQueue()
     listen(queue, ours, [])
     assert queue.accepts(theirs) is (ours == theirs)

@@ -168,7 +168,7 @@ async def test_a_host_that_announces_less_than_the_wav_has_is_not_believed(
 def chunked(
     iter_chunks: list[bytes], *, end: bool = True, extra: str = ""
 ) -> Callable[[Any, Any], Any]:
-    """Answer in chunks, with or without the last one."""
+    """Respond in chunks, with or without the last one."""
 
     async def step(peer: Any, _: Any) -> None:
         await peer.say(f"HTTP/1.1 200 OK\r\n{extra}Transfer-Encoding: chunked\r\n\r\n".encode())
@@ -186,7 +186,7 @@ def chunked(
 async def test_a_chunked_file_is_complete_with_its_last_chunk(
     serve: Any, get: Get, tmp_path: Path
 ) -> None:
-    """A chunked answer that breaks off is fetched again; one that ends is taken."""
+    """An incomplete chunked response is retried; a complete one is accepted."""
     iter_chunks = [mp3(5000), mp3(6000)]
     host = Host(b"", plan=[chunked(iter_chunks, end=False), chunked(iter_chunks)])
     async with serve(host) as server:
@@ -228,7 +228,7 @@ async def test_content_that_calls_itself_identity_is_taken(
 async def test_a_page_in_place_of_audio_may_pass(
     pages: int, serve: Any, get: Get, tmp_path: Path
 ) -> None:
-    """A captive portal or a proxy answers with its own page for a while; then the file comes."""
+    """A captive portal or a proxy sends its own page for a while; then the file arrives."""
     host = Host(mp3(MIB))
     page = say(200, b"<html>Log in</html>", Content_Type="text/html", ETag='"page"')
     host.plan = [page] * pages
@@ -333,6 +333,6 @@ async def test_a_link_to_this_machine_is_refused_where_the_api_is_elsewhere(
 async def test_a_garbled_link_is_an_error_of_the_library(
     link: str, get: Get, tmp_path: Path
 ) -> None:
-    """Whatever the vendor calls a link, no bare ValueError comes out of a download."""
+    """For any malformed link, a download raises no bare ValueError."""
     with pytest.raises(MusicGPTError):
         await get(link, tmp_path / "a.mp3")

@@ -52,7 +52,7 @@ async def test_each_submit_has_a_new_connection_and_polls_share_one(serve: Any, 
 
 
 async def test_a_server_that_drops_idle_connections_loses_no_call(serve: Any, lanes: Any) -> None:
-    """A stale kept connection is no failure: polls are retried, submits never use one."""
+    """A stale kept connection is not a failure: polls are retried, submits never use one."""
     requests = []
 
     async def answer_once(peer: Any) -> None:
@@ -98,7 +98,7 @@ async def test_downloads_do_not_starve_polls(serve: Any, lanes: Any) -> None:
 async def test_no_redirect_of_a_submit_is_followed(
     status: int, where: str, serve: Any, lanes: Any
 ) -> None:
-    """Following one loses the body or posts it elsewhere, and answers 200: it is an error."""
+    """A redirect would lose the body or post it elsewhere, so it is an error."""
     other = Echo()
 
     async def redirect(peer: Any) -> None:
@@ -121,7 +121,7 @@ async def test_no_redirect_of_a_submit_is_followed(
     assert submit_outcome(error, delivered=True) is SubmitOutcome.REFUSED
 
 
-# Answers.
+# Responses.
 
 
 async def test_a_proxys_page_becomes_an_error_with_its_status(serve: Any, lanes: Any) -> None:
@@ -151,7 +151,7 @@ async def test_a_yes_that_cannot_be_read_is_a_protocol_error(
 @pytest.mark.parametrize("call", ["ask", "send"])
 @pytest.mark.parametrize("status", [200, 500])
 async def test_an_endless_answer_is_cut(call: str, status: int, serve: Any, lanes: Any) -> None:
-    """No more than a mebibyte is kept of any answer."""
+    """No more than a mebibyte of any response is kept."""
 
     async def endless(peer: Any) -> None:
         await peer.request()

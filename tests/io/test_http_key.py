@@ -145,7 +145,7 @@ async def _header_echo(peer: Any) -> None:
 async def test_a_broken_answer_that_repeats_the_key_does_not_show_it(
     faulty: Any, serve: Any, lanes: Any
 ) -> None:
-    """The library's message and the traceback hold no key, though aiohttp quotes the answer."""
+    """The message and the traceback omit the key, though aiohttp quotes the response."""
     async with serve(faulty) as server, lanes(api_key=KEY) as transport:
         error = await failure_of(transport, "ask", server.url)
     assert KEY not in str(error)

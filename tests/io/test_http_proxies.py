@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Proxy:
-    """A small real proxy: answers what comes in absolute form, and refuses tunnels."""
+    """A small real proxy: serves requests in absolute form, and refuses tunnels."""
 
     def __init__(self, status: int = 200) -> None:
         self.requests: list[Any] = []

@@ -1,4 +1,4 @@
-"""A file under way: full disks, other processes, cancelling, and users who tidy up."""
+"""Partial files: full disks, other processes, cancellation, and users who remove files."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ async def test_what_killed_processes_left_is_removed(serve: Any, get: Get, tmp_p
 
 @asynccontextmanager
 async def _child(url: str, target: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that downloads; it is gone at the end of the block."""
+    """Run a process that downloads; it has ended at the end of the block."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _FULL, url, str(target), "0", stdout=asyncio.subprocess.PIPE
     )

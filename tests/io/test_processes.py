@@ -23,7 +23,7 @@ input()
 
 @contextmanager
 def another() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Another process and its name; it is gone at the end of the block."""
+    """Run another process and yield its identity; it has ended at the end of the block."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, "-c", CODE], stdin=pipe, stdout=pipe, text=True
@@ -74,7 +74,7 @@ def test_a_process_that_cannot_be_seen_is_not_dead(parts: dict[str, str]) -> Non
 
 
 def test_names_of_no_process_are_nobodys() -> None:
-    """What is no such name is not held for dead."""
+    """A text that is not an identity is not a dead process."""
     assert processes.dead_processes(["", "host:1:abcd", "a:b:c", f"host:{os.getpid()}:abcd"]) == []
 
 

@@ -68,7 +68,7 @@ class Recorder(ThreadPoolExecutor):
 
 
 async def test_a_file_is_opened_read_and_closed_by_aiofiles(tmp_path: Path, data: bytes) -> None:
-    """Each attempt has a handle of its own; every call on it is made by aiofiles."""
+    """Each attempt opens its own handle; every call on it is made by aiofiles."""
     (tmp_path / "a.wav").write_bytes(data)
     with Recorder() as executor:
         async with open_track(tmp_path / "a.wav", executor) as content:

@@ -83,7 +83,7 @@ async def test_bodies_arrive_completely(tls: bool, late: bool, size: int, host: 
 async def test_what_follows_a_body_never_becomes_the_next_file(
     more: bytes, own: bool, serve: Any, lanes: Any
 ) -> None:
-    """An unasked second response is no part of this body, nor of the next one."""
+    """A surplus second response is not part of this body, nor of the next one."""
     bodies = [secrets.token_bytes(LENGTHY) for _ in range(4)]
 
     async def give_more(peer: Any) -> None:
@@ -106,7 +106,7 @@ async def test_what_follows_a_body_never_becomes_the_next_file(
 
 @pytest.mark.parametrize("speed", [0, 100, 900])
 def test_a_host_that_trickles_times_out_by_its_speed(speed: int, serve: Any, lanes: Any) -> None:
-    """Less than a KiB a second over a minute is no download, however regular its bytes come."""
+    """Less than a KiB per second over a minute times out, however regular its bytes are."""
     sent = 0
 
     async def trickle(peer: Any) -> None:

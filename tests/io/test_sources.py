@@ -174,7 +174,7 @@ async def test_empty_bytes_and_streams_are_refused(
 async def test_a_stream_that_breaks_off_is_the_tracks_fault(
     error: Exception, executor: ThreadPoolExecutor
 ) -> None:
-    """Whatever the caller's own stream raises is no failure of the network towards the vendor."""
+    """An error that the caller's stream raises is not a network error."""
 
     async def broken() -> AsyncGenerator[bytes, None]:
         yield b"first"

@@ -72,7 +72,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 @asynccontextmanager
 async def sink() -> AsyncIterator[str]:
-    """A server in a process of its own that swallows uploads as fast as they come."""
+    """Run a server in another process that reads uploads as fast as they arrive."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _SINK, stdout=asyncio.subprocess.PIPE
     )

@@ -38,14 +38,14 @@ from musicgpt_async.errors import (
 pytestmark = pytest.mark.anyio
 
 
-# What goes out.
+# The bytes that are sent.
 
 
 @pytest.mark.parametrize("kind", ["path", "bytes", "stream", "url"])
 async def test_the_length_is_true_and_nothing_is_chunked(
     kind: str, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """Each kind of source goes out under a Content-Length that counts every byte."""
+    """Each kind of source is sent with a Content-Length that counts every byte."""
     data = write_track(tmp_path / "song.flac", 3 * BLOCK_SIZE + 17)
     source = {
         "path": tmp_path / "song.flac",
@@ -121,7 +121,7 @@ def _never_ready(server: Any) -> Callable[[], Any]:
 async def test_a_body_that_is_written_twice_is_complete_twice(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """Even one and the same body never goes out as an empty file."""
+    """A reused body is never sent as an empty file."""
     data = write_track(tmp_path / "a.wav", BLOCK_SIZE + 5)
     vendor = Recorder()
     async with (
@@ -219,7 +219,7 @@ async def test_memory_that_is_used_again_never_mixes_blocks(
     certificates: Any,
     executor: ThreadPoolExecutor,
 ) -> None:
-    """A vendor that reads in sips gets every block as it was, in clear and over TLS."""
+    """A slow reader gets every block unchanged, with and without TLS."""
     data = secrets.token_bytes(9 * BLOCK_SIZE + 17)  # no block like another
     (tmp_path / "a.wav").write_bytes(data)
     theirs, ours = certificates
@@ -251,7 +251,7 @@ async def test_memory_that_is_used_again_never_mixes_blocks(
 async def test_a_track_that_holds_line_breaks_and_boundaries_arrives_as_it_is(
     serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """No content can end its part early: each body draws a boundary of its own."""
+    """No content can end its part early: each body has a random boundary."""
     vendor = Recorder()
     async with serve(vendor) as server, lanes() as transport:
         async with open_track(("a.wav", b"first"), executor) as content:

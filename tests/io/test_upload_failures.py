@@ -1,4 +1,4 @@
-"""Uploads that are cancelled, held up, hung up on or answered early."""
+"""Uploads that are cancelled, stalled, disconnected or refused early."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.anyio
 async def test_cancelling_midway_closes_the_file(
     how: str, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """No descriptor stays behind, and no closing boundary goes out."""
+    """No descriptor remains open, and no closing boundary is sent."""
     path = tmp_path / "a.wav"
     write_track(path, MORE_THAN_BUFFERS)
     received: list[bytes] = []
@@ -125,7 +125,7 @@ def test_the_file_is_closed_though_the_shared_threads_are_busy(
     asyncio.run(main())
 
 
-# A vendor that does not read, hangs up, or answers early.
+# A server that does not read, disconnects, or responds early.
 
 
 async def test_a_vendor_that_stops_reading_is_noticed(
@@ -187,7 +187,7 @@ async def test_a_slow_upload_outlasts_every_timeout(
 async def test_a_total_timeout_of_the_callers_session_does_not_cut_an_upload(
     tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """Aiohttp's total (300 s by default) covers upload and answer together: it must not apply."""
+    """Aiohttp's total (300 s by default) covers upload and response: it must not apply."""
     write_track(tmp_path / "a.wav", BLOCK_SIZE)
 
     async def take_longer(peer: Any) -> None:
@@ -264,7 +264,7 @@ async def test_an_answer_is_read_though_the_vendor_hangs_up(
     ):
         for _ in range(10):
             body = body_of(content)
-            # A reset that overtakes the answer takes it along: on a busy machine some do.
+            # A reset may discard a response that was sent before: on a busy machine some do.
             with suppress(TransportError):
                 answers.append(await transport.post(server.url, body))
             assert not body.delivered
@@ -333,7 +333,7 @@ async def test_hanging_up_before_the_boundary_is_not_delivered(
 async def test_a_delivered_track_without_a_response_is_unknown(
     manner: str, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """Once the boundary is out, a missing answer never reads as "not delivered"."""
+    """After the boundary was sent, a missing response never means "not delivered"."""
 
     async def say_nothing(peer: Any) -> None:
         await peer.request()

@@ -167,7 +167,7 @@ async def test_a_server_that_closes_a_held_body_has_nothing(
 async def test_a_refusal_before_the_body_is_complete_ends_the_hold(
     status: int, tmp_path: Path, serve: Any, lanes: Any, executor: ThreadPoolExecutor
 ) -> None:
-    """A vendor that refuses while the end is held is heard at once, and has nothing."""
+    """A refusal during the hold is handled at once, and nothing was delivered."""
     write_track(tmp_path / "a.wav", 2 * BLOCK_SIZE)
     held = anyio.Event()
 

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_what_is_done_is_neither_submitted_nor_downloaded_again(tmp_path: Path) -> None:
-    """After a clean end there is nothing to resume, and the same batch asks the vendor nothing."""
+    """After a clean end nothing is resumed, and the same batch sends no call to MusicGPT."""
     song, journal = track(tmp_path), tmp_path / "journal.db"
     async with Emulator(seconds=0.05, separate=False) as vendor:
         async with connected(vendor, journal) as session:
@@ -190,7 +190,7 @@ async def test_resumed_handles_can_be_downloaded_explicitly(
 async def test_resumed_tracks_are_saved_in_the_directory_of_the_first_run(
     is_begun: bool, tmp_path: Path
 ) -> None:
-    """Directory, layout and format are the first run's, whatever the session that resumes has."""
+    """Directory, layout and format are those of the first run, not of the resuming session."""
     song, stems, journal = track(tmp_path), tmp_path / "stems", tmp_path / "journal.db"
     async with Emulator(seconds=0.2, separate=False) as vendor:
         vendor.script(Fault("file", "status", status=410, **FOREVER))
@@ -305,7 +305,7 @@ async def chunks() -> AsyncIterator[bytes]:
 async def test_bytes_and_streams_cannot_be_resumed_by_themselves(
     vendor: Emulator, kind: str, tmp_path: Path
 ) -> None:
-    """What cannot be read again says so; given again it is submitted, the same bytes only once."""
+    """A source that cannot be read again says so; given again, the same bytes are sent once."""
 
     def source() -> Any:
         return ("song.mp3", b"ID3" * 3000 if kind == "bytes" else chunks())
@@ -329,7 +329,7 @@ async def test_bytes_and_streams_cannot_be_resumed_by_themselves(
 async def test_a_damaged_journal_stops_the_session_before_anything_is_sent(
     vendor: Emulator, tmp_path: Path
 ) -> None:
-    """A file that is no journal is named, left as it is, and nothing is submitted without it."""
+    """A file that is not a journal is named and left unchanged, and nothing is submitted."""
     journal = tmp_path / "journal.db"
     await written(journal, lost())
     damaged = journal.read_bytes()[:50] + b"\xff" * 5000

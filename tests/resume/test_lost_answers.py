@@ -126,7 +126,7 @@ async def test_a_lost_track_continues_with_the_task_that_the_user_binds(tmp_path
 
 
 async def test_a_task_that_was_found_is_checked_before_it_is_written_down(tmp_path: Path) -> None:
-    """What is no task of the vendor's, or no job that waits for one, changes nothing."""
+    """An unknown task, or a job that needs none, changes nothing."""
     journal = await written(tmp_path / "journal.db", lost(), lost("old", state=JobState.UNKNOWN))
     before = await read(journal)
     async with Emulator(seconds=0.05, separate=False, listing=False) as vendor:
@@ -155,7 +155,7 @@ async def test_a_task_that_was_found_is_checked_before_it_is_written_down(tmp_pa
 async def test_a_submit_that_is_under_way_elsewhere_is_not_taken_for_a_lost_one(
     tmp_path: Path,
 ) -> None:
-    """An entry that another process may yet be answered with is left alone."""
+    """An entry that may belong to another process's pending submit is not assigned."""
     journal = tmp_path / "journal.db"
     await written(journal, lost("a", sent_at=time.time() - 10.0))
     async with (
@@ -178,7 +178,7 @@ async def test_a_submit_that_is_under_way_elsewhere_is_not_taken_for_a_lost_one(
 
 
 async def test_a_listing_that_fails_at_first_is_asked_again(tmp_path: Path) -> None:
-    """One bad answer of the listing is no reason to call a submit unknown."""
+    """One failed response of the listing does not make a submit unknown."""
     journal = await written(tmp_path / "journal.db", lost())
     async with Emulator(seconds=0.05, separate=False) as vendor:
         vendor.script(Fault("byUser", "status", status=502, body="html", times=2))
@@ -215,7 +215,7 @@ async def test_its_webhook_recovers_a_lost_response(secret: str | None, tmp_path
 async def test_a_task_that_a_webhook_names_is_on_disk_once_it_is_acknowledged(
     tmp_path: Path,
 ) -> None:
-    """Killed before the vendor could be asked about it, a lost track still finds its task."""
+    """A process killed before it polled the named task still finds it after a restart."""
     song, journal = track(tmp_path), tmp_path / "journal.db"
     port = free_port()
     receiver = WebhookReceiver(f"http://127.0.0.1:{port}/hooks", secret=SECRET)
@@ -240,7 +240,7 @@ async def test_a_task_that_a_webhook_names_is_on_disk_once_it_is_acknowledged(
 
 @pytest.mark.parametrize("hint", ["no task", "another job's"])
 async def test_a_task_that_a_webhook_named_wrongly_is_nobodys(hint: str, tmp_path: Path) -> None:
-    """What the vendor does not know, or another job has, brings no lost track in."""
+    """A task that MusicGPT does not know, or that another job has, is not adopted."""
     journal = tmp_path / "journal.db"
     async with Emulator(seconds=0.05, separate=False, listing=False) as vendor:
         task_id = await accepted_by(vendor)
@@ -277,7 +277,7 @@ async def test_a_webhook_during_an_outage_is_not_waited_for(tmp_path: Path) -> N
 
 
 async def test_a_response_during_the_detach_is_saved(tmp_path: Path) -> None:
-    """Closed while an answer is due, the session writes it down: nothing is unknown."""
+    """If the session closes before the response arrives, it saves the response."""
     song, journal = track(tmp_path), tmp_path / "journal.db"
     async with Emulator(seconds=0.05, separate=False, listing=False) as vendor:
         vendor.script(Fault("submit", "slow_answer", seconds=0.7))

@@ -1,4 +1,4 @@
-"""Hypothesis on a noisy machine: what takes long is no failure."""
+"""Hypothesis settings for a noisy machine: slow examples are not failures."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def real_wav(frames: int) -> bytes:
     ],
 )
 def test_pages_messages_pictures_and_archives_are_not_audio(head: bytes) -> None:
-    """Whatever type the host calls them."""
+    """Content types do not matter."""
     for content_type in ("audio/wav", "application/octet-stream", ""):
         assert why_not_audio(head, content_type)
 
@@ -89,7 +89,7 @@ def test_a_wav_says_how_long_it_is(frames: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFFFFF])
 def test_a_writer_that_could_not_seek_says_nothing(size: int) -> None:
-    """A placeholder is no size."""
+    """A placeholder is not a size."""
     assert wav_size(b"RIFF" + size.to_bytes(4, "little") + b"WAVEfmt ") is None
 
 

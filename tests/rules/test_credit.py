@@ -12,7 +12,7 @@ from musicgpt_async.errors import CreditLimitError
 
 @pytest.mark.parametrize("limit", [0, -1, -math.inf, math.nan])
 def test_a_limit_is_more_than_nothing(limit: float) -> None:
-    """A limit that would forbid everything, or is no number, is a mistake."""
+    """A limit that would forbid everything, or is not a number, is refused."""
     with pytest.raises(ValueError, match="max_credits"):
         CreditBudget(limit)
 
@@ -29,7 +29,7 @@ def test_without_a_limit_everything_is_allowed() -> None:
 
 
 def test_with_a_limit_one_submit_at_a_time_is_without_its_estimate() -> None:
-    """Until the answer says what a track costs, no other begins."""
+    """No other submit starts until the response has an estimate."""
     credit = CreditBudget(10)
     credit.reserve()
     assert not credit.can_reserve()

@@ -79,7 +79,7 @@ def is_one_component(name: str) -> bool:
 @example("a" * 200 + ".")
 @example("CON .txt")
 def test_any_name_becomes_one_component(name: str) -> None:
-    """Whatever the vendor calls a stem, it is one part of a path, and short enough for a disk."""
+    """Any name of a stem becomes one path component that is short enough for a disk."""
     made = sanitize(name)
     assert is_one_component(made)
     assert len(made.encode()) <= 255

@@ -44,7 +44,7 @@ LINKS = {
 def test_best_and_both_take_what_there_is_and_the_others_are_strict(
     choice: Any, there: str, selected: tuple[str, ...], lacking: bool
 ) -> None:
-    """WAV before MP3, whatever there is, or that format and no other."""
+    """WAV before MP3, everything available, or exactly the requested format."""
     assert select_formats(LINKS[there], choice) == selected
     assert is_lacking(LINKS[there], choice) is lacking
 

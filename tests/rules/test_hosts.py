@@ -87,7 +87,7 @@ def test_no_other_address_is_public(address: str) -> None:
 
 @pytest.mark.parametrize("address", EMBEDDED)
 def test_ipv4_inside_ipv6_is_judged_by_what_it_leads_to(address: str) -> None:
-    """A translator or an old notation is no way around the rule."""
+    """Embedded IPv4 addresses cannot bypass the rule."""
     assert not is_public(address)
 
 
@@ -185,7 +185,7 @@ def test_every_other_link_is_refused(link: str, allow_loopback: bool) -> None:
     ],
 )
 def test_public_links_pass(link: str) -> None:
-    """A name is judged once more when it has been looked up."""
+    """Names pass; their addresses are checked after DNS resolution."""
     check_link(link, allow_loopback=False)
 
 

@@ -76,7 +76,7 @@ def test_a_folder_is_filled_in_and_never_leads_out(folder: str, layout: str, exp
 def test_every_part_of_a_path_fits_in_255_bytes(
     folder: str, track: str, literal: str, number: int
 ) -> None:
-    """A layout may have much text of its own: names are cut at a character, endings stay."""
+    """A layout may contain long text: names are cut between characters, extensions are kept."""
     layout = with_folder(f"{{folder}}/x{literal}{{track}}x/x{literal}{{stem}}.{{ext}}", folder)
     path = with_number(
         output_path(Path("out"), layout, track=track, stem="vocals", ext="wav"), number

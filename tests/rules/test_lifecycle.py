@@ -85,7 +85,7 @@ def test_an_accepted_job_fails_by_the_verdict_of_musicgpt_alone() -> None:
 
 
 def test_what_may_cost_money_is_durable_first() -> None:
-    """The record says "delivered" before the boundary goes out, and "not" before another try."""
+    """A delivery is saved before the boundary is sent, "not delivered" before a retry."""
     first = {(state, trigger) for state, trigger, step in ROWS if Effect.SAVE_FIRST in step.effects}
     assert first == {
         (JobState.UPLOADING, Trigger.DELIVERED),
@@ -102,7 +102,7 @@ def test_every_end_frees_the_slot_and_is_saved() -> None:
 
 
 def test_every_living_job_can_be_detached_and_left() -> None:
-    """There is no state in which cancelling, or closing the session, has no meaning."""
+    """In every state a job can be cancelled, and its session be closed."""
     for state in set(JobState) - TERMINAL:
         assert next_step(state, Trigger.DETACHED).state is JobState.DETACHED
         left = next_step(state, Trigger.SESSION_LEFT)

@@ -21,7 +21,7 @@ DONE = {"task_id": "t", "conversion_id": "c", "status": "COMPLETED"}
 
 
 def links(answer: dict[str, Any], requested: tuple[str, ...] = ASKED) -> Any:
-    """The links of a byId answer."""
+    """Return the links of a byId response."""
     return parse_conversion(answer, requested=requested).links
 
 
@@ -123,7 +123,7 @@ def test_a_key_without_a_host_or_a_host_without_a_key_is_no_link(value: Any) -> 
 def test_a_word_never_seen_counts_as_completed_with_all_links_there(
     requested: tuple[str, ...], told: dict[str, str], progress: Progress
 ) -> None:
-    """The links of every stem that was asked for, or of the vendor's four, say that it is done."""
+    """An unknown word means completed if it has the links of every requested stem."""
     answer = {"conversion": {**DONE, "status": "REMASTERED", "audio_url": told}}
     conversion = parse_conversion(answer, requested=requested)
     assert (conversion.progress, conversion.is_known_status) == (progress, False)
@@ -145,7 +145,7 @@ def entry(task_id: str, **fields: Any) -> payloads.Conversion:
 
 
 def test_a_webhook_url_decides_by_the_jobs_own_token() -> None:
-    """An entry with another job's webhook URL is not a lost submit's, whatever else would fit."""
+    """An entry with another job's webhook URL never belongs to a lost submit."""
     record = JobRecord(id="j", fingerprint="f", source="a", sent_at=1000.0, token="pub.secret")
     ours, theirs = "https://h/pub.secret", "https://h/pub.other"
     assert is_of_job(record, entry("a", webhook_url=ours)) is True

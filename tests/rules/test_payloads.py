@@ -72,7 +72,7 @@ def refusal_of(read: Callable[[], Any]) -> str | None:
     return None
 
 
-# The answer to a submit.
+# The response to a submit.
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_an_acceptance_is_read_in_every_shape(data: dict[str, Any], expected: Ac
 
 @pytest.mark.parametrize("task_id", [None, "", "  ", [], {}, True, 1.5, "\ud800", "a\0", "t" * 513])
 def test_an_acceptance_without_a_task_id_shows_what_came(task_id: Any) -> None:
-    """Without a name for the job there is no job to follow."""
+    """Without an id there is no job to follow; the error has an excerpt."""
     with pytest.raises(ProtocolError, match="task_id") as caught:
         payloads.parse_acceptance({"success": True, "task_id": task_id, "note": "shown"})
     assert short(str(caught.value))
@@ -137,7 +137,7 @@ def test_an_acceptance_without_a_task_id_shows_what_came(task_id: Any) -> None:
 
 
 def answer(**conversion: Any) -> dict[str, Any]:
-    """A byId answer with these fields."""
+    """Return a byId response with these fields."""
     return {"success": True, "conversion": {"task_id": "t", "conversion_id": "c", **conversion}}
 
 
@@ -206,7 +206,7 @@ BROKEN_LINES = '{\n    "vocals": "%s",\n\n  "drums":\r\n"%s"\n}\n'
     ],
 )
 def test_links_are_read_in_every_shape(fields: dict[str, Any]) -> None:
-    """JSON strings with line breaks inside, objects, either name of a field; junk is no stem."""
+    """JSON strings with line breaks, objects, either field name are parsed; junk is ignored."""
     conversion = payloads.parse_conversion(answer(status="COMPLETED", **fields))
     assert conversion.links == BOTH
     assert list(conversion.links) == ["vocals", "drums"]
@@ -236,12 +236,12 @@ def test_a_plain_link_belongs_to_the_one_stem_that_was_asked_for(
     "url", ["{broken", '{"vocals": ', '["a"]', "a.mp3", 3, [S3], True, "{" * 9999]
 )
 def test_what_is_no_link_gives_no_stem(url: Any) -> None:
-    """Garbled links are no links; the job is not lost by them."""
+    """Malformed links are ignored; the job is not lost by them."""
     assert payloads.parse_conversion(answer(status="COMPLETED", audio_url=url)).links == {}
 
 
 def test_a_stem_that_no_page_names_is_kept() -> None:
-    """The vendor may add stems; they are downloaded like others."""
+    """MusicGPT may add stems; they are downloaded like others."""
     conversion = payloads.parse_conversion(answer(audio_url={"theremin": f"{S3}/t.mp3"}))
     assert conversion.links == {"theremin": StemLinks(mp3=f"{S3}/t.mp3")}
     assert conversion.progress is Progress.COMPLETED
@@ -267,13 +267,13 @@ def test_a_complete_byid_response_is_parsed() -> None:
 
 
 def test_a_conversion_without_its_task_id_takes_the_one_asked_for() -> None:
-    """What was asked after is what was answered."""
+    """The requested task_id is used if the response has none."""
     conversion = payloads.parse_conversion({"conversion": {"status": "COMPLETED"}})
     assert conversion.extraction("asked").task_id == "asked"
 
 
 def test_an_answer_without_its_envelope_is_read() -> None:
-    """A flat byId answer is as good as one under "conversion"."""
+    """A flat byId response is parsed like one with a "conversion"."""
     assert (
         payloads.parse_conversion({"status": "ERROR", "status_msg": "too long"}).message
         == "too long"
@@ -350,7 +350,7 @@ def test_a_failures_delivery_is_read_in_every_plausible_shape(data: dict[str, An
 
 
 def test_a_listing_passes_over_what_is_none() -> None:
-    """Entries that are no objects are left out; what is no list is an error."""
+    """Entries that are not objects are skipped; a missing list is an error."""
     listing = payloads.parse_listing({"conversions": [{"task_id": "a"}, None, 3, {"task_id": "b"}]})
     assert [each.task_id for each in listing] == ["a", "b"]
     for wrong in (None, {}, "x"):
@@ -394,7 +394,7 @@ def test_a_submit_has_the_fields_of_the_vendors_samples() -> None:
     assert (fields["stems"], fields["webhook_url"]) == ("[]", "https://b")
 
 
-# Whatever comes.
+# Arbitrary input.
 
 
 @given(
@@ -423,7 +423,7 @@ def test_any_bytes_are_an_object_or_a_protocol_error(body: bytes) -> None:
 @example({"conversion": {"status": "\ud800", "audio_url": '{"\\ud800": "https://\\ud800"}'}})
 @example({"detail": [{"loc": [[], {}, None, "\ud800"], "msg": ["a"]}] * 99})
 def test_any_object_is_read_or_refused(data: dict[str, Any]) -> None:
-    """No reader lets anything but a ProtocolError out, whatever the values."""
+    """For any values, no parser raises anything other than ProtocolError."""
     for read in READERS:
         refused = refusal_of(partial(read, data))
         assert refused is None or short(refused)
@@ -441,7 +441,7 @@ def test_a_delivery_is_always_read(data: dict[str, Any]) -> None:
 
 
 def nested(depth: int, key: str) -> dict[str, Any]:
-    """An object within an object, as deep as a vendor could send it."""
+    """Return nested objects, as deep as a server could send them."""
     return payloads.parse_object(b'{"%b":' % key.encode() * depth + b"{}" + b"}" * depth)
 
 
@@ -484,7 +484,7 @@ def calls_of(function: Callable[[], Any]) -> int:
 
 
 def test_nested_details_take_no_longer_than_their_size() -> None:
-    """A small answer never holds the loop: twice as deep is about twice the work."""
+    """A small response never blocks the loop: twice the depth takes about twice the work."""
 
     def details(depth: int) -> dict[str, Any]:
         inner: list[Any] = []

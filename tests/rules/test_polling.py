@@ -55,7 +55,7 @@ def test_jobs_without_an_eta_are_kept_apart() -> None:
 
 @pytest.mark.parametrize("eta", [-1.0, 0.0, math.nan, math.inf, None])
 def test_an_eta_that_says_nothing_works_too(eta: float | None) -> None:
-    """The vendor's -1, and worse, mean an unknown eta, and the end is found all the same."""
+    """MusicGPT's -1, and worse values, mean an unknown eta, and the end is found anyway."""
     waiting = schedule()
     waiting.add("job", now=0.0, eta=eta)
     last, _ = poll(waiting, {"job": 77.0}, until=1000.0)[-1]
@@ -196,7 +196,7 @@ def test_webhooks_are_kept_a_reserve() -> None:
 
 @pytest.mark.parametrize("age", [math.nan, math.inf])
 def test_an_age_that_says_nothing_is_unknown(age: float) -> None:
-    """A job whose recorded age is no number is looked at at once, and no place is lost to it."""
+    """A job whose recorded age is invalid is polled at once, and no heap entry is lost."""
     waiting = schedule()
     waiting.add("job", now=5.0, eta=100.0)
     waiting.add("resumed", now=5.0, eta=100.0, age=age)
@@ -265,7 +265,7 @@ def test_an_unknown_budget_begins_at_the_free_plan_and_stays_there_for_two_jobs(
 
 
 def test_an_unknown_budget_is_found_by_one_refusal() -> None:
-    """With many jobs waiting the estimate rises to what the vendor refuses, and settles below."""
+    """With many jobs the estimate rises to the actual limit, and settles below it."""
     waiting = schedule(None)
     for n in range(200):
         waiting.add(f"{n}", now=0.0, eta=100.0)

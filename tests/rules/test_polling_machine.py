@@ -1,4 +1,4 @@
-"""The schedule under whatever order of calls a session may make."""
+"""The schedule under any order of calls."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def simulation() -> ModuleType:
-    """The virtual vendor and the clients of the benchmark."""
+    """The simulated vendor and clients of the benchmark."""
     name = "waiting_simulation"
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
@@ -93,7 +93,7 @@ STEM_GROUPS = (
 
 @pytest.mark.parametrize("family", STEM_GROUPS)
 def test_durations_it_was_not_made_for(simulation: ModuleType, family: str) -> None:
-    """On families no constant was chosen on it is no worse than a fixed interval, nor ever late."""
+    """On other distributions of durations it is never worse than a fixed interval, nor late."""
     assert set(STEM_GROUPS) == set(simulation.STEM_GROUPS)
     trade = simulation.Trade.of(simulation.STEM_GROUPS[family], 0.1, 1000)
     assert trade.result.mean <= trade.fixed

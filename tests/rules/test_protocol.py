@@ -65,7 +65,7 @@ BODIES: dict[bytes, str | None] = {
 
 
 def refused(status: int, body: bytes = b"", **headers: str) -> APIError:
-    """Return the error that an answer makes."""
+    """Return the error that a response is converted to."""
     with pytest.raises(APIError) as caught:
         protocol.parse_response(
             Response(status, headers, body), now=NOW, subject="The submit of a.wav"
@@ -75,7 +75,7 @@ def refused(status: int, body: bytes = b"", **headers: str) -> APIError:
 
 @pytest.mark.parametrize(("status", "kind"), KINDS.items())
 def test_every_status_has_its_error(status: int, kind: type[APIError]) -> None:
-    """The error bears the status and the vendor's words, and says what to do next."""
+    """The error has the status and MusicGPT's message, and says what to do next."""
     error = refused(status, b'{"detail": "no luck"}')
     assert type(error) is kind
     assert (error.status, error.vendor_message) == (status, "no luck")
@@ -88,7 +88,7 @@ def test_every_status_has_its_error(status: int, kind: type[APIError]) -> None:
 
 @pytest.mark.parametrize(("body", "words"), BODIES.items(), ids=range(len(BODIES)))
 def test_every_error_body_gives_its_words(body: bytes, words: str | None) -> None:
-    """Whatever shape the vendor's words come in, they are shown; none is none."""
+    """MusicGPT's message is found in every shape; a missing one is None."""
     assert refused(400, body).vendor_message == words
 
 
@@ -194,7 +194,7 @@ def test_no_retry_after_is_none() -> None:
 
 @given(st.one_of(st.text(), st.floats().map(str), st.integers().map(str), st.datetimes().map(str)))
 def test_no_retry_after_is_beyond_its_bounds(value: str) -> None:
-    """Whatever the header holds, a wait is between nothing and two minutes."""
+    """For any header, the delay is between zero and two minutes."""
     seconds = retry_after({"retry-after": value}, now=NOW)
     assert seconds is None or 0.0 <= seconds <= MAX_RETRY_AFTER
 

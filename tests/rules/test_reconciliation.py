@@ -15,7 +15,7 @@ SENT = datetime(2025, 6, 1, 12, 0, tzinfo=UTC).timestamp()
 
 
 def lost(id_: str = "job", **facts: Any) -> JobRecord:
-    """A submit whose answer was lost."""
+    """Return a submit whose response was lost."""
     return JobRecord(**{"id": id_, "fingerprint": "f", "source": "a", "sent_at": SENT, **facts})
 
 
@@ -71,7 +71,7 @@ def test_an_entry_that_fits_one_alone_settles_the_other() -> None:
 
 
 def test_the_jobs_own_token_decides() -> None:
-    """A webhook token in an entry names its job, whatever else would fit."""
+    """A webhook token in an entry identifies its job, even if others would match."""
     records = [lost("a", token="pub.secret-a"), lost("b", token="pub.secret-b")]
     listing = [
         entry("x", webhook_url="https://h/pub.secret-b"),

@@ -25,7 +25,7 @@ from musicgpt_async.errors import MusicGPTError
 REFUSED, NOT_ACCEPTED_STATUSES = SubmitOutcome.REFUSED, SubmitOutcome.NOT_ACCEPTED
 UNKNOWN, NOT_DELIVERED = SubmitOutcome.UNKNOWN, SubmitOutcome.NOT_DELIVERED
 
-# Promise 1, written out by hand: status → (verdict while the boundary was held back, and after it
+# Promise 1, written as a table: status → (verdict while the boundary was held back, and after it
 # went out). 429 and 503 mean "not accepted"; 500, 502 and 504 may have been accepted.
 BY_STATUS = {
     301: (REFUSED, REFUSED),
@@ -70,7 +70,7 @@ BY_FAILURE = {
 
 
 def error_of(status: int, body: bytes = b"") -> MusicGPTError:
-    """Return the error that an answer makes."""
+    """Return the error that a response is converted to."""
     with pytest.raises(MusicGPTError) as caught:
         protocol.parse_response(Response(status, {}, body), now=0.0, subject="The submit")
     return caught.value
@@ -82,7 +82,7 @@ def error_of(status: int, body: bytes = b"") -> MusicGPTError:
 def test_every_status_has_the_verdict_that_was_promised(
     status: int, verdicts: tuple[SubmitOutcome, SubmitOutcome], delivered: bool, body: bytes
 ) -> None:
-    """What an answer means for the next step depends on its status and on nothing in its body."""
+    """The outcome depends on the status, and not on the body."""
     assert submit_outcome(error_of(status, body), delivered=delivered) is verdicts[delivered]
 
 
@@ -91,12 +91,12 @@ def test_every_status_has_the_verdict_that_was_promised(
 def test_every_failure_has_the_verdict_that_was_promised(
     error: MusicGPTError, verdicts: tuple[SubmitOutcome, SubmitOutcome], delivered: bool
 ) -> None:
-    """A lost answer is unknown, a broken upload is not delivered, a bad track is refused."""
+    """A lost response is unknown, a failed upload is not delivered, a bad track is refused."""
     assert submit_outcome(error, delivered=delivered) is verdicts[delivered]
 
 
 def test_a_yes_that_says_no_is_a_refusal() -> None:
-    """``success: false`` in a 200 is an answer like any other."""
+    """``success: false`` in a 200 is a refusal."""
     error = error_of(200, b'{"success": false, "error": "no"}')
     assert {submit_outcome(error, delivered=d) for d in (False, True)} == {REFUSED}
 
@@ -161,7 +161,7 @@ def test_nothing_there_is_not_yet_for_a_while() -> None:
     [errors.TransportError("x"), errors.TransportTimeoutError("x"), errors.ProtocolError("x")],
 )
 def test_a_network_failure_never_speaks_against_a_job(error: MusicGPTError) -> None:
-    """No connection and no readable answer say nothing of the job."""
+    """A failed connection or an unreadable response says nothing about the job."""
     assert not is_permanent_poll_error(error, waited=None)
 
 

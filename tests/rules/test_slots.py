@@ -92,7 +92,7 @@ def test_only_one_upload_at_a_time_tries_a_larger_limit() -> None:
 
 
 def test_a_cancelled_upload_does_not_stop_growth_for_ever() -> None:
-    """An upload that ended without an answer is forgotten after a few accepted submits."""
+    """An upload that ended without a response is forgotten after a few accepted submits."""
     slots = Slots()
     take_all(slots)
     slots.release()  # cancelled during its upload
@@ -162,7 +162,7 @@ def test_retry_after_is_kept_to_within_reason(told: float, kept: float) -> None:
 
 
 def test_a_later_refusal_does_not_shorten_a_pause() -> None:
-    """Of two words of the vendor's about when to try again the later moment holds."""
+    """Of two Retry-After times the later one holds."""
     slots = Slots(parallel=2)
     take_all(slots)
     slots.on_rejected(now=0.0, retry_after=60.0)
@@ -279,7 +279,7 @@ class Line(RuleBasedStateMachine):
         full=st.sampled_from([True, True, False]),
     )
     def answer(self, *, has_queue: bool, retry_after: float | None, full: bool) -> None:
-        """The vendor answers a submit."""
+        """Respond to a submit."""
         self.uploading -= 1
         if self.running < self.room:
             self.running += 1
@@ -291,7 +291,7 @@ class Line(RuleBasedStateMachine):
     @precondition(lambda self: self.uploading > 0)
     @rule()
     def cancel_an_upload(self) -> None:
-        """An upload ends without an answer."""
+        """End an upload without a response."""
         self.uploading -= 1
         self.slots.release()
 
@@ -321,7 +321,7 @@ class Line(RuleBasedStateMachine):
             assert self.parallel is None or self.slots.limit <= self.parallel
 
     def teardown(self) -> None:
-        """Whatever happened, once all is given back a slot may be had within minutes."""
+        """After any history, once all slots are released one is available within minutes."""
         if hasattr(self, "slots"):
             for _ in range(self.slots.taken):
                 self.slots.release()

@@ -57,7 +57,7 @@ def may_start(rule: UploadAhead, size: int = 30 * MEGABYTE, **state: Any) -> boo
 
 
 def test_a_free_slot_needs_no_rule() -> None:
-    """While slots are free uploads start at once, whatever is known."""
+    """While slots are free, uploads start at once."""
     rule = UploadAhead(DurationModel(), Uplink())
     assert may_start(rule, free=1, running=[])
     assert may_start(rule, free=2, uploading=[MEGABYTE], running=[])
@@ -88,7 +88,7 @@ def test_longer_uploads_start_earlier() -> None:
 
 
 def test_one_goes_ahead_at_a_time() -> None:
-    """While one body is under way ahead of its slot no other takes its bandwidth."""
+    """While one body runs ahead of its slot, no other one takes its bandwidth."""
     rule = ahead()
     assert may_start(rule)
     assert not may_start(rule, uploading=[MEGABYTE])

@@ -1,4 +1,4 @@
-"""Answers as the vendor's documents and its users show them: who may read what into them."""
+"""Responses as MusicGPT's documents and its users show them, and how they are parsed."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ URL = "https://host.example/x/v2/Extraction"
 
 
 def answer(status: int, body: Any, *, secret: str = "", **headers: str) -> Response:
-    """An answer of the API, its body given as JSON or as it is."""
+    """Return a response of the API, with a body as JSON or as bytes."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return Response(status, headers, content, url=URL, secret=secret)
 
 
 def refusal(given: Response) -> MusicGPTError:
-    """What the answer to a submit is turned into."""
+    """Return the outcome of the response to a submit."""
     with pytest.raises(MusicGPTError) as caught:
         protocol.parse_acceptance(given, now=NOW, subject="The submit of a.wav")
     return caught.value
@@ -123,7 +123,7 @@ def test_the_key_is_never_replaced_in_data(key: str) -> None:
     ],
 )
 def test_the_key_is_redacted_in_every_message(given: Response) -> None:
-    """Whatever repeats it, neither the sentence nor the vendor's words show it."""
+    """If a response repeats the key, neither our message nor MusicGPT's shows it."""
     error = refusal(given)
     assert given.secret not in str(error)
     assert given.secret not in (error.vendor_message or "")

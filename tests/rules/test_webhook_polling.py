@@ -22,7 +22,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def simulation() -> ModuleType:
-    """The virtual vendor that posts webhooks, of the benchmark."""
+    """The benchmark's simulated vendor that sends webhooks."""
     for name in ("waiting_simulation", "webhook_simulation"):
         spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
         assert spec is not None
@@ -91,7 +91,7 @@ def test_what_is_learned_moves_the_polls_that_are_planned() -> None:
 
 
 def test_a_delivery_repeated_for_ever_costs_few_polls() -> None:
-    """A vendor that posts ten times a second for an unfinished job is asked ever less often."""
+    """A job with ten deliveries per second is polled less and less often."""
     waiting = schedule(heard())
     waiting.add("job", now=0.0, eta=1000.0, webhook="token")
     made, now = 0, 0.0

@@ -45,7 +45,7 @@ PATHS = {
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 async def test_a_delivery_is_taken(endpoint: Endpoint, path: str) -> None:
-    """A POST on the job's URL wakes the job before it is answered, however the path is spelt."""
+    """A POST to the job's URL, in any spelling of the path, wakes the job before the response."""
     public, _, secret = endpoint.token.partition(".")
     spelt = path.replace("PUBLIC", public).replace("SECRET", secret)
     status, headers, content = await endpoint.send("POST", spelt, b'{"task_id": "t\xc3\xa9"}')
@@ -56,7 +56,7 @@ async def test_a_delivery_is_taken(endpoint: Endpoint, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/hooks/", "/hooks//", "/hooks/?query=1"])
 async def test_the_base_says_what_it_is(endpoint: Endpoint, path: str) -> None:
-    """GET and HEAD on the base answer the health line, and nothing else is allowed there."""
+    """GET and HEAD of the base return the health line, and no other method is allowed."""
     status, headers, line = await endpoint.send("GET", path)
     assert status == 200
     assert headers["Cache-Control"] == "no-store"
@@ -121,7 +121,7 @@ async def test_a_body_of_exactly_the_limit_is_taken(endpoint: Endpoint) -> None:
 async def test_a_body_of_unknown_length_is_counted(
     endpoint: Endpoint, blocks: int, status: int
 ) -> None:
-    """Without a Content-Length the bytes are counted as they come in."""
+    """Without a Content-Length, the received bytes are counted."""
 
     async def body() -> AsyncIterator[bytes]:
         yield b'{"a": "'
@@ -135,7 +135,7 @@ async def test_a_body_of_unknown_length_is_counted(
 
 @pytest.mark.parametrize("path", ["TOKEN", GARBAGE_TOKEN])
 async def test_what_is_refused_beforehand_is_not_read(endpoint: Endpoint, path: str) -> None:
-    """A body that is announced too large, or bears a wrong token, is answered before it comes."""
+    """A body that is declared too large, or has a wrong token, is refused before it is read."""
     target = f"/hooks/{path}".replace("TOKEN", endpoint.token)
     head = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n"
     answer = await endpoint.talk(head.encode())

@@ -25,7 +25,7 @@ GARBAGE = Path(__file__).parents[1] / "faults" / "garbage_process.py"
 
 
 def outcome(answer: Coroutine[Any, Any, Any]) -> Any:
-    """Return what the core answers, and fail if it awaits anything but the body."""
+    """Return the core's response, and fail if it awaits anything but the body."""
     try:
         answer.send(None)
     except StopIteration as stop:
@@ -55,7 +55,7 @@ def reading(*blocks: bytes) -> Callable[[], Awaitable[bytes]]:
 def test_garbage_gets_a_response_and_wakes_no_job(
     method: str, path: str, headers: dict[str, str], blocks: list[bytes]
 ) -> None:
-    """Whatever is asked without a token, the core answers it with a refusal or the health line."""
+    """Any request without a token gets a refusal or the health line."""
     receiver, got = WebhookReceiver(PUBLIC_URL, secret="s3cret"), []
     listen(receiver._queue, receiver._token_for("job"), got)
     answer = outcome(receiver._endpoint.respond(method, path, headers, reading(*blocks)))

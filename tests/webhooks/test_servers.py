@@ -1,4 +1,4 @@
-"""The receiver in applications, behind mount points, and as a server of its own."""
+"""The receiver in applications, behind mount points, and as its own server."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ async def test_its_own_server_logs_no_token(caplog: pytest.LogCaptureFixture) ->
 
 
 async def test_its_own_server_does_not_unpack(caplog: pytest.LogCaptureFixture) -> None:
-    """Under serve a body that claims to be compressed costs an answer, and no error in a log."""
+    """Under serve a body that claims to be compressed gets a refusal, without an error in a log."""
     receiver, got = WebhookReceiver(PUBLIC_URL), []
     async with receiver.serve(port=0) as root, aiohttp.ClientSession() as client:
         opened = Endpoint(receiver, root, receiver._token_for("job"), got, client)

@@ -43,7 +43,7 @@ async def connect(root: str) -> socket.socket:
 
 
 async def health(root: str) -> int:
-    """Ask a server how it is, over a connection of its own."""
+    """Request a server's health line, over a new connection."""
     async with aiohttp.ClientSession() as http, http.get(root) as answer:
         return answer.status
 
@@ -122,7 +122,7 @@ async def _routes(receiver: WebhookReceiver) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("serve", [_own, _asgi, _routes])
 def test_a_body_has_to_arrive_in_time(serve: Any, receiver: WebhookReceiver) -> None:
-    """Each endpoint answers 408 after 30 s to a body that dribbles in."""
+    """Each endpoint responds with 408 to a body that is not complete after 30 s."""
     token = receiver._token_for("a job")
 
     async def main() -> None:

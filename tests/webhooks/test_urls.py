@@ -65,7 +65,7 @@ def test_urls_are_joined_with_one_slash(public_url: str, url: str) -> None:
     ],
 )
 def test_an_unusable_public_url_is_refused(public_url: Any) -> None:
-    """What the vendor could not post to is refused, with an example of what is right."""
+    """A URL to which MusicGPT cannot post is refused, with an example of a valid one."""
     with pytest.raises(ConfigurationError, match=r"must look like https://example.com/musicgpt"):
         WebhookReceiver(public_url)
 
