@@ -38,7 +38,7 @@ async def test_doctor_says_that_a_key_refused_with_403_may_be_wrong(open_vendor:
 
 
 async def test_doctor_shows_where_a_redirect_leads(shell: Any) -> None:
-    """A host that has moved is not the API, and its new address is told."""
+    """A host that has moved is not the API, and its new address is shown."""
 
     async def moved(request: web.Request) -> web.Response:
         place = f"https://api.wav.com{request.path}"

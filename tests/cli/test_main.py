@@ -117,6 +117,6 @@ def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -
 def test_what_is_missing_is_named(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An option that was left out is told from one that came without its value."""
+    """A missing option and a missing value have different messages."""
     assert main(arguments) == 2
     assert words in capsys.readouterr().err

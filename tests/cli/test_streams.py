@@ -108,7 +108,7 @@ async def test_a_reader_that_leaves_ends_it_as_an_interrupt_does(in_flight: Any)
 async def test_progress_that_cannot_be_shown_ends_the_showing_alone(
     redirection: str, in_flight: Any
 ) -> None:
-    """Nobody sees how it goes, and all of it is done."""
+    """The progress ends, and all tracks are completed."""
     vendor, shell = in_flight
     async with redirected(shell, redirection, "extract", "in", *ARGUMENTS) as process:
         assert await process.wait() == 0
@@ -117,7 +117,7 @@ async def test_progress_that_cannot_be_shown_ends_the_showing_alone(
 
 
 async def test_a_reader_of_the_progress_may_leave(in_flight: Any) -> None:
-    """``extract … 2>&1 | head -1`` without results: the work goes on to its end."""
+    """``extract … 2>&1 | head -1`` without results: the run continues to its end."""
     vendor, shell = in_flight
     reader, writer = os.pipe()
     async with redirected(
@@ -172,7 +172,7 @@ async def test_a_terminal_that_is_closed_ends_it_as_an_interrupt_does(
 
 
 async def test_a_stopped_terminal_does_not_hold_up_the_end(in_flight: Any) -> None:
-    """While a terminal is stopped (Ctrl-S) the work goes on, and the session is closed."""
+    """While a terminal is stopped (Ctrl-S) the run continues, and the session is closed."""
     vendor, shell = in_flight
     master, slave = pty.openpty()
     async with redirected(

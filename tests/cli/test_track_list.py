@@ -30,7 +30,7 @@ def test_a_plain_list_has_a_path_or_url_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["song.wav,bass\n", "stems,label\nbass,x\n", "stems\nbass\n", ""])
 def test_a_header_with_a_mistake_is_not_taken_for_a_path(tmp_path: Path, text: str) -> None:
-    """A first line that looks like a table without a source is refused with both ways out."""
+    """A first line that looks like a table without a source is refused, with two suggestions."""
     with pytest.raises(UsageError, match=r"no column 'source'.* each line is the path"):
         read(tmp_path / "list.csv", text)
 

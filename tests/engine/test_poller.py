@@ -79,7 +79,7 @@ async def in_fastapi() -> AsyncIterator[WebhookReceiver]:
 
 @pytest.mark.parametrize("door", [alone, in_aiohttp, in_fastapi])
 async def test_a_batch_finishes_as_it_is_delivered(door: Any) -> None:
-    """Behind each door 50 jobs finish as they are delivered, with one look each."""
+    """With each endpoint, 50 jobs finish as they are delivered, with one poll each."""
     turns = itertools.count()
     vendor = Emulator(
         seconds=lambda _: 1.0 + 0.04 * next(turns), eta=60, separate=False, parallel=50
@@ -183,7 +183,7 @@ async def test_a_lost_answer_whose_webhook_is_lost_too_is_unknown() -> None:
 
 
 async def test_a_delivery_for_an_unfinished_job_finishes_nothing() -> None:
-    """A delivery with the right token is a hint: while byId says otherwise the job goes on."""
+    """A delivery with the right token is only a hint: the job continues until byId confirms it."""
     vendor = Emulator(seconds=5, separate=False, webhooks="early")
     async with (
         vendor,

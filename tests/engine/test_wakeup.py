@@ -1,4 +1,4 @@
-"""The bell that the rooms of a session sleep by, on each event loop."""
+"""The wake-up by which the session's tasks sleep, on each event loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def rings() -> AsyncIterator[tuple[Wakeup, list[float]]]:
-    """A bell, and the moments at which a sleeper heard it."""
+    """A wake-up, and the times at which a waiter was woken by it."""
     wakeup = Wakeup()
     heard: list[float] = []
 
@@ -31,7 +31,7 @@ async def rings() -> AsyncIterator[tuple[Wakeup, list[float]]]:
 
 
 async def settle() -> None:
-    """Let whoever was woken have its turn, timers of the past included."""
+    """Let every woken task run, including expired timers."""
     for _ in range(5):
         await anyio.sleep(0.002)
 
@@ -48,7 +48,7 @@ async def test_two_rings_before_the_first_is_heard_are_one(
 
 
 async def test_a_ring_while_nobody_sleeps_is_kept() -> None:
-    """Who lies down after the ring gets up at once."""
+    """A waiter that starts after the wake-up was set returns at once."""
     wakeup = Wakeup()
     wakeup.set()
     with anyio.fail_after(5):
@@ -79,7 +79,7 @@ async def test_a_later_alarm_does_not_put_an_earlier_one_off(
     with anyio.fail_after(10):
         while not heard:
             await anyio.sleep(0.005)
-    assert heard[0] >= early - 0.002  # uvloop's clock counts whole milliseconds
+    assert heard[0] >= early - 0.002  # uvloop's clock counts full milliseconds
 
 
 async def test_an_alarm_ends_with_the_sleep_it_was_set_for() -> None:

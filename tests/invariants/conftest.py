@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Bound every test of this directory: a hang fails within seconds and says where it was."""
+    """Limit the duration of every test here: a hang fails within seconds and shows its stack."""
     runs_xfail = config.getoption("runxfail")
     for item in items:
         if isinstance(item, pytest.Function) and item.path.parent == HERE:
@@ -207,7 +207,7 @@ Until = Callable[[Callable[[], Any]], Awaitable[None]]
 
 @pytest.fixture
 def until() -> Until:
-    """Wait for something that no event tells of; the test's own bound ends it."""
+    """Wait for a condition without an event; the test's own timeout limits it."""
 
     async def wait(condition: Callable[[], Any]) -> None:
         while not condition():
@@ -320,7 +320,7 @@ OpenRelay = Callable[..., AbstractAsyncContextManager[Relay]]
 
 @pytest.fixture
 def open_relay() -> OpenRelay:
-    """Stand between clients and an emulator for as long as a block takes."""
+    """Run a relay between clients and an emulator for the duration of the block."""
 
     @asynccontextmanager
     async def opened(

@@ -77,5 +77,5 @@ def test_a_wrong_argument_is_refused_by_the_constructor(name: str, value: Any) -
     ],
 )
 def test_a_right_argument_is_taken(name: str, value: Any) -> None:
-    """Whole numbers, fractions, and None where it means no end, are right."""
+    """Integers, fractions, and None for "no limit" are accepted."""
     assert MusicGPTSession(**{"api_key": "key", name: value})

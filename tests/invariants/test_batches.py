@@ -86,7 +86,7 @@ async def test_a_bad_label_costs_its_own_outcome_alone(
 
 
 async def waiting(queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
-    """Yield what a queue brings, and wait for it where it brings nothing: a bot's inbox."""
+    """Yield items of a queue, and wait while it is empty: a bot's inbox."""
     while True:
         yield await queue.get()
 
@@ -131,7 +131,7 @@ async def test_a_batch_that_is_left_takes_nothing_more(
 async def test_a_batch_that_is_left_detaches_what_was_on_its_way(
     how: str, vendor: Emulator, connect: Any, tmp_path: Path
 ) -> None:
-    """The tracks under way when the loop is left are let go of, so that closing waits for none."""
+    """Leaving the loop detaches the running tracks, so that closing does not wait for them."""
     vendor.script(Fault("job", "never_finishes", times=None, after=1))
     queue: asyncio.Queue[Any] = asyncio.Queue()
     for track in tracks(5):
@@ -193,7 +193,7 @@ async def test_cancelling_the_reader_of_a_batch_ends_it(
 async def test_a_directory_that_cannot_be_made_is_every_tracks_own_failure(
     vendor: Emulator, connect: Any, tmp_path: Path
 ) -> None:
-    """A file stands where the directory is to be: an outcome for each track, all with an error."""
+    """If a file has the directory's name, each track has an outcome, all with an error."""
     (tmp_path / "stems").write_text("a file")
     async with connect(vendor) as session:
         many = session.extract_many(tracks(4), tmp_path / "stems", stems=STEMS)

@@ -36,7 +36,7 @@ async def vendor() -> AsyncIterator[Emulator]:
 
 
 async def cancelled_task() -> None:
-    """Wait for a task of one's own that somebody has cancelled."""
+    """Wait for a task that was cancelled elsewhere."""
     task = asyncio.ensure_future(asyncio.sleep(60))
     task.cancel()
     await task
@@ -150,9 +150,9 @@ async def test_a_trace_hook_that_fails_fails_its_call_alone(
     connect: Any,
     tmp_path: Path,
 ) -> None:
-    """A hook of the caller's client session is cancelled or fails once: the other tracks are whole.
+    """A trace hook that is cancelled or fails once affects one track only.
 
-    The track that it struck is whole too, or ends in an error; none is paid for twice.
+    That track is complete too, or ends with an error; none is paid for twice.
     """
     async with (
         hooked(hook, moment, *struck) as http,
@@ -211,10 +211,9 @@ async def ends_of_jobs(session: MusicGPTSession) -> list[MusicGPTError]:
 async def test_a_part_that_is_cancelled_ends_the_session_with_an_error(
     vendor: Emulator, connect: Any, tmp_path: Path
 ) -> None:
-    """One of the session's own tasks is cancelled: its jobs end and say so, and closing ends.
+    """If one of the session's own tasks is cancelled, its jobs end with an error, and closing ends.
 
-    Nothing stops in silence: a session that cannot go on is closed, with the reason. This is tried
-    with each of its tasks.
+    A session that cannot continue is closed, and says why. Each of its tasks is tested.
     """
     tasks: list[asyncio.Task[Any]] = [asyncio.ensure_future(asyncio.sleep(0))]
     number = 0

@@ -49,7 +49,7 @@ async def closed_while(session: MusicGPTSession, call: Awaitable[Any]) -> MusicG
 async def test_a_download_that_waits_for_fresh_links_ends(
     connect: Any, tmp_path: Path, until: Any
 ) -> None:
-    """Its links have run out and byId is silent when the session is closed: it is told so."""
+    """A download that waits for fresh links ends with an error when the session is closed."""
     async with Emulator(seconds=0.05, separate=False) as vendor:
         session = await connect(vendor).start()
         job = session.submit(("song.mp3", AUDIO))
@@ -70,7 +70,7 @@ async def test_a_download_that_waits_for_fresh_links_ends(
 
 
 async def test_a_download_under_way_ends(connect: Any, tmp_path: Path, until: Any) -> None:
-    """A file host is silent when the session is closed: the download is told so."""
+    """A download from a silent host ends with an error when the session is closed."""
     async with Emulator(seconds=0.05, separate=False) as vendor:
         session = await connect(vendor).start()
         job = session.submit(("song.mp3", AUDIO))
@@ -174,7 +174,7 @@ async def test_waiters_of_a_queued_job_are_told_that_nothing_was_sent(connect: A
 
 
 async def test_extract_ends(connect: Any, tmp_path: Path) -> None:
-    """extract() of a running job ends when the session is closed, and says that the job goes on."""
+    """extract() of a running job ends when the session is closed; the error says it continues."""
     async with Emulator(seconds=60, separate=False) as vendor:
         session = await connect(vendor).start()
         call = asyncio.ensure_future(session.extract(("song.mp3", AUDIO), tmp_path))
@@ -188,7 +188,7 @@ async def test_extract_ends(connect: Any, tmp_path: Path) -> None:
 async def test_closing_with_a_locked_journal_can_be_cut_short(
     connect: Any, make_track: Any, hold_journal: Any, tmp_path: Path
 ) -> None:
-    """Somebody keeps the journal's file locked: a timeout around aclose() is kept."""
+    """With the journal locked elsewhere, a timeout around aclose() is respected."""
     path = tmp_path / "journal.db"
     async with Emulator(seconds=60, separate=False) as vendor:
         session = await connect(vendor, journal=path).start()
@@ -214,7 +214,7 @@ async def test_closing_with_a_locked_journal_can_be_cut_short(
 async def test_closing_with_a_locked_journal_has_one_bound(
     connect: Any, make_track: Any, hold_journal: Any, tmp_path: Path
 ) -> None:
-    """Somebody keeps the journal's file locked: aclose() ends within a minute all the same."""
+    """With the journal locked elsewhere, aclose() ends within a minute."""
     path = tmp_path / "journal.db"
     async with Emulator(seconds=3600, separate=False, parallel=None) as vendor:
         session = await connect(vendor, journal=path).start()
@@ -298,7 +298,7 @@ async def test_closing_beside_closing_is_safe(connect: Any) -> None:
 
 
 async def test_a_drain_is_ended_by_cancelling_it(connect: Any) -> None:
-    """A timeout around a draining aclose() closes the session and lets go of what still runs."""
+    """A timeout around a draining aclose() closes the session and detaches running jobs."""
     async with Emulator(seconds=60, separate=False) as vendor:
         session = await connect(vendor).start()
         job = session.submit(("song.mp3", AUDIO))

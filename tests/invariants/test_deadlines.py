@@ -1,4 +1,4 @@
-"""The end of waiting for a job: polled once more, and told in the vendor's words."""
+"""The end of waiting for a job: a last poll, and MusicGPT's own message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRACK = ("song.mp3", b"ID3" + bytes(3000))
 
 
 async def test_a_job_is_polled_once_more_before_its_deadline_ends_it(connect: Any) -> None:
-    """A job that has finished between two polls is completed at its deadline, not given up."""
+    """A job that has finished between two polls is completed at its deadline, not timed out."""
     async with (
         Emulator(seconds=0.7, eta=3600, separate=False) as vendor,
         connect(vendor, deadline=1.2, limits=Limits.FREE) as session,
@@ -36,7 +36,7 @@ async def test_a_job_is_polled_once_more_before_its_deadline_ends_it(connect: An
 async def test_a_job_with_webhooks_is_polled_before_its_deadline_ends_it(
     connect: Any, open_receiver: Any
 ) -> None:
-    """Its webhook was lost and no poll was due for minutes: it is polled before it is given up."""
+    """If its webhook was lost and no poll was due, the job is polled before it times out."""
     vendor = Emulator(seconds=0.3, separate=False, webhooks="lost")
     async with (
         vendor,

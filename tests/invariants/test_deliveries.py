@@ -170,7 +170,7 @@ async def test_no_repr_shows_a_token(
     read_records: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Whatever a program prints of the library's objects, nobody can forge a delivery with it."""
+    """No repr of the library's objects shows enough to forge a delivery."""
     caplog.set_level("DEBUG", logger="musicgpt_async")
     path = tmp_path / "journal.db"
     async with Emulator(seconds=0.1, separate=False) as vendor, open_receiver() as receiver:

@@ -67,7 +67,7 @@ async def spoilt(
 async def test_an_unreadable_row_keeps_no_other_job_from_being_resumed(
     spoilt: Any, connect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """resume() takes up the others, and says which job it could not read."""
+    """resume() resumes the other jobs, and says which one it could not read."""
     vendor, path, _, ids = spoilt
     with caplog.at_level(logging.WARNING, logger="musicgpt_async"):
         async with connect(vendor, journal=path) as session:
@@ -86,7 +86,7 @@ async def test_an_unreadable_row_keeps_no_other_job_from_being_resumed(
 async def test_an_unreadable_row_stops_no_batch(
     spoilt: Any, connect: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The same batch again: two tracks are whole, the third is an error that names its job."""
+    """In the same batch two tracks are complete, the third is an error that names its job."""
     vendor, path, tracks, ids = spoilt
     async with connect(vendor, journal=path) as session:
         many = session.extract_many(tracks, tmp_path / "stems", stems=STEMS)
@@ -110,7 +110,7 @@ async def test_an_unreadable_row_stops_no_batch(
     indirect=True,
 )
 async def test_an_unreadable_row_is_passed_over_by_readers(spoilt: Any) -> None:
-    """Who reads the journal gets the two other jobs, however the third is told."""
+    """Reading the journal returns the two other jobs, by every method."""
     _, path, _, ids = spoilt
     found = []
     async with Journal(path) as journal:
@@ -151,7 +151,7 @@ async def test_a_finished_job_is_downloaded_though_its_owner_lives(
 async def test_the_owner_may_download_again_what_another_process_downloads(
     connect: Any, make_track: Any, tmp_path: Path
 ) -> None:
-    """Both downloads of one finished job succeed, and both sessions go on."""
+    """Both downloads of one finished job succeed, and both sessions continue."""
     song, path, out = make_track(), tmp_path / "journal.db", tmp_path / "stems"
     async with Emulator(seconds=0.05, separate=False, stem_bytes=4096) as vendor:
         first = await failed_download(connect, vendor, path, song, out)
@@ -182,7 +182,7 @@ def answering(task_id: str, **beside: Any) -> Fault:
 async def test_an_odd_answer_to_a_submit_is_an_acceptance(
     odd: dict[str, Any], connect: Any, make_track: Any, tmp_path: Path, read_records: Any
 ) -> None:
-    """What the vendor says beside the task_id may be nonsense: the job goes on to its end."""
+    """Nonsense beside the task_id in the response does not fail the job."""
     song, path = make_track(), tmp_path / "journal.db"
     async with Emulator(seconds=0.1, separate=False) as vendor:
         async with connect(vendor, journal=path, max_credits=1000) as session:
@@ -235,7 +235,7 @@ async def test_an_odd_task_id_in_an_answer_stops_no_journal(
 async def test_an_odd_conversion_id_at_the_end_keeps_no_job_unfinished(
     connect: Any, make_track: Any, tmp_path: Path, read_records: Any
 ) -> None:
-    """A poll tells a conversion_id that no text column takes: the completed job is saved."""
+    """If a poll returns a conversion_id that cannot be stored, the completed job is saved."""
     path = tmp_path / "journal.db"
     links = json.dumps({"bass": "https://example.com/bass.mp3"})
     told = {"status": "COMPLETED", "conversion_id": "\ud800", "audio_url": links}

@@ -80,7 +80,7 @@ async def test_a_lost_answer_stops_no_queue_that_has_credit_left(
 async def test_a_webhook_that_brings_an_answer_in_brings_its_cost_too(
     connect: Any, open_receiver: Any
 ) -> None:
-    """A lost answer that its webhook tells of counts once, and the limit holds for what follows."""
+    """A lost response that a webhook recovers counts once, and the limit holds after it."""
     lost = Fault("submit", "drop_before_answer", times=None)
     vendor = Emulator(seconds=0.05, separate=False, faults=[lost])
     async with vendor, open_receiver() as receiver:
@@ -195,7 +195,7 @@ async def test_what_raises_after_acceptance_leaves_the_job_accepted(
 async def test_a_short_key_is_redacted_in_messages_and_not_in_answers(
     key: str, connect: Any
 ) -> None:
-    """A key that is a piece of the vendor's own words spoils no acceptance."""
+    """A key that is a part of MusicGPT's own words corrupts no acceptance."""
     async with (
         Emulator(api_key=key, seconds=0.05, separate=False) as vendor,
         connect(vendor) as session,
@@ -207,7 +207,7 @@ async def test_a_short_key_is_redacted_in_messages_and_not_in_answers(
 async def test_a_failed_verdict_alone_lets_a_track_be_submitted_again(
     connect: Any, make_track: Any, paid: Any, tmp_path: Path
 ) -> None:
-    """After the vendor's own failure the same track is submitted anew; after a deadline not."""
+    """After a failure at MusicGPT the track may be submitted again; after a deadline it may not."""
     song, path = make_track(), tmp_path / "journal.db"
     faults = [Fault("job", "fails"), Fault("job", "never_finishes")]
     async with Emulator(seconds=0.05, separate=False, faults=faults) as vendor:

@@ -1,7 +1,7 @@
-"""Cancelled at random moments, a session pays once for each track, leaves no task and never hangs.
+"""A session that is cancelled at random times pays once per track, and never leaks or hangs.
 
-A small dose is part of the suite; ``MUSICGPT_TEST_CANCELLATIONS=500`` is a large one. A failure
-tells the number of its round, which ``MUSICGPT_TEST_CANCELLATIONS=137:138`` runs again.
+A small number of rounds is part of the suite; ``MUSICGPT_TEST_CANCELLATIONS=500`` runs more. A
+failure prints the number of its round, which ``MUSICGPT_TEST_CANCELLATIONS=137:138`` repeats.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STEMS = ["bass"]
 
 
 def at_times(on: Any, kind: str, share: float, **how: Any) -> Fault:
-    """Return a fault that strikes so large a share of what it may strike."""
+    """Return a fault that affects this share of its targets."""
     rng = random.Random(f"{on} {kind}")
     return Fault(on, kind, times=None, when=lambda _: rng.random() < share, **how)
 
@@ -78,7 +78,7 @@ class Round:
     whole: bool = False
 
     async def batch(self) -> None:
-        """Bring down all tracks in one loop, which may be left early."""
+        """Download all tracks in one loop, which may be left early."""
         leaves = self.rng.random() < 0.3
         many = self.session.extract_many(self._sources(), self.folder, stems=STEMS)
         async with aclosing(many):  # type: ignore[type-var] # it is a generator
@@ -94,7 +94,7 @@ class Round:
             yield track
 
     async def calls(self) -> None:
-        """Bring down all tracks by a call for each."""
+        """Download all tracks with one call for each."""
         async with anyio.create_task_group() as tasks:
             for track in self.tracks:
                 tasks.start_soon(self._call, track)
@@ -104,7 +104,7 @@ class Round:
             await self.session.extract(track, self.folder, stems=STEMS)
 
     async def handles(self) -> None:
-        """Submit all tracks and let go of some of them."""
+        """Submit all tracks and detach some of them."""
         jobs = [self.session.submit(track, stems=STEMS) for track in self.tracks]
         for job in jobs:
             if self.rng.random() < 0.3:

@@ -335,7 +335,7 @@ async def test_events_cost_the_same_whatever_others_read(connect: Any, tmp_path:
 async def test_a_deadline_of_the_webhook_gives_the_job_an_end(
     connect: Any, open_receiver: Any
 ) -> None:
-    """A lost answer that no webhook tells of is unknown at its deadline, its slot long free."""
+    """A lost response that no webhook recovers is unknown at its deadline, without a slot."""
     lost = Fault("submit", "drop_before_answer")
     vendor = Emulator(seconds=0.05, separate=False, webhooks="lost", faults=[lost])
     async with (

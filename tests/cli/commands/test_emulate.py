@@ -47,7 +47,7 @@ async def test_it_ends_cleanly_when_it_is_terminated(shell: Any) -> None:
 
 
 async def test_a_taken_port_is_said(shell: Any) -> None:
-    """A port that somebody else has is wrong usage, in one line."""
+    """A port in use is wrong usage, in one line."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         ended = await shell.run("emulate", "--pretend", "--port", str(server.getsockname()[1]))
     assert ended.code == 2
