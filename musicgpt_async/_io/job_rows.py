@@ -1,4 +1,4 @@
-"""Rows of the jobs' table and the records that they hold."""
+"""Convert between rows of the jobs' table and records."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 UNREADABLE = object()
-"""What a column is read as that holds no JSON."""
-# Columns that hold numbers; SQLite would store a text in them, too.
+"""The value of a column whose JSON cannot be parsed."""
+# Columns of numbers; SQLite would also store a string in them.
 _NUMBERS = frozenset(
     {"size", "eta", "credit_estimate", "sent_at", "accepted_at", "cost", "duration", "created_at"}
 )
@@ -36,10 +36,10 @@ def encode_record(record: JobRecord) -> dict[str, Any]:
 
 
 def decode_record(row: sa.Row[Any]) -> JobRecord:
-    """Turn a row into a record.
+    """Convert a row to a record.
 
     Raises:
-        ValueError: A column cannot be read; TypeError and AttributeError mean the same.
+        ValueError: A column has an invalid value; TypeError and AttributeError mean the same.
     """
     values = {field.name: getattr(row, field.name) for field in attrs.fields(JobRecord)}
     for name, value in values.items():

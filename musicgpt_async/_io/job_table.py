@@ -1,4 +1,4 @@
-"""What is done to the jobs in the journal's tables, each within a transaction of its caller's."""
+"""Operations on the jobs in the journal's tables, each within the caller's transaction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_LIMIT = 2**63 - 1
 
 @attrs.frozen
 class JobTable:
-    """The jobs, for one owner.
+    """The jobs in the journal, as one owner sees them.
 
     Args:
         sql: The journal's statements.
@@ -169,7 +169,7 @@ class JobTable:
         """Decode a row.
 
         Raises:
-            JournalError: It cannot be read; the error names the job, which alone is lost.
+            JournalError: The row is invalid. The error names its job; other jobs are not affected.
         """
         try:
             return decode_record(row)
@@ -202,12 +202,12 @@ class JobTable:
         return row
 
     async def _delete_dead_owners(self, connection: AsyncConnection) -> None:
-        """Take the leases of those who died on this machine: nobody has to wait for their end."""
+        """Delete owners that died on this machine, so that their leases need not run out."""
         others = await connection.execute(self._sql.other_owners, {"owner_id": self._owner_id})
         for owner in await find_dead_owners([row.id for row in others]):
             await connection.execute(self._sql.delete_owner, {"owner_id": owner})
 
 
 async def find_dead_owners(owners: Collection[str]) -> Collection[str]:
-    """Return the owners whose processes are seen to have died on this machine."""
+    """Return the owners whose processes certainly ran and died on this machine."""
     return await anyio.to_thread.run_sync(processes.dead_processes, owners) if owners else ()

@@ -1,4 +1,4 @@
-"""Transactions on the journal's database: writes that share a commit, and reads.
+"""Transactions on the journal's database: group commit for writes, and reads.
 
 Writes that are asked for while another transaction runs share the next one, and its fsync. Each
 transaction holds the journal's lock and renews the lease of this owner. What a write does is for
@@ -45,11 +45,11 @@ LAST_ATTEMPT = 2.0  # seconds that an attempt may take when nothing waits any mo
 
 
 class Transactions:
-    """Runs the transactions of one owner.
+    """The transactions of one owner.
 
     Args:
-        database: Where the journal is.
-        engine: Connects to it.
+        database: The journal's database.
+        engine: The engine that connects to it.
         sql: The journal's statements.
         owner_id: Whose lease each write renews.
         lease: Seconds that it then holds, by the database's clock.
@@ -77,7 +77,7 @@ class Transactions:
         self._number = 0
 
     def give_up_after(self, seconds: float) -> None:
-        """Have reads and writes wait so long at most from now on."""
+        """Limit the time that reads and writes wait from now on, in seconds."""
         self._give_up_at = min(self._give_up_at, anyio.current_time() + seconds)
         for attempt in self._attempts:
             attempt.deadline = self._last_moment()
@@ -95,20 +95,22 @@ class Transactions:
         await self._engine.dispose()
 
     async def write(self, work: Work[T]) -> T:
-        """Have the work done in a transaction that also renews the lease.
+        """Execute `work` in a transaction that also renews the lease; return its result.
 
         Args:
             work: What to do; it may run more than once, and changes nothing but the database.
 
         Raises:
-            JournalError: It was not done.
+            JournalError: The transaction failed and was rolled back.
         """
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._pending.append((work, outcome))
         if self._writer is None or self._writer.done():
-            # In nobody's cancel scope: what one caller gives up, others may be waiting for.
+            # A task outside of every cancel scope: if one caller is cancelled, the others of the
+            # batch still wait for its commit.
             self._writer = asyncio.create_task(self._drain())
-        # A write once asked for is waited for: what was sent has to be known, cancelled or not.
+        # Shielded: a cancelled caller must know whether its write is durable, for example before
+        # it sends the end of a track.
         with anyio.CancelScope(shield=True):
             await asyncio.shield(outcome)
         return outcome.result()
@@ -165,10 +167,10 @@ class Transactions:
     async def read(
         self, statement: sa.Select[Any], values: Mapping[str, Any], decode: Callable[[Any], T]
     ) -> list[T]:
-        """Return what a statement finds, decoded.
+        """Return the decoded rows of a statement.
 
         Raises:
-            JournalError: It could not be read.
+            JournalError: The statement failed.
         """
 
         async def fetch() -> list[T]:
@@ -275,7 +277,7 @@ class _Batch:
 
 
 async def decode_rows(rows: Iterable[Any], decode: Callable[[Any], T]) -> list[T]:
-    """Decode rows, letting others run now and then."""
+    """Decode rows, and yield to the event loop regularly."""
     found: list[T] = []
     for row in rows:
         found.append(decode(row))

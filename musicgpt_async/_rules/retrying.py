@@ -120,7 +120,7 @@ def delivery_backoff(attempt: int) -> float:
 
 
 def search_backoff(attempt: int) -> float:
-    """Return the seconds to wait before a lost task is looked for again: 1, 2, … 30."""
+    """Return the seconds to wait before the next search for a lost task: 1, 2, … 30."""
     return backoff(attempt, first=1.0, most=30.0)
 
 

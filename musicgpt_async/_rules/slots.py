@@ -191,7 +191,7 @@ class Slots:
             self._pause(now + min(_MIN_PAUSE * 2.0**doublings, _MAX_PAUSE))
 
     def pause(self, *, now: float, retry_after: float) -> None:
-        """Try nothing for as many seconds as the vendor asked for."""
+        """Pause for the seconds of a ``Retry-After`` header."""
         self._pause(now + min(max(1.0, retry_after), _MAX_RETRY_AFTER))
 
     def _pause(self, until: float) -> None:
