@@ -152,7 +152,7 @@ class InFile:
         for task in readers:
             task.cancel()
         if readers:
-            await _completed(asyncio.wait(readers, timeout=CLOSE_TIMEOUT))
+            await _run_to_end(asyncio.wait(readers, timeout=CLOSE_TIMEOUT))
 
     def _check_unchanged(self, status: os.stat_result) -> None:
         if _file_state(status) != self._state:

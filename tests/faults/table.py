@@ -103,7 +103,7 @@ def refused(what: str, error: type[MusicGPTError], words: str, kind: str, **how:
     )
 
 
-def look(what: str, kind: str, **how: Any) -> Case:
+def failed_poll(what: str, kind: str, **how: Any) -> Case:
     """Return a case of a look gone wrong, which is never a failed job."""
     return Case(on="Poll", what=what, gets=WHOLE, faults=(Fault("byId", kind, **how),))
 

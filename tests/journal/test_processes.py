@@ -17,7 +17,7 @@ from factories.journals import (
     execute,
     job,
     killed_owner,
-    let_go_on,
+    let_continue,
     let_pass,
     lines_of,
     select,
