@@ -89,7 +89,7 @@ async def test_eco_mode_is_kept_over_a_restart(track: Path, tmp_path: Path) -> N
 
 
 async def test_a_journal_from_before_eco_mode_is_used_as_it_is(track: Path, tmp_path: Path) -> None:
-    """The column is added to a journal of the same version, and old rows read as false."""
+    """The column is added to a journal of the version before, and old rows read as false."""
     path = tmp_path / "journal.sqlite"
     async with emulated() as vendor:
 
@@ -103,6 +103,7 @@ async def test_a_journal_from_before_eco_mode_is_used_as_it_is(track: Path, tmp_
         assert await submit() == 1
         with sqlite3.connect(path) as database:
             database.execute("ALTER TABLE musicgpt_jobs DROP COLUMN eco_mode")
+            database.execute("UPDATE musicgpt_journal SET version = 3")
         database.close()
         assert await submit() == 1
     async with Journal(path) as journal:

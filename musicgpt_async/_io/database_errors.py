@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 
+from musicgpt_async.errors import JournalError
+
 # Seconds that a writer waits for another process's transaction.
 LOCK_TIMEOUT = 30.0
 # Seconds that a read or a write waits for a server that is away: a restart, a failover, a network.
@@ -38,6 +40,8 @@ def is_busy(error: BaseException) -> bool:
 def is_outage(error: BaseException) -> bool:
     """Return whether a server cannot be reached, or not used, for now."""
     cause = getattr(error, "orig", None) or error
+    if isinstance(error, JournalError):  # an OSError too, and final: a row that cannot be read
+        return False
     if isinstance(cause, OSError) or getattr(error, "connection_invalidated", False):
         return True
     state = _state(cause)

@@ -31,7 +31,6 @@ from musicgpt_async._version import __version__
 from musicgpt_async.cli import event_loop, streams
 from musicgpt_async.cli.names import match_case, split_names
 from musicgpt_async.cli.settings import Plan, Settings
-from musicgpt_async.cli.task_database import libpq_url
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 
@@ -254,6 +253,8 @@ def jobs(
     """
     from musicgpt_async.cli.commands import jobs as command  # noqa: PLC0415 - other commands go without
 
+    from musicgpt_async.cli.task_database import libpq_url  # noqa: PLC0415 - other commands go without
+
     url = None if database is None else libpq_url(database)
     settings = Settings(out=choose_directory(directory, out), database=url, json=json)
     return event_loop.run(partial(command.show, settings, only_failed=failed))
@@ -468,6 +469,8 @@ def worker(
         until_empty=until_empty,
         stalled_after=stalled_after,
     )
+    from musicgpt_async.cli.task_database import libpq_url  # noqa: PLC0415 - other commands go without
+
     settings = common.settings(format=format, database=libpq_url(database))
     return event_loop.run(command.work, settings, options)
 

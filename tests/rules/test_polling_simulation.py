@@ -44,9 +44,9 @@ def test_delay_at_equal_polls(
     trade, sparse = (simulation.Trade.of(family, price, count) for price in (0.2, 0.4))
     assert trade.result.mean <= of_fixed * trade.fixed
     jobs = simulation.draw(family, count, seed=1)
-    ratio = simulation.over_own_looks((trade, sparse), jobs, simulation.exponential)
+    ratio = simulation.over_own_polls((trade, sparse), jobs, simulation.exponential)
     assert ratio <= of_exponential
-    assert trade.late_mean <= of_optimum * simulation.optimum(sigma).delay_at(trade.late_looks)
+    assert trade.late_mean <= of_optimum * simulation.optimum(sigma).delay_at(trade.late_polls)
 
 
 @pytest.mark.parametrize("sigma", [0.15, 0.3, 0.6])
@@ -103,7 +103,7 @@ def test_durations_it_was_not_made_for(simulation: ModuleType, family: str) -> N
 def test_a_batch_on_an_account_of_which_nothing_was_said(simulation: ModuleType) -> None:
     """A hundred tracks on the free plan: no 429 on byId, few on submit, the slots busy."""
     account = simulation.Batch(parallel=2, polls_per_minute=20.0, tracks=100).run()
-    assert account.looks_refused == 0
+    assert account.polls_refused == 0
     assert account.submits_refused <= 5
     assert account.busy > 0.9
 

@@ -218,11 +218,11 @@ def test_what_lost_deliveries_cost(simulation: ModuleType, at_once: int, plan: f
         return simulation.wait_for(jobs, at_once=at_once, polls_per_minute=plan, is_lost=is_lost)
 
     polling = waited(None)
-    assert waited(simulation.at_random(0.0)).since(50).polls_a_job <= 1.1
+    assert waited(simulation.at_random(0.0)).since(50).polls_per_job <= 1.1
     assert waited(simulation.at_random(0.1)).mean <= 2.0
     silent = waited(simulation.at_random(1.0))
     assert silent.mean <= 1.3 * polling.mean
-    assert silent.polls_a_job <= 1.05 * polling.polls_a_job
+    assert silent.polls_per_job <= 1.05 * polling.polls_per_job
     died = waited(simulation.after(150))
     assert 150 < died.silence_reported_at <= 150 + at_once + 3
     assert died.since(150).mean <= 1.3 * polling.since(150).mean + 2.0
