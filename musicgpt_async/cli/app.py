@@ -252,7 +252,6 @@ def jobs(
         json: One JSON object a job, with the fields that `extract --json` has.
     """
     from musicgpt_async.cli.commands import jobs as command  # noqa: PLC0415 - other commands go without
-
     from musicgpt_async.cli.task_database import libpq_url  # noqa: PLC0415 - other commands go without
 
     url = None if database is None else libpq_url(database)
@@ -461,6 +460,7 @@ def worker(
         common: What other commands take, too.
     """
     from musicgpt_async.cli.commands import worker as command  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.task_database import libpq_url  # noqa: PLC0415 - other commands go without
 
     options = command.WorkerSettings(
         database=database,
@@ -469,8 +469,6 @@ def worker(
         until_empty=until_empty,
         stalled_after=stalled_after,
     )
-    from musicgpt_async.cli.task_database import libpq_url  # noqa: PLC0415 - other commands go without
-
     settings = common.settings(format=format, database=libpq_url(database))
     return event_loop.run(command.work, settings, options)
 

@@ -83,7 +83,7 @@ async def test_a_stopped_worker_gives_its_tasks_back(open_vendor: Any, postgres_
             running.interrupt(signal.SIGTERM)
             ended = await running.ended()
         assert ended.code == 128 + signal.SIGTERM
-        assert "2 tracks still running at the vendor" in ended.err
+        assert "2 tracks still processing at MusicGPT" in ended.err
         assert "musicgpt-async worker" in ended.err
         assert [each["state"] for each in await tasks_of(shell, postgres_url)] == ["waiting"] * 2
         ended = await shell.run(*command, "--until-empty", "--json")
