@@ -15,7 +15,9 @@ import aiohttp
 import anyio
 
 from musicgpt_async import batch
-from musicgpt_async._engine.runtime import Runtime, RuntimeSettings, start_runtime
+from musicgpt_async._engine.runtime import Runtime
+from musicgpt_async._engine.settings import RuntimeSettings
+from musicgpt_async._engine.startup import start_runtime
 from musicgpt_async._io.api_key import KEY_FILE_VARIABLE, KEY_VARIABLE, find_key
 from musicgpt_async._io.http import Transport
 from musicgpt_async._io.sources import AudioSource, parse_source

@@ -1,19 +1,14 @@
-"""Runtime: builds the parts of a session, runs them, drains them and closes them.
+"""Runtime: builds the parts of a session, and does what the session and its handles ask for.
 
-It is born when a session is started, in the session's own task, so nothing in it is optional. Each
-part runs as a supervised child for as long as the session is open; one that stops earlier ends the
-session with an error that says so. The whole leave-taking has one bound in time.
+It is born when a session is started, in the session's own task, so nothing in it is optional.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,28 +21,26 @@ import attrs
 from musicgpt_async._engine.context import Context
 from musicgpt_async._engine.deliveries import Deliveries
 from musicgpt_async._engine.downloads import JobDownloads
-from musicgpt_async._engine.following import Following, make_outcome, make_taken_over_error
+from musicgpt_async._engine.following import Following, make_outcome
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.jobs import Jobs
+from musicgpt_async._engine.lifetime import Lifetime, describe_detached
 from musicgpt_async._engine.poller import Poller
 from musicgpt_async._engine.queue import SubmitQueue, Turn
 from musicgpt_async._engine.recovery import Recovery
 from musicgpt_async._engine.runner import Runner
+from musicgpt_async._engine.settings import RuntimeSettings
 from musicgpt_async._engine.store import JobStore
 from musicgpt_async._engine.submission import Submitter
-from musicgpt_async._engine.supervision import Supervisor, is_cancellation_requested
 from musicgpt_async._io import response_body
 from musicgpt_async._io.download import Downloader
-from musicgpt_async._io.http import Transport
 from musicgpt_async._io.sources import Track, parse_source
 from musicgpt_async._rules import filenames, records
-from musicgpt_async._rules.credit import CreditBudget
 from musicgpt_async._rules.durations import DurationModel
 from musicgpt_async._rules.endpoints import Endpoints
 from musicgpt_async._rules.formats import DEFAULT_FORMAT
-from musicgpt_async._rules.lifecycle import MAY_BE_PAID, Effect, Trigger
+from musicgpt_async._rules.lifecycle import Trigger
 from musicgpt_async._rules.polling import Schedule
-from musicgpt_async._rules.slots import Slots
 from musicgpt_async._rules.upload_ahead import Uplink, UploadAhead
 from musicgpt_async.errors import (
     ConfigurationError,
@@ -55,133 +48,25 @@ from musicgpt_async.errors import (
     JobDetachedError,
     JobNotFoundError,
     MusicGPTError,
-    SessionClosedError,
 )
-from musicgpt_async.events import EventBus, EventStream
+from musicgpt_async.events import EventStream
 from musicgpt_async.job import Callback, ExtractionJob, Files
 from musicgpt_async.journal import Claim, Journal
 from musicgpt_async.models import AudioFormat, JobRecord, JobState
-from musicgpt_async.webhooks import WebhookReceiver
 
 _log = logging.getLogger(__name__)
 
-RESPONSE_GRACE = 5.0  # seconds that a response may still take when the session is left
-LEAVE_TIMEOUT = 10.0  # seconds that the whole leave-taking may take
 
-
-@attrs.frozen(kw_only=True)
-class RuntimeSettings:
-    """What a session was told, checked.
-
-    Attributes:
-        base_url: The API's, without a trailing slash.
-        account: A digest of the key and the base URL.
-        on_loopback: Whether that is on this machine.
-        http: The transport.
-        executor: Where files are read and written.
-        event_bus: Where events go.
-        slots: How many jobs may be unfinished at MusicGPT.
-        credit: How much may be spent.
-        polls_per_minute: The account's, ``None`` to learn it.
-        journal: The durable record.
-        webhooks: Gets webhooks.
-        deadline: Seconds from acceptance in which a job has to finish.
-        request_timeout: Seconds without a byte after which a call is given up.
-        stall_timeout: Seconds without MusicGPT taking a byte of an upload.
-        layout: Names of the files in a directory.
-    """
-
-    base_url: str
-    account: str
-    on_loopback: bool
-    http: Transport
-    executor: ThreadPoolExecutor
-    event_bus: EventBus
-    slots: Slots
-    credit: CreditBudget
-    polls_per_minute: float | None
-    journal: Journal | None
-    webhooks: WebhookReceiver | None
-    deadline: float | None
-    request_timeout: float
-    stall_timeout: float
-    layout: str
-
-
-async def start_runtime(settings: RuntimeSettings) -> Runtime:
-    """Start a session's runtime in a task of its own.
-
-    A service may start a session in one task and close it in another.
-
-    Raises:
-        ConfigurationError: The caller's ``http`` is closed.
-        JournalError: The journal cannot be used.
-    """
-    settings.http.open()
-    try:
-        if settings.journal is not None:
-            await settings.journal._open()
-    except BaseException:
-        with anyio.CancelScope(shield=True):
-            await settings.http.close()
-        raise
-    started: asyncio.Future[Runtime] = asyncio.get_running_loop().create_future()
-    host = asyncio.create_task(_host(settings, started), name="musicgpt-async session")
-    interrupted: asyncio.CancelledError | None = None
-    while not (host.done() or started.done()):
-        with anyio.CancelScope(shield=True):
-            try:
-                await asyncio.wait((host, started), return_when=asyncio.FIRST_COMPLETED)
-            except asyncio.CancelledError as error:  # a native one, which no scope stops
-                interrupted = error
-    runtime = started.result()
-    if interrupted is not None:  # nobody else could close it
-        await runtime.close()
-        raise interrupted
-    return runtime
-
-
-async def _host(settings: RuntimeSettings, started: asyncio.Future[Runtime]) -> None:
-    runtime: Runtime | None = None
-    try:
-        async with anyio.create_task_group() as group:
-            runtime = Runtime(settings, group)
-            started.set_result(runtime)
-            await runtime.run()
-    except BaseException as error:
-        if runtime is not None and runtime.is_open:
-            runtime.fail("own task", error)
-        elif not isinstance(error, asyncio.CancelledError):
-            raise
-    finally:
-        with anyio.CancelScope(shield=True):
-            if runtime is not None:
-                await runtime.finish()
-
-
-class Runtime:
-    """The parts of an open session.
+class Runtime(Lifetime):
+    """What an open session and its handles ask for.
 
     Args:
         settings: What the session was told.
         group: Where its children run.
-
-    Attributes:
-        failure: What ended the session before it was left.
     """
 
     def __init__(self, settings: RuntimeSettings, group: anyio.abc.TaskGroup) -> None:
-        self._host: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]
-        self.failure: MusicGPTError | None = None
-        self._is_failure_raised = False
-        self._settings = settings
-        self._loop = asyncio.get_running_loop()
-        self._group = group
-        self._supervisor = Supervisor(group)
-        self._background_tasks = 0
-        self._calls: set[anyio.CancelScope] = set()
-        self._idle, self._leaving = anyio.Event(), anyio.Event()
-        self._leave_scope = anyio.CancelScope()
+        super().__init__(settings, group)
         self._store = JobStore(settings.journal, account=settings.account)
         self._jobs = Jobs(self._store, settings.event_bus, self)
         self._context = Context(
@@ -261,11 +146,6 @@ class Runtime:
             self._store,
             self,
         )
-
-    @property
-    def is_open(self) -> bool:
-        """Whether jobs may be submitted."""
-        return not self._leaving.is_set()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -405,22 +285,9 @@ class Runtime:
 
     # What handles ask for: see JobRuntime.
 
-    def check_loop(self) -> None:
-        """Refuse to be used when not open, or in another event loop than the session's."""
-        if not self.is_open:
-            raise SessionClosedError(
-                "The session is closed; start another one."
-                if self.failure is None
-                else f"The session has ended: {self.failure}"
-            )
-        if asyncio.get_running_loop() is not self._loop:
-            raise ConfigurationError(
-                "The session belongs to another event loop; make one session for each loop."
-            )
-
     def detach(self, job: Job) -> None:
         """Stop following a job, because its user said so."""
-        self._jobs.apply(job, Trigger.DETACHED, outcome=JobDetachedError(_describe_detached(job)))
+        self._jobs.apply(job, Trigger.DETACHED, outcome=JobDetachedError(describe_detached(job)))
 
     def call_soon(self, callback: Callback, handle: Any) -> None:
         """Call a done callback in the loop."""
@@ -455,180 +322,6 @@ class Runtime:
         self.check_loop()
         with self._user_call():
             return await self._downloads.download(job, directory, stems=stems, format=format)
-
-    # Background tasks.
-
-    def start_background_task(
-        self, body: Callable[[], Awaitable[None]], on_failure: Callable[[Exception], None]
-    ) -> None:
-        """Run something beside the jobs; a session that drains waits for it."""
-        self.check_loop()
-        self._background_tasks += 1
-        self._supervisor.spawn(self._run_background_task, body, on_failure=on_failure)
-
-    async def _run_background_task(self, body: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await body()
-        finally:
-            self._background_tasks -= 1
-            self._idle.set()
-
-    @contextmanager
-    def exclude_from_drain(self) -> Iterator[None]:
-        """Do not let a background task delay draining while it waits for its consumer."""
-        self._background_tasks -= 1
-        self._idle.set()
-        try:
-            yield
-        finally:
-            self._background_tasks += 1
-
-    # Its life.
-
-    async def run(self) -> None:
-        """Run the parts until the session is left, and take leave."""
-        parts: dict[str, Callable[[], Awaitable[None]]] = {
-            "submit queue": self._runner.run,
-            "poller": self._poller.run,
-            "recovery": self._recovery.run,
-        }
-        if self._settings.webhooks is not None:
-            parts["webhook dispatcher"] = self._deliveries.run
-        if self._settings.webhooks is not None and self._settings.journal is not None:
-            parts["webhook collector"] = self._deliveries.collect
-        if self._settings.journal is not None:
-            parts["journal writer"] = self._save_and_renew
-        for name, part in parts.items():
-            self._supervisor.spawn(self._run_part, name, part, on_failure=partial(self.fail, name))
-        await self._leaving.wait()
-        self._begin_to_leave()
-        with self._leave_scope:
-            await self._runner.wait_for_responses(RESPONSE_GRACE)
-            while self._calls:  # each says why it ends
-                await self._wait_progress()
-        self._runner.abandon()
-        self._group.cancel_scope.cancel()
-
-    async def finish(self) -> None:
-        """Save and close what there is; nothing else runs any more."""
-        self._begin_to_leave()
-        await self._store.flush()
-        self._store.drop_claims()
-        self._deliveries.close()
-        self._settings.event_bus.close()
-        await self._settings.http.close()
-        if self._settings.journal is not None:
-            await self._settings.journal._close()
-        self._settings.executor.shutdown(wait=False)
-
-    def _begin_to_leave(self) -> None:
-        """Detach all jobs; from here on the time that the leave-taking takes is bounded."""
-        if self._settings.journal is not None:
-            self._settings.journal._give_up_after(LEAVE_TIMEOUT)
-        self.leave()
-        self._leave_scope.deadline = min(
-            self._leave_scope.deadline, anyio.current_time() + LEAVE_TIMEOUT
-        )
-        for job in self._jobs:
-            words = _describe_detached(job) if self.failure is None else str(self.failure)
-            self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=JobDetachedError(words))
-        for scope in tuple(self._calls):
-            scope.cancel()
-
-    async def wait_idle(self) -> None:
-        """Wait until no job, background task or call runs any more."""
-        while self.is_open and (self._jobs or self._background_tasks or self._calls):
-            await self._wait_progress()
-
-    async def _wait_progress(self) -> None:
-        """Wait until a job, a background task or a call has ended."""
-        if self._idle.is_set():  # never one that another aclose() waits on
-            self._idle = anyio.Event()
-        await self._idle.wait()
-
-    def leave(self) -> None:
-        """Begin to leave; nothing is submitted any more."""
-        self._leaving.set()
-        self._idle.set()
-
-    def runs_caller(self) -> bool:
-        """Return whether the running task is the session's own, which ends only if that does.
-
-        It runs code of the application as well: sources, iterables and trace hooks.
-        """
-        parents = {task.id: task.parent_id for task in anyio.get_running_tasks()}
-        task_id: int | None = anyio.get_current_task().id
-        while task_id is not None and task_id != id(self._host):
-            task_id = parents.get(task_id)
-        return task_id is not None
-
-    async def close(self) -> None:
-        """Leave, and wait until all is closed.
-
-        Raises:
-            MusicGPTError: A part of the session had stopped before.
-        """
-        self.leave()
-        interrupted: asyncio.CancelledError | None = None
-        # In a scope that is cancelled already the session is closed in peace; a cancellation that
-        # comes now means that its user does not want to wait.
-        shield = is_cancellation_requested()
-        patience: float | None = None
-        while not self._host.done():
-            with anyio.CancelScope(shield=shield):
-                try:
-                    await asyncio.wait((self._host,), timeout=patience)
-                    break
-                except asyncio.CancelledError as error:
-                    interrupted, shield, patience = error, True, LEAVE_TIMEOUT
-                    self._cut_short()
-        if interrupted is not None:
-            raise interrupted
-        if self.failure is not None and not self._is_failure_raised:
-            self._is_failure_raised = True
-            raise self.failure.copy()
-
-    def _cut_short(self) -> None:
-        self._leave_scope.cancel()
-        if self._settings.journal is not None:
-            self._settings.journal._give_up_after(0.0)
-
-    def on_change(self, _: Job, effects: Effect) -> None:
-        """Notice that a job has ended: perhaps it was the last."""
-        if Effect.END in effects:
-            self._idle.set()
-
-    async def _run_part(self, name: str, part: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await part()
-        except asyncio.CancelledError:
-            if self.is_open:  # nobody but the session may cancel it, and it has not
-                self.fail(name, RuntimeError("it was cancelled"))
-            raise
-        raise RuntimeError(f"the {name} returned")
-
-    def fail(self, name: str, error: BaseException) -> None:
-        """End the session: one of its parts has stopped."""
-        _log.error("The %s stopped unexpectedly", name, exc_info=error)
-        if self.failure is None:
-            self.failure = MusicGPTError(
-                f"The session ended because its {name} stopped unexpectedly: {error!r}. What was "
-                "accepted goes on at MusicGPT."
-            )
-            self.failure.__cause__ = error
-        self.leave()
-
-    async def _save_and_renew(self) -> None:
-        while True:
-            await self._store.renew()
-            renewal = anyio.current_time() + self._store.renewal_interval
-            while anyio.current_time() < renewal:
-                await self._store.wait_due(renewal)
-                await self._flush()
-
-    async def _flush(self) -> None:
-        for lost in await self._store.flush():
-            self._jobs.apply(lost, Trigger.SESSION_LEFT, outcome=make_taken_over_error(lost))
 
     def _resume(
         self,
@@ -686,28 +379,6 @@ class Runtime:
         if self._settings.journal is None:
             raise ConfigurationError("There is nothing to resume: give the session a journal=.")
         return self._settings.journal
-
-    @contextmanager
-    def _user_call(self) -> Iterator[None]:
-        """End a call that waits in a user's task when the session is closed."""
-        with anyio.CancelScope() as scope:
-            self._calls.add(scope)
-            try:
-                yield
-            finally:
-                self._calls.discard(scope)
-                self._idle.set()
-        if scope.cancelled_caught:
-            raise SessionClosedError("The session was closed before this was done.")
-
-
-def _describe_detached(job: Job) -> str:
-    """Return what a detached job's user should know."""
-    task_id = job.record.task_id
-    again = f": session.attach({task_id!r}) follows it again" if task_id else ""
-    goes_on = job.record.state in MAY_BE_PAID
-    words = f"It goes on at MusicGPT{again}." if goes_on else "It was not submitted."
-    return f"{job.title} was detached. {words}"
 
 
 def _describe_missing(job_id: str, journal: Journal | None) -> str:

@@ -1,0 +1,281 @@
+"""Lifetime: runs the parts of a session, drains them and closes them.
+
+Each part runs as a supervised child for as long as the session is open; one that stops earlier ends
+the session with an error that says so. The whole leave-taking has one bound in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import anyio
+import anyio.abc
+
+from musicgpt_async._engine.deliveries import Deliveries
+from musicgpt_async._engine.following import make_taken_over_error
+from musicgpt_async._engine.job_state import Job
+from musicgpt_async._engine.jobs import Jobs
+from musicgpt_async._engine.poller import Poller
+from musicgpt_async._engine.recovery import Recovery
+from musicgpt_async._engine.runner import Runner
+from musicgpt_async._engine.settings import RuntimeSettings
+from musicgpt_async._engine.store import JobStore
+from musicgpt_async._engine.supervision import Supervisor, is_cancellation_requested
+from musicgpt_async._rules.lifecycle import MAY_BE_PAID, Effect, Trigger
+from musicgpt_async.errors import (
+    ConfigurationError,
+    JobDetachedError,
+    MusicGPTError,
+    SessionClosedError,
+)
+
+_log = logging.getLogger(__name__)
+
+RESPONSE_GRACE = 5.0  # seconds that a response may still take when the session is left
+LEAVE_TIMEOUT = 10.0  # seconds that the whole leave-taking may take
+
+
+class Lifetime:
+    """The life of a session; the runtime is one with its parts.
+
+    Args:
+        settings: What the session was told.
+        group: Where its children run.
+
+    Attributes:
+        failure: What ended the session before it was left.
+    """
+
+    _store: JobStore
+    _jobs: Jobs
+    _runner: Runner
+    _poller: Poller
+    _recovery: Recovery
+    _deliveries: Deliveries
+
+    def __init__(self, settings: RuntimeSettings, group: anyio.abc.TaskGroup) -> None:
+        self._host: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]
+        self.failure: MusicGPTError | None = None
+        self._is_failure_raised = False
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._group = group
+        self._supervisor = Supervisor(group)
+        self._background_tasks = 0
+        self._calls: set[anyio.CancelScope] = set()
+        self._idle, self._leaving = anyio.Event(), anyio.Event()
+        self._leave_scope = anyio.CancelScope()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether jobs may be submitted."""
+        return not self._leaving.is_set()
+
+    def check_loop(self) -> None:
+        """Refuse to be used when not open, or in another event loop than the session's."""
+        if not self.is_open:
+            raise SessionClosedError(
+                "The session is closed; start another one."
+                if self.failure is None
+                else f"The session has ended: {self.failure}"
+            )
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigurationError(
+                "The session belongs to another event loop; make one session for each loop."
+            )
+
+    def start_background_task(
+        self, body: Callable[[], Awaitable[None]], on_failure: Callable[[Exception], None]
+    ) -> None:
+        """Run something beside the jobs; a session that drains waits for it."""
+        self.check_loop()
+        self._background_tasks += 1
+        self._supervisor.spawn(self._run_background_task, body, on_failure=on_failure)
+
+    async def _run_background_task(self, body: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await body()
+        finally:
+            self._background_tasks -= 1
+            self._idle.set()
+
+    @contextmanager
+    def exclude_from_drain(self) -> Iterator[None]:
+        """Do not let a background task delay draining while it waits for its consumer."""
+        self._background_tasks -= 1
+        self._idle.set()
+        try:
+            yield
+        finally:
+            self._background_tasks += 1
+
+    async def run(self) -> None:
+        """Run the parts until the session is left, and take leave."""
+        parts: dict[str, Callable[[], Awaitable[None]]] = {
+            "submit queue": self._runner.run,
+            "poller": self._poller.run,
+            "recovery": self._recovery.run,
+        }
+        if self._settings.webhooks is not None:
+            parts["webhook dispatcher"] = self._deliveries.run
+        if self._settings.webhooks is not None and self._settings.journal is not None:
+            parts["webhook collector"] = self._deliveries.collect
+        if self._settings.journal is not None:
+            parts["journal writer"] = self._save_and_renew
+        for name, part in parts.items():
+            self._supervisor.spawn(self._run_part, name, part, on_failure=partial(self.fail, name))
+        await self._leaving.wait()
+        self._begin_to_leave()
+        with self._leave_scope:
+            await self._runner.wait_for_responses(RESPONSE_GRACE)
+            while self._calls:  # each says why it ends
+                await self._wait_progress()
+        self._runner.abandon()
+        self._group.cancel_scope.cancel()
+
+    async def finish(self) -> None:
+        """Save and close what there is; nothing else runs any more."""
+        self._begin_to_leave()
+        await self._store.flush()
+        self._store.drop_claims()
+        self._deliveries.close()
+        self._settings.event_bus.close()
+        await self._settings.http.close()
+        if self._settings.journal is not None:
+            await self._settings.journal._close()
+        self._settings.executor.shutdown(wait=False)
+
+    def _begin_to_leave(self) -> None:
+        """Detach all jobs; from here on the time that the leave-taking takes is bounded."""
+        if self._settings.journal is not None:
+            self._settings.journal._give_up_after(LEAVE_TIMEOUT)
+        self.leave()
+        self._leave_scope.deadline = min(
+            self._leave_scope.deadline, anyio.current_time() + LEAVE_TIMEOUT
+        )
+        for job in self._jobs:
+            words = describe_detached(job) if self.failure is None else str(self.failure)
+            self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=JobDetachedError(words))
+        for scope in tuple(self._calls):
+            scope.cancel()
+
+    async def wait_idle(self) -> None:
+        """Wait until no job, background task or call runs any more."""
+        while self.is_open and (self._jobs or self._background_tasks or self._calls):
+            await self._wait_progress()
+
+    async def _wait_progress(self) -> None:
+        """Wait until a job, a background task or a call has ended."""
+        if self._idle.is_set():  # never one that another aclose() waits on
+            self._idle = anyio.Event()
+        await self._idle.wait()
+
+    def leave(self) -> None:
+        """Begin to leave; nothing is submitted any more."""
+        self._leaving.set()
+        self._idle.set()
+
+    def runs_caller(self) -> bool:
+        """Return whether the running task is the session's own, which ends only if that does.
+
+        It runs code of the application as well: sources, iterables and trace hooks.
+        """
+        parents = {task.id: task.parent_id for task in anyio.get_running_tasks()}
+        task_id: int | None = anyio.get_current_task().id
+        while task_id is not None and task_id != id(self._host):
+            task_id = parents.get(task_id)
+        return task_id is not None
+
+    async def close(self) -> None:
+        """Leave, and wait until all is closed.
+
+        Raises:
+            MusicGPTError: A part of the session had stopped before.
+        """
+        self.leave()
+        interrupted: asyncio.CancelledError | None = None
+        # In a scope that is cancelled already the session is closed in peace; a cancellation that
+        # comes now means that its user does not want to wait.
+        shield = is_cancellation_requested()
+        patience: float | None = None
+        while not self._host.done():
+            with anyio.CancelScope(shield=shield):
+                try:
+                    await asyncio.wait((self._host,), timeout=patience)
+                    break
+                except asyncio.CancelledError as error:
+                    interrupted, shield, patience = error, True, LEAVE_TIMEOUT
+                    self._cut_short()
+        if interrupted is not None:
+            raise interrupted
+        if self.failure is not None and not self._is_failure_raised:
+            self._is_failure_raised = True
+            raise self.failure.copy()
+
+    def _cut_short(self) -> None:
+        self._leave_scope.cancel()
+        if self._settings.journal is not None:
+            self._settings.journal._give_up_after(0.0)
+
+    def on_change(self, _: Job, effects: Effect) -> None:
+        """Notice that a job has ended: perhaps it was the last."""
+        if Effect.END in effects:
+            self._idle.set()
+
+    async def _run_part(self, name: str, part: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await part()
+        except asyncio.CancelledError:
+            if self.is_open:  # nobody but the session may cancel it, and it has not
+                self.fail(name, RuntimeError("it was cancelled"))
+            raise
+        raise RuntimeError(f"the {name} returned")
+
+    def fail(self, name: str, error: BaseException) -> None:
+        """End the session: one of its parts has stopped."""
+        _log.error("The %s stopped unexpectedly", name, exc_info=error)
+        if self.failure is None:
+            self.failure = MusicGPTError(
+                f"The session ended because its {name} stopped unexpectedly: {error!r}. What was "
+                "accepted goes on at MusicGPT."
+            )
+            self.failure.__cause__ = error
+        self.leave()
+
+    async def _save_and_renew(self) -> None:
+        while True:
+            await self._store.renew()
+            renewal = anyio.current_time() + self._store.renewal_interval
+            while anyio.current_time() < renewal:
+                await self._store.wait_due(renewal)
+                await self._flush()
+
+    async def _flush(self) -> None:
+        for lost in await self._store.flush():
+            self._jobs.apply(lost, Trigger.SESSION_LEFT, outcome=make_taken_over_error(lost))
+
+    @contextmanager
+    def _user_call(self) -> Iterator[None]:
+        """End a call that waits in a user's task when the session is closed."""
+        with anyio.CancelScope() as scope:
+            self._calls.add(scope)
+            try:
+                yield
+            finally:
+                self._calls.discard(scope)
+                self._idle.set()
+        if scope.cancelled_caught:
+            raise SessionClosedError("The session was closed before this was done.")
+
+
+def describe_detached(job: Job) -> str:
+    """Return what a detached job's user should know."""
+    task_id = job.record.task_id
+    again = f": session.attach({task_id!r}) follows it again" if task_id else ""
+    goes_on = job.record.state in MAY_BE_PAID
+    words = f"It goes on at MusicGPT{again}." if goes_on else "It was not submitted."
+    return f"{job.title} was detached. {words}"
