@@ -13,6 +13,7 @@ import secrets
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,13 +62,17 @@ class PartialFile:
     @classmethod
     def create(cls, target: Path, content_key: str, digest: bool) -> PartialFile:
         with _map_disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
             path = _sibling(
                 target, hashlib.sha256(content_key.encode(errors="replace")).hexdigest()[:8]
             )
             if sys.platform == "win32":  # other processes cannot remove or rename an open file
                 path = _sibling(target, secrets.token_hex(4))
-            part = cls(target, path, _open_partial(path), hashlib.sha256() if digest else None)
+            try:
+                fd = _open_partial(path)
+            except FileNotFoundError:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                fd = _open_partial(path)
+            part = cls(target, path, fd, hashlib.sha256() if digest else None)
         try:
             part.try_lock()
         except BaseException:
@@ -235,12 +240,43 @@ _MAX_BUFFERS = 1024
 def _remove_leftovers(target: Path, own: Path) -> None:
     """Remove temporary files of this target that killed processes have left."""
     prefix = _prefix(target)
-    with os.scandir(target.parent) as entries:  # reads names only: there may be very many
-        names = [entry.name for entry in entries if entry.name.startswith(prefix)]
-    for name in names:
-        if name.endswith(_SUFFIX) and name != own.name:
+    for name in _list_partial_files(target.parent):
+        if name.startswith(prefix) and name != own.name:
             with suppress(OSError):  # it was removed already, or is open elsewhere (Windows)
                 _remove_if_left(target.with_name(name))
+
+
+@attrs.frozen
+class _Listing:
+    """The temporary files that were in a directory.
+
+    Attributes:
+        names: Theirs alone.
+        expires_at: On the monotonic clock, in seconds.
+    """
+
+    names: tuple[str, ...]
+    expires_at: float
+
+
+_listings: dict[Path, _Listing] = {}
+_MAX_LISTINGS = 64  # directories
+# A directory of 400,000 stems takes 0.2 s to list, and is not listed again for each of them.
+_MAX_LISTING_SHARE = 0.05  # of the time since the last listing
+
+
+def _list_partial_files(directory: Path) -> tuple[str, ...]:
+    listing = _listings.get(directory)
+    if listing is not None and time.monotonic() < listing.expires_at:
+        return listing.names
+    started = time.thread_time()
+    with os.scandir(directory) as entries:  # names alone: there may be very many
+        names = tuple(entry.name for entry in entries if entry.name.endswith(_SUFFIX))
+    spent = time.thread_time() - started
+    if len(_listings) >= _MAX_LISTINGS:
+        _listings.clear()
+    _listings[directory] = _Listing(names, time.monotonic() + spent / _MAX_LISTING_SHARE)
+    return names
 
 
 def _remove_if_left(path: Path) -> None:

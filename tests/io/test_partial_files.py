@@ -25,6 +25,7 @@ from factories.downloads import LONG, MIB, Get, Host, ignore, is_empty_directory
 from factories.watching import held, until
 
 from musicgpt_async._io.download import Downloader
+from musicgpt_async._io.partial_file import PartialFile
 from musicgpt_async._io.response_body import iter_chunks
 from musicgpt_async.errors import DownloadError
 
@@ -407,3 +408,19 @@ async def test_a_temporary_file_that_is_taken_away_never_gets_the_final_name(
         with pytest.raises(DownloadError, match="was removed"):
             await first
     assert not target.exists()
+
+
+def test_a_large_directory_is_not_listed_for_each_file(tmp_path: Path) -> None:
+    """Looking for leftovers takes a bounded share of the time, however many stems there are."""
+    listings = 0
+
+    def count(event: str, _: tuple[object, ...]) -> None:
+        nonlocal listings
+        listings += event == "os.scandir"
+
+    for number in range(10_000):
+        (tmp_path / f"{number}.wav").touch()
+    sys.addaudithook(count)  # it stays, and costs nothing
+    for number in range(100):
+        PartialFile.create(tmp_path / f"{number}.wav", "key", digest=False).discard()
+    assert 1 <= listings <= 50
