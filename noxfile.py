@@ -164,6 +164,11 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks."""
+    """Measure against the machine's limit and other clients; write figures and plots."""
     session.install("--quiet", ".[all]", *group("bench"))
-    session.run("python", "benchmarks/run.py", *session.posargs)
+    output = Path(session.create_tmp())
+    plots = output if "--quick" in session.posargs else ROOT / "benchmarks" / "pictures"
+    figures = ("--json", output / "bench.json", "--plots", plots)
+    session.run("python", "benchmarks/run.py", *figures, *session.posargs)
+    session.run("python", "benchmarks/waiting.py", "--quick", "--plots", plots)
+    session.log(f"The figures are in {output / 'bench.json'}, the plots in {plots}")

@@ -1,4 +1,4 @@
-"""Concurrent downloads to files: this library, the machine's limit and other clients."""
+"""Downloads to files, several at once: ours beside the machine's limit and other clients."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from contest import Column, Table, contest, without
-from servers import Server
+from comparison import Column, Table, compare
+from servers import Server, trust
 from uploading import connected, memory
 
 MIB = 1 << 20
@@ -34,8 +34,8 @@ COLUMNS = (
     Column("of it CPU", lambda each: 1000 * each.get("worked", math.nan), ".1f"),
 )
 
-Go = Callable[[], Awaitable[dict[str, float]]]
-Contender = Callable[[str, str, int, int], AbstractAsyncContextManager[Go]]
+Run = Callable[[], Awaitable[dict[str, float]]]
+Client = Callable[[str, str, int, int], AbstractAsyncContextManager[Run]]
 
 
 def links(root: str, mib: int, count: int) -> list[str]:
@@ -44,8 +44,8 @@ def links(root: str, mib: int, count: int) -> list[str]:
 
 
 @contextmanager
-def folder(parent: str, mib: int, count: int) -> Iterator[Path]:
-    """Yield a folder, and check at the end that all files in it are complete."""
+def results(parent: str, mib: int, count: int) -> Iterator[Path]:
+    """Yield a directory, and check in the end that all files are in it, complete."""
     path = Path(tempfile.mkdtemp(dir=parent))
     try:
         yield path
@@ -74,9 +74,9 @@ def bare(root: str, parent: str, mib: int, count: int) -> Iterator[Callable[[], 
                 file.write(buffer[:count])
                 left -= count
 
-    with folder(parent, mib, count) as path:
+    with results(parent, mib, count) as path:
 
-        def go() -> dict[str, float]:
+        def run() -> dict[str, float]:
             threads = [
                 threading.Thread(target=fetch, args=(url, path / f"{number}.wav"))
                 for number, url in enumerate(links(root, mib, count))
@@ -87,26 +87,26 @@ def bare(root: str, parent: str, mib: int, count: int) -> Iterator[Callable[[], 
                 thread.join()
             return {"mib": mib * count}
 
-        yield go
+        yield run
 
 
 def program(command: Callable[[list[str], Path], list[str]]) -> Any:
-    """Return a contender that runs a program."""
+    """Return a client that runs a program."""
 
     @contextmanager
-    def contender(
+    def client(
         root: str, parent: str, mib: int, count: int
     ) -> Iterator[Callable[[], dict[str, float]]]:
-        with folder(parent, mib, count) as path:
+        with results(parent, mib, count) as path:
 
-            def go() -> dict[str, float]:
+            def run() -> dict[str, float]:
                 urls = links(root, mib, count)
                 subprocess.run(command(urls, path), check=True, stdout=subprocess.DEVNULL)
                 return {"mib": mib * count, "added": math.nan}
 
-            yield go
+            yield run
 
-    return contender
+    return client
 
 
 def curl(urls: list[str], path: Path) -> list[str]:
@@ -132,18 +132,18 @@ def requests_threads(
 
     import requests  # noqa: PLC0415
 
-    with folder(parent, mib, count) as path, requests.Session() as client:
+    with results(parent, mib, count) as path, requests.Session() as client:
         trusted = os.environ["SSL_CERT_FILE"]
 
         def fetch(number: int, url: str) -> None:
             with (
-                client.get(url, stream=True, verify=trusted) as answer,
+                client.get(url, stream=True, verify=trusted) as response,
                 (path / f"{number}.wav").open("wb") as to,
             ):
-                for chunk in answer.iter_content(65536):
+                for chunk in response.iter_content(65536):
                     to.write(chunk)
 
-        def go() -> dict[str, float]:
+        def run() -> dict[str, float]:
             with ThreadPoolExecutor(count) as threads:
                 for each in [
                     threads.submit(fetch, *link) for link in enumerate(links(root, mib, count))
@@ -151,72 +151,73 @@ def requests_threads(
                     each.result()
             return {"mib": mib * count}
 
-        yield go
+        yield run
 
 
 @asynccontextmanager
-async def httpx_async(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Go]:
-    """Download with httpx's asynchronous client."""
+async def httpx2_async(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Run]:
+    """Fetch with httpx2's asynchronous client."""
     import aiofiles  # noqa: PLC0415
-    import httpx  # noqa: PLC0415
+    import httpx2  # noqa: PLC0415
 
     trusted = ssl.create_default_context()
-    with folder(parent, mib, count) as path:
-        async with httpx.AsyncClient(timeout=600, verify=trusted) as client:
+    with results(parent, mib, count) as path:
+        async with httpx2.AsyncClient(timeout=600, verify=trusted) as client:
 
             async def fetch(number: int, url: str) -> None:
                 async with (
-                    client.stream("GET", url) as answer,
+                    client.stream("GET", url) as response,
                     aiofiles.open(path / f"{number}.wav", "wb") as to,
                 ):
-                    async for chunk in answer.aiter_bytes():
+                    async for chunk in response.aiter_bytes():
                         await to.write(chunk)
 
-            async def go() -> dict[str, float]:
+            async def run() -> dict[str, float]:
                 await asyncio.gather(*(fetch(*link) for link in enumerate(links(root, mib, count))))
                 return {"mib": mib * count}
 
-            yield go
+            yield run
 
 
 @asynccontextmanager
-async def aiohttp_aiofiles(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Go]:
-    """Download with aiohttp and aiofiles in blocks of 64 KiB, as tutorials do."""
+async def aiohttp_aiofiles(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Run]:
+    """Fetch with aiohttp into aiofiles by 64 KiB, as tutorials do."""
     import aiofiles  # noqa: PLC0415
     import aiohttp  # noqa: PLC0415
 
-    with folder(parent, mib, count) as path:
+    with results(parent, mib, count) as path:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as client:
 
             async def fetch(number: int, url: str) -> None:
                 async with (
-                    client.get(url) as answer,
+                    client.get(url) as response,
                     aiofiles.open(path / f"{number}.wav", "wb") as to,
                 ):
-                    async for chunk in answer.content.iter_chunked(65536):
+                    async for chunk in response.content.iter_chunked(65536):
                         await to.write(chunk)
 
-            async def go() -> dict[str, float]:
+            async def run() -> dict[str, float]:
                 await asyncio.gather(*(fetch(*link) for link in enumerate(links(root, mib, count))))
                 return {"mib": mib * count}
 
-            yield go
+            yield run
 
 
 @asynccontextmanager
-async def ours(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Go]:
-    """Download as a session does: each file is checked, synced to disk and renamed."""
+async def ours(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Run]:
+    """Fetch as a session does, each file checked, forced to the disk and renamed."""
     from musicgpt_async import MusicGPTSession  # noqa: PLC0415
 
     session = MusicGPTSession("key", base_url=f"{root}/api/public/v1")
     await session.start()
-    download = session._runtime._downloads.downloader.download  # noqa: SLF001 - no job has these links
-    with folder(parent, mib, count) as path:
+    runtime: Any = session._runtime
+    download = runtime._downloads.downloader.download
+    with results(parent, mib, count) as path:
 
         def progress(received: int, total: int | None) -> None:
             pass
 
-        async def go() -> dict[str, float]:
+        async def run() -> dict[str, float]:
             await asyncio.gather(
                 *(
                     download(url, path / f"{number}.wav", progress=progress)
@@ -226,57 +227,32 @@ async def ours(root: str, parent: str, mib: int, count: int) -> AsyncIterator[Go
             return {"mib": mib * count}
 
         try:
-            yield go
+            yield run
         finally:
             await session.aclose(drain=False)
 
 
-def small_writes() -> None:
-    """Write blocks of 64 KiB."""
-    from musicgpt_async._io import response_body  # noqa: PLC0415
-
-    response_body.CHUNK_SIZE = 65536
-
-
-def no_sync() -> None:
-    """Do not sync files to disk."""
-    os.fsync = lambda _: None  # type: ignore[assignment]
-
-
-CONTENDERS: dict[str, Any] = {
-    "bare": bare,
+CLIENTS: dict[str, Any] = {
+    "bare sockets": bare,
     "curl": program(curl),
     "aria2c": program(aria2c),
     "ours": ours,
     "ours, uvloop": ours,
     "aiohttp, aiofiles 64 KiB": aiohttp_aiofiles,
-    "httpx async": httpx_async,
+    "httpx2 async": httpx2_async,
     "requests, threads": requests_threads,
-    "ours, written by 64 KiB": without(ours, small_writes),
-    "ours, no fsync": without(ours, no_sync),
 }
-PEERS = list(CONTENDERS)[:8]
-ABLATIONS = ["ours", *list(CONTENDERS)[8:]]
 
 
-def tables(
-    server: Server, mib: int, rounds: int, names: list[str], *, count: int = 4
-) -> Iterator[Table]:
-    """Measure downloads to memory, with and without TLS."""
+def tables(server: Server, mib: int, rounds: int, *, count: int = 4) -> Iterator[Table]:
+    """Download over TLS, to memory."""
     with tempfile.TemporaryDirectory(dir=memory()) as directory:
-        for tls in (False, True):
-            yield contest(
-                f"Download of {count} x {mib} MiB{' over TLS' if tls else ''}",
-                "downloading",
-                COLUMNS,
-                rounds=rounds,
-                arguments={
-                    "root": server.root(tls=tls),
-                    "parent": directory,
-                    "mib": mib,
-                    "count": count,
-                },
-                warm_up={"mib": 0},
-                names=names,
-                environment={"SSL_CERT_FILE": server.ca},
-            )
+        yield compare(
+            f"Download of {count} x {mib} MiB over TLS",
+            "downloading",
+            COLUMNS,
+            rounds=rounds,
+            arguments={"root": server.tls, "parent": directory, "mib": mib, "count": count},
+            warm_up={"mib": 0},
+            environment=trust(server.ca),
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from picture import Picture
+from plots import Axis, Plot
 from verdicts import Verdicts
 from waiting_simulation import draw, lognormal
 from webhook_simulation import IsLost, SafetyPolls, Waited, after, at_random, wait_for
@@ -40,10 +40,10 @@ def show_losses(verdicts: Verdicts, count: int) -> Losses:
             )
             known = ours.since(LEARNING)
             print(
-                f"  {name:<13}{ours.mean:8.2f}{ours.quantile(0.95):7.1f}{ours.polls_per_job:10.2f}"
-                f" |{known.mean:5.2f}{known.polls_per_job:6.2f}"
-                f" |{before.mean:11.2f}{before.polls_per_job:7.2f}"
-                f" |{polling.mean:5.2f}{polling.polls_per_job:6.1f}"
+                f"  {name:<13}{ours.mean:8.2f}{ours.quantile(0.95):7.1f}{ours.polls_a_job:10.2f}"
+                f" |{known.mean:5.2f}{known.polls_a_job:6.2f}"
+                f" |{before.mean:11.2f}{before.polls_a_job:7.2f}"
+                f" |{polling.mean:5.2f}{polling.polls_a_job:6.1f}"
             )
             here = f"{at_once} unfinished, webhooks {name}"
             judge(verdicts, here, name, (ours, polling), at_once=at_once)
@@ -58,8 +58,8 @@ def judge(
     """Compare the results on one network with their bounds."""
     ours, polling = results
     if name == "0% lost":
-        polls = ours.since(LEARNING).polls_per_job
-        verdicts.at_most(f"{here}: polls per job after the first {LEARNING}", polls, 1.1)
+        polls = ours.since(LEARNING).polls_a_job
+        verdicts.at_most(f"{here}: polls a job after the first {LEARNING}", polls, 1.1)
     elif name == "10% lost":
         verdicts.at_most(f"{here}: mean delay", ours.mean, 2.0)
     elif name == "100% lost":
@@ -68,18 +68,18 @@ def judge(
         half = len(ours.delays) // 2
         found = (ours.silence_reported_at or len(ours.delays)) - half
         verdicts.at_most(f"{here}: jobs until it is found silent", found, at_once + 3)
-        polls = ours.since(half).polls_per_job / polling.since(half).polls_per_job
+        polls = ours.since(half).polls_a_job / polling.since(half).polls_a_job
         verdicts.at_most(f"{here}: polls from then on over polling's", polls, 1.05)
 
 
 def draw_losses(path: Path, losses: Losses) -> None:
-    """Draw the mean delay over the share of lost deliveries."""
-    picture = Picture(
+    """Draw the mean delay over the share that is lost."""
+    plot = Plot(
         "Jobs whose webhooks may be lost, 10 at once on the pro plan",
-        x=(0.005, 1.0, "deliveries lost", (0.01, 0.1, 0.5, 1.0)),
-        y=(0.2, 120.0, "mean delay, s", (0.3, 1, 3, 10, 30, 100)),
+        x=Axis(0.005, 1.0, "deliveries lost", (0.01, 0.1, 0.5, 1.0)),
+        y=Axis(0.2, 120.0, "mean delay, s", (0.3, 1, 3, 10, 30, 100)),
     )
     for name, which in (("ours", 0), ("90th percentile + 30 s", 1), ("polling alone", 2)):
         points = [(share, each[which].mean) for share, each in losses.items() if share > 0.0]
-        picture.curve(name, points)
-    picture.save(path)
+        plot.curve(name, points)
+    plot.save(path)

@@ -1,33 +1,37 @@
-"""Run all comparisons: with the machine's limit, other clients, and this library without parts.
+"""Every comparison in one run: against the machine's limit and against other clients.
 
-    python benchmarks/run.py [--quick] [--rounds N] [--only NAME …] [--json FILE] [--pictures DIR]
+    python benchmarks/run.py [--quick] [--rounds N] [--only NAME …] [--json FILE] [--plots DIR]
 
-Contenders run alternately, each in its own process on one core; the server is another process on
-another core. Only ratios are meaningful. Nothing passes or fails: targets are printed beside the
-results.
+Clients take turns, each in a process of its own on one core; the server is another process on
+another core. Only ratios count, and nothing passes or fails: targets are shown beside the figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import os
 import platform
+import re
+import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 import attrs
-import bars
 import batches
 import downloading
 import handles
+import plots
 import polling
+import scale
 import servers
 import starting
 import targets
 import uploading
-from contest import Table, cores
+from comparison import Table, cores
+
+PEERS = ("aiohttp", "httpx2", "niquests", "pyreqwest", "requests", "uvloop", "fal-client")
 
 
 @attrs.frozen
@@ -38,96 +42,114 @@ class Run:
     quick: bool
     rounds: int
 
+    def batch(self) -> Iterator[Table]:
+        """Batches of large tracks, in clear."""
+        yield from batches.tables(self.rounds, batches.LARGE, tls=False, quick=self.quick)
+
+    def batch_tls(self) -> Iterator[Table]:
+        """Batches of large tracks over TLS, as MusicGPT has it."""
+        yield from batches.tables(self.rounds, batches.LARGE, tls=True, quick=self.quick)
+
+    def small_tracks(self) -> Iterator[Table]:
+        """What a track costs whatever its size."""
+        yield from batches.small_tables(self.rounds, quick=self.quick)
+
+    def uplink(self) -> Iterator[Table]:
+        """Uploads that run ahead of their slots."""
+        yield from batches.uplink_tables(self.rounds, quick=self.quick)
+
     def upload(self) -> Iterator[Table]:
-        """Measure uploads, small and large."""
-        for mib in (32,) if self.quick else (64, 1024):
-            yield from uploading.tables(self.server, mib, self.rounds, uploading.PEERS)
+        """One large upload over TLS."""
+        yield from uploading.tables(self.server, 32 if self.quick else 512, self.rounds)
 
     def download(self) -> Iterator[Table]:
-        """Measure downloads, one large file and four at once."""
-        for count, mib in ((4, 10),) if self.quick else ((1, 256), (4, 50)):
-            names = downloading.PEERS
-            yield from downloading.tables(self.server, mib, self.rounds, names, count=count)
+        """Four downloads at once over TLS."""
+        yield from downloading.tables(self.server, 10 if self.quick else 50, self.rounds)
 
     def poll(self) -> Iterator[Table]:
-        """Measure the cost of a poll."""
-        yield from polling.tables(
-            self.server, 100 if self.quick else 1000, self.rounds, polling.PEERS
-        )
+        """The cost of a poll."""
+        yield from polling.tables(self.server, 100 if self.quick else 1000, self.rounds)
 
     def handles(self) -> Iterator[Table]:
         """Measure many waiting handles."""
         yield from handles.tables(self.server, self.rounds, quick=self.quick)
 
+    def scale(self) -> Iterator[Table]:
+        """Large journals and long lists."""
+        yield from scale.tables(self.rounds, quick=self.quick)
+
     def start(self) -> Iterator[Table]:
-        """Measure the import."""
-        yield from starting.tables(2 * self.rounds)
-
-    def batch(self) -> Iterator[Table]:
-        """Measure a complete batch."""
-        yield from batches.tables(self.rounds, batches.PEERS, quick=self.quick)
-
-    def ablations(self) -> Iterator[Table]:
-        """Measure what each part of the design contributes: the library without it."""
-        upload, download = (32, 10) if self.quick else (512, 50)
-        for table in itertools.chain(
-            uploading.tables(self.server, upload, self.rounds, uploading.ABLATIONS),
-            downloading.tables(self.server, download, self.rounds, downloading.ABLATIONS),
-            batches.tables(self.rounds, batches.ABLATIONS, quick=self.quick),
-        ):
-            table.title = f"Ablations: {table.title}"
-            yield table
+        """Imports."""
+        yield from starting.tables(self.rounds)
 
 
 PARTS: dict[str, Callable[[Run], Iterator[Table]]] = {
     "start": Run.start,
-    "poll": Run.poll,
+    "small-tracks": Run.small_tracks,
+    "batch": Run.batch,
+    "batch-tls": Run.batch_tls,
+    "uplink": Run.uplink,
     "upload": Run.upload,
     "download": Run.download,
+    "poll": Run.poll,
     "handles": Run.handles,
-    "batch": Run.batch,
-    "ablations": Run.ablations,
+    "scale": Run.scale,
+}
+# The columns that are plotted, by the beginning of a table's title; the first one for the others.
+PLOTTED = {
+    "Batch of": ("wall s", "CPU s"),
+    "Upload": ("MiB/s", "CPU s/GiB"),
+    "Download": ("MiB/s", "CPU s/GiB"),
 }
 
 
-def machine() -> dict[str, str | int]:
-    """Return a description of the machine and its software."""
-    names = ("aiohttp", "httpx", "requests", "uvloop")
-    versions = {name: metadata.version(name) for name in names}
+def describe_machine() -> dict[str, object]:
+    """Return what the figures were taken on."""
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processors": len(cores() or (0,)),
-        **versions,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+        **{name: metadata.version(name) for name in ("musicgpt-async", *PEERS)},
     }
 
 
+def plot(name: str, tables: list[Table], directory: Path) -> None:
+    """Plot a part's tables: the file has the name of the part, and a number if there are more."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, table in enumerate(tables):
+        columns = next((c for title, c in PLOTTED.items() if table.title.startswith(title)), ())
+        ending = f"-{number + 1}" if len(tables) > 1 else ""
+        plots.plot_table(table, directory / f"{name}{ending}.svg", columns)
+
+
 def main() -> None:
-    """Run the selected parts."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=re.split(r"\n\n", __doc__)[0])
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds")
-    parser.add_argument("--rounds", type=int, help="number of rounds per contender")
+    parser.add_argument("--rounds", type=int, help="how often each client has a turn")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--json", type=Path, help="file for all figures")
-    parser.add_argument("--pictures", type=Path, help="directory for charts, as SVG")
+    parser.add_argument("--json", type=Path, help="where to write every figure")
+    parser.add_argument("--plots", type=Path, help="a directory to plot into")
     arguments = parser.parse_args()
-    tables: list[Table] = []
+    rounds = arguments.rounds or (2 if arguments.quick else 5)
+    machine, started = describe_machine(), time.monotonic()
+    measured: dict[str, list[Table]] = {}
     both = cores()
     with servers.running(None if both is None else both[0]) as server:
-        rounds = arguments.rounds or (3 if arguments.quick else 7)
         run = Run(server, arguments.quick, rounds)
         for part in arguments.only:
             for table in PARTS[part](run):
                 table.print()
-                tables.append(table)
-    shown = targets.show(tables)
+                measured.setdefault(part, []).append(table)
+            if arguments.plots is not None:
+                plot(part, measured[part], arguments.plots)
+    shown = targets.show([table for tables in measured.values() for table in tables])
+    print(f"\n{time.monotonic() - started:.0f} s")
     if arguments.json is not None:
-        figures = [table.as_json() for table in tables]
-        document = {"machine": machine(), "tables": figures, "targets": shown}
+        figures = {part: [each.as_json() for each in tables] for part, tables in measured.items()}
+        document = {"machine": machine, "tables": figures, "targets": shown}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    if arguments.pictures is not None:
-        arguments.pictures.mkdir(parents=True, exist_ok=True)
-        bars.draw(tables, arguments.pictures)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A minimal, fast server in its own process, so that the client is what is measured.
 
-Every POST is read to its end, discarded and accepted; byId reports an unfinished job; /files/
-serves audio of any size from memory. One port is without TLS, the other with a new certificate.
+Every POST is read to its end, thrown away and accepted; byId always says that the job is still
+processing; /files/ serves audio of any size from memory. One port is in clear, one is over TLS with
+a certificate that is made at the start.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ BASE = "/api/public/v1"
 
 @attrs.frozen
 class Server:
-    """A running server: its ports, and its certificate."""
+    """A server that runs: where it listens, and the authority to trust."""
 
     pid: int
     clear: str
@@ -41,16 +42,26 @@ class Server:
         return self.tls if tls else self.clear
 
 
+def issue_certificate(directory: Path) -> tuple[Path, Path]:
+    """Return the files of a new authority's certificate, and of a key and a chain by it."""
+    authority = trustme.CA()
+    ca, certificate = directory / "ca.pem", directory / "server.pem"
+    authority.cert_pem.write_to_path(str(ca))
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    return ca, certificate
+
+
+def trust(ca: str | Path) -> dict[str, str]:
+    """Return the environment in which clients trust an authority."""
+    return {"SSL_CERT_FILE": str(ca), "REQUESTS_CA_BUNDLE": str(ca)}
+
+
 @contextmanager
 def running(core: int | None = None) -> Iterator[Server]:
     """Run the server in its own process, on its own core if possible."""
     with tempfile.TemporaryDirectory(prefix="bench-tls-") as directory:
-        authority = trustme.CA()
-        ca = Path(directory, "ca.pem")
-        authority.cert_pem.write_to_path(str(ca))
-        certificate = Path(directory, "server.pem")
-        issued = authority.issue_cert("127.0.0.1", "localhost")
-        issued.private_key_and_cert_chain_pem.write_to_path(str(certificate))
+        ca, certificate = issue_certificate(Path(directory))
         arguments = [sys.executable, __file__, str(certificate), "" if core is None else str(core)]
         with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -75,7 +86,7 @@ class _Connection:
         self._buffer = bytearray(BLOCK)
 
     def serve(self) -> None:
-        """Respond to requests until the client closes the connection."""
+        """Respond to requests until the client disconnects."""
         rest = b""
         while (found := self._head(rest)) is not None:
             head, rest = found
@@ -83,13 +94,13 @@ class _Connection:
             headers = dict(each.lower().split(": ", 1) for each in lines)
             method, path, _ = line.split(" ", 2)
             if method == "POST":
-                self._swallow(headers, rest)
+                self._discard(headers, rest)
                 rest = b""
-                self._answer(_accepted())
+                self._respond(_accepted())
             elif path.startswith("/files/"):
                 self._file(int(path[7:].split(".")[0].split("-")[0]), headers.get("range", ""))
             else:
-                self._answer(_at_work(path))
+                self._respond(_unfinished(path))
 
     def _head(self, rest: bytes) -> tuple[bytes, bytes] | None:
         while b"\r\n\r\n" not in rest:
@@ -100,27 +111,27 @@ class _Connection:
         head, _, rest = rest.partition(b"\r\n\r\n")
         return head, rest
 
-    def _swallow(self, headers: dict[str, str], rest: bytes) -> None:
+    def _discard(self, headers: dict[str, str], rest: bytes) -> None:
         if "expect" in headers:
             self._socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         if "content-length" in headers:
             left = int(headers["content-length"]) - len(rest)
             while left > 0:
-                left -= self._received(min(left, BLOCK))
+                left -= self._receive(min(left, BLOCK))
             return
         end = b"\r\n0\r\n\r\n"  # the last, empty chunk
         tail = rest[-len(end) :]
         while tail != end:
-            count = self._received(BLOCK)
+            count = self._receive(BLOCK)
             tail = (tail + bytes(self._buffer[max(0, count - len(end)) : count]))[-len(end) :]
 
-    def _received(self, most: int) -> int:
+    def _receive(self, most: int) -> int:
         count = self._socket.recv_into(self._buffer, most)
         if not count:
             raise ConnectionResetError
         return count
 
-    def _answer(self, body: bytes) -> None:
+    def _respond(self, body: bytes) -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
         self._socket.sendall(head % len(body) + body)
 
@@ -140,7 +151,7 @@ class _Connection:
         if wanted:
             lines.append(f"Content-Range: bytes {first}-{last}/{size}")
         self._socket.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
-        head = _wav_head(size)[first : last + 1]
+        head = wav_head(size)[first : last + 1]
         self._socket.sendall(head)
         self._zeros(last + 1 - first - len(head))
 
@@ -157,7 +168,8 @@ _ZEROS = memoryview(bytes(BLOCK))
 _FILE = -1
 
 
-def _wav_head(size: int) -> bytes:
+def wav_head(size: int) -> bytes:
+    """Return the head of a WAV file of so many bytes."""
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 2, 44100, 176400, 4, 16)
     return (
         struct.pack("<4sI4s", b"RIFF", size - 8, b"WAVE")
@@ -167,7 +179,7 @@ def _wav_head(size: int) -> bytes:
 
 
 def _accepted() -> bytes:
-    answer = {
+    response = {
         "success": True,
         "message": "Message published to queue",
         "task_id": str(uuid.uuid4()),
@@ -175,10 +187,10 @@ def _accepted() -> bytes:
         "eta": 3600,
         "credit_estimate": 2.5,
     }
-    return json.dumps(answer).encode()
+    return json.dumps(response).encode()
 
 
-def _at_work(path: str) -> bytes:
+def _unfinished(path: str) -> bytes:
     conversion = {
         "task_id": path.rpartition("task_id=")[2],
         "conversion_id": "0191c0de-0000-7000-8000-000000000000",
@@ -204,7 +216,7 @@ def _serve(raw: socket.socket, context: ssl.SSLContext | None) -> None:
             raw = context.wrap_socket(raw, server_side=True)
         with raw:
             _Connection(raw).serve()
-    except OSError:  # the client closed the connection
+    except OSError:  # the client disconnected
         raw.close()
 
 

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 import attrs
-from picture import Picture
+from plots import Axis, Plot
 from slot_simulation import share_account
 from upload_simulation import Batch, Fixed, Outcome, Rule, SlotFirst, tracks
 from verdicts import Verdicts
@@ -113,12 +113,12 @@ def show_sharing(verdicts: Verdicts, seeds: int) -> None:
 
 def draw_uplinks(path: Path, uplinks: Uplinks) -> None:
     """Draw the batch time over the upload's share of a job, for one slot."""
-    picture = Picture(
+    plot = Plot(
         f"{COUNT} tracks, one slot, durations off by sigma 0.3",
-        x=(0.08, 2.5, "upload over processing time", (0.1, 0.33, 1, 2)),
-        y=(0.98, 2.2, "batch time over the ideal", (1, 1.1, 1.2, 1.5, 2)),
+        x=Axis(0.08, 2.5, "upload over processing time", (0.1, 0.33, 1, 2)),
+        y=Axis(0.98, 2.2, "batch time over the ideal", (1, 1.1, 1.2, 1.5, 2)),
     )
     for name, which in (("ours", 2), ("slot first", 0), ("one upload ahead", 1)):
         points = [(share, uplinks[1, share, 0.3][which].ratio) for share in SHARES]
-        picture.curve(name, points)
-    picture.save(path)
+        plot.curve(name, points)
+    plot.save(path)

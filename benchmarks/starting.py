@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from contest import Column, Table, contest
+from comparison import Column, Table, compare
 
 COLUMNS = (
     Column("CPU ms", lambda each: 1000 * each["cpu"], ".0f"),
@@ -28,40 +28,40 @@ print(wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, len(
 
 
 def importing(statement: str) -> Any:
-    """Return a contender that executes an import in a fresh process."""
+    """Return a client that imports something in a fresh process."""
 
     @contextmanager
-    def contender() -> Iterator[Callable[[], dict[str, float]]]:
+    def client() -> Iterator[Callable[[], dict[str, float]]]:
         name = statement.split()[1].rstrip(",")
         if importlib.util.find_spec(name) is None:
             raise RuntimeError(f"{name} is not installed")
 
-        def go() -> dict[str, float]:
+        def run() -> dict[str, float]:
             command = [sys.executable, "-c", COUNTED.format(statement)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             figures = map(float, done.stdout.split())
             return dict(zip(("wall", "cpu", "resident", "modules"), figures, strict=True))
 
-        yield go
+        yield run
 
-    return contender
+    return client
 
 
-CONTENDERS: dict[str, Any] = {
+CLIENTS: dict[str, Any] = {
     "bare dependencies": importing("import attrs, anyio, aiofiles, stamina, aiohttp"),
     "ours": importing("import musicgpt_async"),
     "ours, its session": importing("from musicgpt_async import MusicGPTSession"),
     "aiohttp alone": importing("import aiohttp"),
-    "httpx": importing("import httpx"),
     "requests": importing("import requests"),
+    "pyreqwest": importing("import pyreqwest.client"),
+    "niquests": importing("import niquests"),
     "fal-client": importing("import fal_client"),
-    "replicate": importing("import replicate"),
     "openai": importing("import openai"),
 }
 
 
 def tables(rounds: int) -> Iterator[Table]:
-    """Measure each import."""
-    yield contest(
+    """Import each in turn."""
+    yield compare(
         "Import, in a fresh process", "starting", COLUMNS, rounds=rounds, arguments={}, warm_up={}
     )

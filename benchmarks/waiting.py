@@ -1,11 +1,11 @@
-"""Measure how soon each polling policy notices a job's end, and at what cost.
+"""How soon after the vendor each policy of polling sees a job's end, and at what cost.
 
 A simulation with a virtual clock (waiting_simulation.py) runs the library's own schedule and slots
 and the policies of other clients on the same jobs. Further simulations lose webhooks
 (lost_webhooks.py) and share a slow uplink (slow_uplink.py). All tables use fixed seeds and are the
 same on every run, except for the one of many handles, which measures this machine.
 
-    python benchmarks/waiting.py [--quick] [--pictures benchmarks/pictures]
+    python benchmarks/waiting.py [--quick] [--plots DIRECTORY]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import attrs
 from lost_webhooks import draw_losses, show_losses
-from picture import Picture
+from plots import Plot
 from slow_uplink import draw_uplinks, show_sharing, show_uplinks
 from verdicts import Verdicts
 from waiting_simulation import (
@@ -59,12 +59,12 @@ class Load:
     """The cost of a schedule of many handles on this machine."""
 
     handles: int
-    bytes_per_handle: float
-    microseconds_per_poll: float
+    bytes_a_handle: float
+    microseconds_a_poll: float
 
 
 def load(handles: int, polls: int) -> Load:
-    """Attach handles, then poll with a pro account's budget in virtual time."""
+    """Attach handles, then poll through a pro account's budget in virtual time."""
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
@@ -90,7 +90,7 @@ def row(name: str, result: Result) -> str:
     """Return one line of a table."""
     return (
         f"  {name:<30}{result.mean:>9.2f}{result.quantile(0.95):>9.2f}{result.quantile(0.99):>9.2f}"
-        f"{result.polls_per_job:>10.1f}{result.refused:>9}{result.worst_minute:>9}"
+        f"{result.polls_a_job:>10.1f}{result.refused:>9}{result.worst_minute:>9}"
     )
 
 
@@ -111,7 +111,7 @@ def show_trades(verdicts: Verdicts, count: int) -> dict[float, tuple[list[Trade]
         for trade in trades:
             ideal = best.delay_at(trade.late_polls)
             print(
-                f"  {trade.price:5.2f} {trade.result.polls_per_job:10.1f} {trade.result.mean:6.2f}"
+                f"  {trade.price:5.2f} {trade.result.polls_a_job:10.1f} {trade.result.mean:6.2f}"
                 f" {trade.fixed:6.2f} {trade.result.mean / trade.fixed:6.2f}"
                 f" {trade.exponential:7.2f} {trade.result.mean / trade.exponential:6.2f}"
                 f" | {trade.late_mean:9.2f} {ideal:8.2f} {trade.late_mean / ideal:6.2f}"
@@ -147,8 +147,8 @@ def show_clients(count: int) -> None:
             print(row(name, simulate(policy, jobs, at_once=1)))
 
 
-def contenders(polls_per_minute: float, sigma: float) -> Iterator[tuple[str, Policy]]:
-    """Yield all policies for one account."""
+def policies(polls_per_minute: float, sigma: float) -> Iterator[tuple[str, Policy]]:
+    """Every policy, for one account."""
     given = Schedule[int](polls_per_minute=polls_per_minute, rng=random.Random(5))
     yield "ours, budget given", Learned(given)
     yield "ours, budget learned", Learned(Schedule[int](rng=random.Random(5)))
@@ -174,7 +174,7 @@ def show_budgets(verdicts: Verdicts, count: int) -> None:
         )
         print(HEADING)
         results = {}
-        for name, policy in contenders(polls, sigma):
+        for name, policy in policies(polls, sigma):
             results[name] = simulate(policy, lot, at_once=at_once, polls_per_minute=polls)
             print(row(name, results[name]))
         ours, sdk = results["ours, budget given"], results["every 3 s (MusicGPT's SDK)"]
@@ -196,7 +196,7 @@ def show_families(verdicts: Verdicts, count: int) -> None:
         for trade in trades:
             ours = trade.result
             print(
-                f"  {name:<25} {trade.price:6.2f} {ours.polls_per_job:10.1f} {ours.mean:8.2f}"
+                f"  {name:<25} {trade.price:6.2f} {ours.polls_a_job:10.1f} {ours.mean:8.2f}"
                 f" {ours.quantile(0.99):7.1f} {trade.fixed:8.2f} {trade.fixed / ours.mean:6.2f}"
             )
         worst = max(trade.result.mean / trade.fixed for trade in trades)
@@ -242,34 +242,34 @@ def show_load(verdicts: Verdicts, polls: int) -> None:
     loads = [load(handles, polls) for handles in (100, 1000, 10_000)]
     for each in loads:
         print(
-            f"  {each.handles:6} handles: {each.bytes_per_handle:6.0f} bytes per handle,"
-            f" {each.microseconds_per_poll:6.1f} us of CPU per poll"
+            f"  {each.handles:6} handles: {each.bytes_a_handle:6.0f} bytes a handle,"
+            f" {each.microseconds_a_poll:6.1f} us of CPU a poll"
         )
-    growth = loads[-1].microseconds_per_poll / loads[0].microseconds_per_poll
-    verdicts.at_most("CPU per poll at 10,000 handles over that at 100", growth, 2.0)
+    growth = loads[-1].microseconds_a_poll / loads[0].microseconds_a_poll
+    verdicts.at_most("CPU a poll at 10,000 handles over that at 100", growth, 2.0)
 
 
 def draw_trade_off(path: Path, trades: list[Trade], best: Curve, sigma: float) -> None:
-    """Draw the delay over polls for one sigma."""
-    picture = Picture(f"Waiting for jobs of 10 to 200 s whose eta is off by sigma {sigma}")
-    polls = [trade.result.polls_per_job for trade in trades]
-    picture.curve("the optimum, knowing the law", best.points)
+    """Draw delay over polls for one sigma."""
+    plot = Plot(f"Waiting for jobs of 10 to 200 s whose eta is off by sigma {sigma}")
+    polls = [trade.result.polls_a_job for trade in trades]
+    plot.curve("the optimum, knowing the law", best.points)
     means = [trade.result.mean for trade in trades]
-    picture.curve("ours, learning", zip(polls, means, strict=True))
-    picture.curve("fixed interval", zip(polls, (t.fixed for t in trades), strict=True))
-    picture.curve("exponential", zip(polls, (t.exponential for t in trades), strict=True))
+    plot.curve("ours, learning", zip(polls, means, strict=True))
+    plot.curve("fixed interval", zip(polls, (t.fixed for t in trades), strict=True))
+    plot.curve("exponential", zip(polls, (t.exponential for t in trades), strict=True))
     jobs = draw(lognormal(sigma), 400, seed=2)
     for name, wait in CLIENTS.items():
         result = simulate(Timers(wait), jobs, at_once=1)
-        picture.spot(name, result.polls_per_job, result.mean)
-    picture.save(path)
+        plot.spot(name, result.polls_a_job, result.mean)
+    plot.save(path)
 
 
 def main() -> None:
     """Print all tables, then the figures with bounds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer jobs; takes about ten seconds")
-    parser.add_argument("--pictures", type=Path, help="directory for charts, as SVG")
+    parser.add_argument("--quick", action="store_true", help="fewer jobs, in about ten seconds")
+    parser.add_argument("--plots", type=Path, help="the directory to plot into")
     arguments = parser.parse_args()
     quick = arguments.quick
     verdicts = Verdicts()
@@ -283,10 +283,10 @@ def main() -> None:
     losses = show_losses(verdicts, 300 if quick else 1000)
     uplinks = show_uplinks(verdicts, 1 if quick else 3)
     show_sharing(verdicts, 1 if quick else 3)
-    if arguments.pictures:
-        draw_trade_off(arguments.pictures / "waiting.svg", *shown[0.3], 0.3)
-        draw_losses(arguments.pictures / "lost-webhooks.svg", losses)
-        draw_uplinks(arguments.pictures / "slow-uplink.svg", uplinks)
+    if arguments.plots:
+        draw_trade_off(arguments.plots / "waiting.svg", *shown[0.3], 0.3)
+        draw_losses(arguments.plots / "lost-webhooks.svg", losses)
+        draw_uplinks(arguments.plots / "slow-uplink.svg", uplinks)
     verdicts.print()
 
 

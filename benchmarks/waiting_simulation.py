@@ -1,8 +1,8 @@
-"""Simulate a vendor and the clients that wait for its jobs, to compare polling policies.
+"""A virtual vendor and the clients that wait for it, to measure policies of polling.
 
-The vendor responds at once, refuses a poll (429) if the sixty seconds before it contain a budget of
-accepted polls, and refuses a submit if the account is full. A naive client continues at its own
-interval after a refusal. All random numbers have fixed seeds.
+The vendor answers at once, refuses a poll (429) when the sixty seconds before it hold a budget's
+worth of answered polls, and refuses a submit when the account is full. A naive client goes on at
+its own interval after a refusal. Everything is drawn from fixed seeds.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Vendor:
         self.refused = 0
 
     def answers(self, now: float) -> bool:
-        """Return whether a poll is accepted now; if not, it gets a 429."""
+        """Whether a poll made now is answered; else it is a 429."""
         while self._answered and self._answered[0] <= now - 60.0:
             self._answered.popleft()
         if len(self._answered) >= self._budget:
@@ -99,16 +99,16 @@ class Policy(Protocol):
     """A policy that chooses the times of polls."""
 
     def add(self, key: int, now: float, eta: float | None) -> None:
-        """Start polling a job that was accepted now."""
+        """Begin to poll at a job that was accepted now."""
 
     def next(self) -> float:
-        """Return the time of the next poll."""
+        """The moment of the next poll."""
 
     def take(self, now: float) -> list[int]:
         """Return the polls to send now."""
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:
-        """Process the response to a poll."""
+        """Take the answer to a poll."""
 
 
 class Learned:
@@ -118,11 +118,11 @@ class Learned:
         self.schedule = schedule
 
     def add(self, key: int, now: float, eta: float | None) -> None:
-        """Start polling a job."""
+        """Begin to poll at a job."""
         self.schedule.add(key, now=now, eta=eta)
 
     def next(self) -> float:
-        """Return the time of the next poll."""
+        """The moment of the next poll."""
         at = self.schedule.next_due()
         return NEVER if at is None else at
 
@@ -131,7 +131,7 @@ class Learned:
         return self.schedule.take_due(now)
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:
-        """Process the response to a poll."""
+        """Take the answer to a poll."""
         if answered:
             self.schedule.on_success(now=now)
         else:
@@ -150,13 +150,13 @@ class Timers:
         self._due: list[tuple[float, int]] = []
         self._polls: dict[int, int] = {}
 
-    def add(self, key: int, now: float, eta: float | None) -> None:  # noqa: ARG002 - required by Policy
-        """Start polling a job."""
+    def add(self, key: int, now: float, eta: float | None) -> None:  # noqa: ARG002 - Policy's face
+        """Begin to poll at a job."""
         self._polls[key] = 0
         heapq.heappush(self._due, (now + self._wait(0), key))
 
     def next(self) -> float:
-        """Return the time of the next poll."""
+        """The moment of the next poll."""
         return self._due[0][0] if self._due else NEVER
 
     def take(self, now: float) -> list[int]:
@@ -167,7 +167,7 @@ class Timers:
         return taken
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:  # noqa: ARG002
-        """Process the response to a poll."""
+        """Take the answer to a poll."""
         self._polls[key] += 1
         if not ended:
             heapq.heappush(self._due, (now + self._wait(self._polls[key]), key))
@@ -181,12 +181,12 @@ class Turns:
         self._line: deque[int] = deque()
         self._at = 0.0
 
-    def add(self, key: int, now: float, eta: float | None) -> None:  # noqa: ARG002 - required by Policy
-        """Start polling a job."""
+    def add(self, key: int, now: float, eta: float | None) -> None:  # noqa: ARG002 - Policy's face
+        """Begin to poll at a job."""
         self._line.append(key)
 
     def next(self) -> float:
-        """Return the time of the next poll."""
+        """The moment of the next poll."""
         return self._at if self._line else NEVER
 
     def take(self, now: float) -> list[int]:
@@ -195,7 +195,7 @@ class Turns:
         return [self._line.popleft()]
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:  # noqa: ARG002
-        """Process the response to a poll."""
+        """Take the answer to a poll."""
         if not ended:
             self._line.append(key)
 
@@ -230,12 +230,12 @@ class Result:
 
     @property
     def mean(self) -> float:
-        """Mean seconds from a job's end to the poll that found it."""
+        """Mean seconds from a job's end to the poll that saw it."""
         return statistics.fmean(self.delays)
 
     @property
-    def polls_per_job(self) -> float:
-        """Number of polls per job, including refused ones."""
+    def polls_a_job(self) -> float:
+        """Polls made, refused ones too, for each job."""
         return self.polls / len(self.delays)
 
     def quantile(self, share: float) -> float:
@@ -306,7 +306,7 @@ class KnownLaw(DurationModel):
 
 
 def unpaced(price: float, durations: DurationModel | None = None) -> Learned:
-    """Return the library's schedule without a budget, with a price of `price` seconds per poll."""
+    """The package's schedule with no budget, each poll worth `price` seconds."""
     rng = random.Random(7)
     return Learned(
         Schedule(polls_per_minute=NEVER, rng=rng, tick=0.01, price=price, durations=durations)
@@ -314,7 +314,7 @@ def unpaced(price: float, durations: DurationModel | None = None) -> Learned:
 
 
 def at_equal_polls(
-    durations: Sequence[float], polls_per_job: float, wait: Callable[[int], float]
+    durations: Sequence[float], polls_a_job: float, wait: Callable[[int], float]
 ) -> float:
     """Return the mean delay of a timer policy that is scaled to so many polls per job."""
     moments = list(itertools.accumulate(wait(poll) for poll in range(6000)))
@@ -330,7 +330,7 @@ def at_equal_polls(
     low, high = 1.001 * max(durations) / moments[-1], 1000.0
     for _ in range(40):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if stretched(middle)[0] > polls_per_job else (low, middle)
+        low, high = (middle, high) if stretched(middle)[0] > polls_a_job else (low, middle)
     return stretched(high)[1]
 
 
@@ -346,7 +346,7 @@ def optimum_for(sigma: float, price: float, knots: int = 500) -> tuple[float, fl
     for k in range(1, len(at)):
         area.append(area[-1] + 0.5 * (at[k] - at[k - 1]) * (ended[k] + ended[k - 1]))
     last = len(at) - 1
-    best = [(0.0, 0.0, 0.0)] * (last + 1)  # cost, polls and delay after a poll at this time
+    best = [(0.0, 0.0, 0.0)] * (last + 1)  # cost, polls, delay from a poll at this moment on
     reach = last
     for k in range(last - 1, -1, -1):
         found = (NEVER, 0.0, 0.0)
@@ -413,8 +413,8 @@ class Trade:
         return cls(
             price,
             whole,
-            at_equal_polls(durations, whole.polls_per_job, every(1.0)),
-            at_equal_polls(durations, whole.polls_per_job, exponential),
+            at_equal_polls(durations, whole.polls_a_job, every(1.0)),
+            at_equal_polls(durations, whole.polls_a_job, exponential),
             statistics.fmean(whole.delays[200:]),
             (whole.polls - early.polls) / (count - 200),
         )
@@ -425,8 +425,8 @@ def over_own_polls(
 ) -> float:
     """Return the ratio of the schedule's mean delay to that of timers, at as many polls."""
     other = simulate(Timers(wait), jobs, at_once=1)
-    ours = Curve([(trade.result.polls_per_job, trade.result.mean) for trade in trades])
-    return ours.delay_at(other.polls_per_job) / other.mean
+    ours = Curve([(trade.result.polls_a_job, trade.result.mean) for trade in trades])
+    return ours.delay_at(other.polls_a_job) / other.mean
 
 
 @attrs.frozen

@@ -61,8 +61,8 @@ class Waited:
         return statistics.fmean(self.delays)
 
     @property
-    def polls_per_job(self) -> float:
-        """Number of polls per job."""
+    def polls_a_job(self) -> float:
+        """Polls made for each job."""
         return statistics.fmean(self.polls)
 
     def quantile(self, share: float) -> float:

@@ -1,6 +1,6 @@
-"""Run one contender in its own process.
+"""One client in a process of its own, which reports what each round cost.
 
-    python benchmarks/worker.py MODULE CONTENDER
+    python benchmarks/worker.py MODULE CLIENT
 
 It reads lines of JSON, each with the arguments of one round, and writes a line with its cost.
 """
@@ -23,15 +23,15 @@ from typing import Any
 MIB = 1 << 20
 
 
-class Watched(selectors.DefaultSelector):
-    """A selector that measures how long the loop was blocked between two selects."""
+class MeasuringSelector(selectors.DefaultSelector):
+    """Measures how long the loop was held between two polls of its sockets."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Reset the measurements."""
+    def reset(self) -> None:
+        """Start anew."""
         self.held = self.worked = 0.0
         self._since, self._processor = time.perf_counter(), time.thread_time()
 
@@ -57,7 +57,7 @@ def _status(name: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
-def _forget_peak() -> None:
+def _reset_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:  # not Linux: the peak is the one of all rounds
@@ -81,7 +81,7 @@ class Cost:
 
     def __enter__(self) -> None:
         self._resting = _resting()
-        _forget_peak()
+        _reset_peak()
         self._wall, self._processor = time.perf_counter(), _cpu()
 
     def __exit__(self, *_: object) -> None:
@@ -95,51 +95,52 @@ class Cost:
 
 
 def run_blocking(make: Any, arguments: dict[str, Any]) -> dict[str, float]:
-    """Run one round of a blocking contender."""
+    """Run one round of a client that blocks."""
     cost = Cost()
     manager: AbstractContextManager[Any] = make(**arguments)
-    with manager as go:
+    with manager as run:
         with cost:
-            extra = go()
+            extra = run()
         return cost.figures(extra)
 
 
 async def run_async(
-    make: Any, arguments: dict[str, Any], watched: Watched | None
+    make: Any, arguments: dict[str, Any], selector: MeasuringSelector | None
 ) -> dict[str, float]:
-    """Run one round of an asynchronous contender."""
+    """Run one round of a client on the loop."""
     cost = Cost()
     manager: AbstractAsyncContextManager[Any] = make(**arguments)
-    async with manager as go:
+    async with manager as run:
         await asyncio.sleep(0)
-        if watched is not None:
-            watched.forget()
+        if selector is not None:
+            selector.reset()
         with cost:
-            extra = await go()
-        held = watched.figures() if watched else {}
+            extra = await run()
+        held = selector.figures() if selector else {}
         return cost.figures({**held, **(extra or {})})
 
 
 def main(module: str, name: str) -> None:
-    """Run rounds until standard input is closed."""
-    make = importlib.import_module(module).CONTENDERS[name]
-    is_async = inspect.isasyncgenfunction(inspect.unwrap(make))
-    watched = None
+    """Serve rounds until standard input closes."""
+    make = importlib.import_module(module).CLIENTS[name]
+    function = make.func if isinstance(make, functools.partial) else make
+    is_async = inspect.isasyncgenfunction(inspect.unwrap(function))
+    selector = None
     runner: asyncio.Runner | None = None
     if is_async and name.endswith("uvloop"):
         import uvloop  # noqa: PLC0415 - only where it is asked for
 
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     elif is_async:
-        watched = Watched()
-        runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(watched))
+        selector = MeasuringSelector()
+        runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector))
     sys.stdout.write("{}\n")
     sys.stdout.flush()
     is_first = True
     for line in sys.stdin:
         arguments = json.loads(line)
         if runner is not None:
-            result = runner.run(run_async(make, arguments, watched))
+            result = runner.run(run_async(make, arguments, selector))
         else:
             result = run_blocking(make, arguments)
         if is_first:  # the warm-up

@@ -5,7 +5,7 @@ and closes the connection without a response a few times before it responds. A c
 installed is skipped:
 
     pip install fal-client musicgpt
-    python benchmarks/peers_dropped_answer.py
+    python benchmarks/lost_responses.py
 
 Connections to other addresses than 127.0.0.1 are refused, for all clients.
 """
@@ -27,7 +27,7 @@ from aiohttp import web
 
 from musicgpt_async import MusicGPTSession
 
-ANSWER = {
+RESPONSE = {
     "success": True,
     "task_id": "00000000-0000-4000-8000-000000000001",
     "conversion_id": "00000000-0000-4000-8000-000000000002",
@@ -56,7 +56,7 @@ class Vendor:
         self.submits += 1
         if self.submits <= self.dropped and request.transport is not None:
             request.transport.close()
-        return web.json_response(ANSWER)
+        return web.json_response(RESPONSE)
 
 
 @asynccontextmanager

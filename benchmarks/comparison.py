@@ -1,4 +1,4 @@
-"""Contests: contenders run alternately, and only the ratios between them are meaningful."""
+"""Comparisons: clients take turns on one core, and only the ratios between them count."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Column:
 
 @attrs.define
 class Table:
-    """The results of one contest."""
+    """What the clients of one comparison took."""
 
     title: str
     columns: tuple[Column, ...]
@@ -57,12 +57,12 @@ class Table:
     missing: dict[str, str] = attrs.field(factory=dict)
 
     def figure(self, name: str, column: str) -> Figure:
-        """Return a contender's figure."""
+        """Return a client's figure."""
         of = next(each.of for each in self.columns if each.name == column)
         return Figure(tuple(of(each) for each in self.rounds[name]))
 
     def ratio(self, column: str, over: str, name: str = OURS) -> Figure:
-        """Return the ratio of a contender's figure to another's, round by round."""
+        """Return a client's figure over another's, round by round."""
         pairs = zip(self.figure(name, column).values, self.figure(over, column).values, strict=True)
         return Figure(tuple(mine / theirs if theirs else float("nan") for mine, theirs in pairs))
 
@@ -81,7 +81,7 @@ class Table:
             print(f"{name:<{widths[0]}}  {why}")
 
     def as_json(self) -> dict[str, Any]:
-        """Return all rounds of all contenders."""
+        """Return every round of every client."""
         figures = {
             name: {c.name: attrs.asdict(self.figure(name, c.name)) for c in self.columns}
             for name in self.rounds
@@ -90,7 +90,7 @@ class Table:
 
 
 class Worker:
-    """The process of a contender."""
+    """A client's process."""
 
     def __init__(self, module: str, name: str, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -103,14 +103,14 @@ class Worker:
         )
         if cores() is not None:
             os.sched_setaffinity(self._process.pid, {cores()[1]})  # type: ignore[index]
-        self._answer()
+        self._read_result()
 
     def run(self, **arguments: Any) -> dict[str, float]:
         """Run one round."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(arguments) + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self._read_result()
 
     def __enter__(self) -> Self:
         return self
@@ -118,23 +118,23 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def _answer(self) -> dict[str, float]:
+    def _read_result(self) -> dict[str, float]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(self._process.communicate()[1].strip().rpartition("\n")[2])
-        answer: dict[str, float] = json.loads(line)
-        return answer
+        result: dict[str, float] = json.loads(line)
+        return result
 
 
-def without(contender: Any, change: Callable[[], None]) -> Callable[..., Any]:
-    """Return an asynchronous contender with one part changed in its process."""
+def without(client: Any, change: Callable[[], None]) -> Callable[..., Any]:
+    """Return a client on the loop with a part of it taken away in this process."""
 
     @asynccontextmanager
     async def changed(**arguments: Any) -> AsyncIterator[Any]:
         change()
-        async with contender(**arguments) as go:
-            yield go
+        async with client(**arguments) as run:
+            yield run
 
     return changed
 
@@ -147,7 +147,7 @@ def cores() -> tuple[int, int] | None:
     return (mine[0], mine[1]) if len(mine) > 1 else None
 
 
-def contest(
+def compare(
     title: str,
     module: str,
     columns: tuple[Column, ...],
@@ -158,9 +158,9 @@ def contest(
     names: Iterable[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Table:
-    """Run contenders alternately, each in its own process, in another order each round."""
+    """Have clients take turns, each in a process of its own, in another order each round."""
     table = Table(title, columns)
-    names = list(names or importlib.import_module(module).CONTENDERS)
+    names = list(names or importlib.import_module(module).CLIENTS)
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for name in names:
