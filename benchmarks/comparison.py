@@ -28,7 +28,7 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """The median of all rounds."""
+        """The value that half of the rounds stayed below."""
         return statistics.median(self.values)
 
     def __format__(self, spec: str) -> str:
@@ -40,7 +40,7 @@ class Figure:
 
 @attrs.frozen
 class Column:
-    """A column of a table: its heading, its value for a round, and its format."""
+    """A figure that a table shows: its heading, how it is made of a round, how it is written."""
 
     name: str
     of: Callable[[Mapping[str, float]], float]
@@ -67,7 +67,7 @@ class Table:
         return Figure(tuple(mine / theirs if theirs else float("nan") for mine, theirs in pairs))
 
     def print(self) -> None:
-        """Print medians, minima and maxima, and the ratio of this library to each contender."""
+        """Print it: medians with the least and the most, and ours as a ratio of each."""
         print(f"\n{self.title}")
         widths = [max(len(f"{name}") for name in (*self.rounds, *self.missing, "")) + 2]
         heads = [f"{column.name}" for column in self.columns]
@@ -140,7 +140,7 @@ def without(client: Any, change: Callable[[], None]) -> Callable[..., Any]:
 
 
 def cores() -> tuple[int, int] | None:
-    """Return a core for servers and one for clients, or ``None`` if there is only one."""
+    """Return a core for servers and one for clients, ``None`` where there is no choice."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     mine = sorted(os.sched_getaffinity(0))

@@ -57,7 +57,7 @@ def results(parent: str, mib: int, count: int) -> Iterator[Path]:
 
 @contextmanager
 def bare(root: str, parent: str, mib: int, count: int) -> Iterator[Callable[[], dict[str, float]]]:
-    """Receive and write blocks, with one thread per file: the limit in Python."""
+    """Receive a block, write a block, a thread each: the limit in Python."""
 
     def fetch(url: str, path: Path) -> None:
         buffer = memoryview(bytearray(MIB))
@@ -110,14 +110,14 @@ def program(command: Callable[[list[str], Path], list[str]]) -> Any:
 
 
 def curl(urls: list[str], path: Path) -> list[str]:
-    """Download with ``curl --parallel``."""
+    """Fetch with ``curl --parallel``."""
     files = [part for url in urls for part in ("-O", url)]
     trusted = ["--cacert", os.environ["SSL_CERT_FILE"]]
     return ["curl", "-sfZ", *trusted, "--output-dir", str(path), *files]
 
 
 def aria2c(urls: list[str], path: Path) -> list[str]:
-    """Download with ``aria2c -x4``."""
+    """Fetch with ``aria2c -x4``."""
     trusted = [f"--ca-certificate={os.environ['SSL_CERT_FILE']}"]
     options = ["-q", "-x4", f"-j{len(urls)}", "-Z", f"--dir={path}", "--no-conf=true"]
     return ["aria2c", *options, *trusted, *urls]
@@ -127,7 +127,7 @@ def aria2c(urls: list[str], path: Path) -> list[str]:
 def requests_threads(
     root: str, parent: str, mib: int, count: int
 ) -> Iterator[Callable[[], dict[str, float]]]:
-    """Download with requests, with one thread per file."""
+    """Fetch with requests, a thread each."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
     import requests  # noqa: PLC0415

@@ -22,7 +22,7 @@ Run = Callable[[], Awaitable[dict[str, float]]]
 
 
 class Memory:
-    """Memory of the Python objects created in the block; tracing is slow, so do not time it."""
+    """What Python objects made inside the block take; slows them down, so it is no timing."""
 
     def __enter__(self) -> Self:
         gc.collect()

@@ -1,13 +1,13 @@
-"""Count how often each client submits if the response to a paid submit is dropped.
+"""How often each client submits when the answer to a paid submit is dropped.
 
-A server on loopback reads each submit completely, counts it, since MusicGPT would charge for it,
-and closes the connection without a response a few times before it responds. A client that is not
-installed is skipped:
+A server on loopback reads each submit whole, counts it, as the vendor would charge for it, and
+closes the connection unanswered a few times before it answers. A peer that is not installed is
+skipped:
 
     pip install fal-client musicgpt
     python benchmarks/lost_responses.py
 
-Connections to other addresses than 127.0.0.1 are refused, for all clients.
+Every connection that does not lead to 127.0.0.1 is refused, whoever asks for it.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ TRACK = b"ID3" + bytes(20_000)
 
 @attrs.define
 class Vendor:
-    """A server that counts submits, and drops the first responses."""
+    """Counts submits, and drops the first answers."""
 
     dropped: int
     submits: int = 0
     url: str = ""
 
     async def take(self, request: web.Request) -> web.StreamResponse:
-        """Read a submit, and respond or close the connection."""
+        """Read a submit, and answer it or not."""
         await request.read()
         self.submits += 1
         if self.submits <= self.dropped and request.transport is not None:
@@ -61,7 +61,7 @@ class Vendor:
 
 @asynccontextmanager
 async def vendor_that_drops(answers: int) -> AsyncIterator[Vendor]:
-    """Run the server on a loopback port; yield it."""
+    """A vendor on a loopback port."""
     vendor = Vendor(answers)
     app = web.Application()
     app.router.add_post("/{path:.*}", vendor.take)
@@ -95,8 +95,8 @@ async def fal(url: str) -> None:
     await asyncio.to_thread(client.submit, "some/application", arguments={"prompt": "a song"})
 
 
-async def musicgpt_sdk(url: str) -> None:
-    """Submit with MusicGPT's own package, by its only submit, which is not an extraction."""
+async def the_vendors_own(url: str) -> None:
+    """Submit with the vendor's package; it has no extraction, this is its only submit."""
     import musicgpt  # noqa: PLC0415 - a peer that may not be there
 
     client = musicgpt.MusicGPTClient("a key", log_level="ERROR")
@@ -105,7 +105,7 @@ async def musicgpt_sdk(url: str) -> None:
 
 
 async def retry_loop(url: str) -> None:
-    """Submit in a loop that retries after any network error, as much hand-written code does."""
+    """Submit as much hand-written code does: any error of the network is worth another try."""
 
     @stamina.retry(on=(aiohttp.ClientError, OSError), attempts=4, wait_initial=0.05)
     async def submit() -> None:
@@ -124,13 +124,13 @@ async def retry_loop(url: str) -> None:
 PEERS: dict[str, tuple[str | None, Callable[[str], Awaitable[None]]]] = {
     "musicgpt-async": (None, ours),
     "fal-client": ("fal-client", fal),
-    "musicgpt (MusicGPT's own, music_ai)": ("musicgpt", musicgpt_sdk),
+    "musicgpt (the vendor's, music_ai)": ("musicgpt", the_vendors_own),
     "a retry loop around aiohttp": (None, retry_loop),
 }
 
 
 async def measured(submit: Callable[[str], Awaitable[None]], dropped: int) -> tuple[int, str]:
-    """Return how often a client submitted, and what its caller received."""
+    """Return how often a peer submitted, and what its caller got."""
     async with vendor_that_drops(dropped) as vendor:
         try:
             async with asyncio.timeout(120):
@@ -141,7 +141,7 @@ async def measured(submit: Callable[[str], Awaitable[None]], dropped: int) -> tu
 
 
 def version_of(distribution: str | None) -> str | None:
-    """Return the version of a package, or ``None`` if it is not installed."""
+    """Return the version of a peer, ``None`` where it is not installed."""
     if distribution is None:
         return ""
     try:
@@ -151,7 +151,7 @@ def version_of(distribution: str | None) -> str | None:
 
 
 def refuse_the_world(event: str, arguments: tuple[Any, ...]) -> None:
-    """Refuse connections to other machines; an audit hook."""
+    """Let no connection leave this machine: an audit hook."""
     if event != "socket.connect":
         return
     address = arguments[1]

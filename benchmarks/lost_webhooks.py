@@ -1,4 +1,4 @@
-"""The cost of lost webhooks, by the current rule, by the previous one and by polling alone."""
+"""What lost webhooks cost, by the rule, by the rule before it and by polling alone."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from webhook_simulation import IsLost, SafetyPolls, Waited, after, at_random, wa
 PLANS = ((2, 20.0), (5, 200.0), (10, 500.0))
 LOSSES = (0.0, 0.01, 0.1, 0.5, 1.0)
 LEARNING = 50
-"""Jobs after which a working receiver has been recognized."""
+"""Jobs after which a receiver that hears is known to."""
 
 Losses = dict[float, tuple[Waited, Waited, Waited]]
 
 
 def networks(count: int) -> Iterator[tuple[str, IsLost]]:
-    """Yield networks that lose deliveries in different ways."""
+    """Every way to lose deliveries."""
     for share in LOSSES:
         yield f"{share:.0%} lost", at_random(share)
     yield "dies midway", after(count // 2)
 
 
 def show_losses(verdicts: Verdicts, count: int) -> Losses:
-    """Simulate each plan on each network; return the pro plan's results by the lost share."""
+    """Each plan on each network; return those of the pro plan by the share that is lost."""
     shown: Losses = {}
     jobs = draw(lognormal(0.3), count, seed=3)
     for at_once, plan in PLANS:
-        print(f"\n{at_once} unfinished, {plan:g} polls per minute, {count} jobs with webhooks")
+        print(f"\n{at_once} unfinished, {plan:g} polls a minute, {count} jobs with webhooks")
         print("  deliveries     mean s  p95 s  polls/job | after 50 | 90th perc. + 30 s | polling")
         polling = wait_for(jobs, at_once=at_once, polls_per_minute=plan, is_lost=None)
         for name, is_lost in networks(count):
@@ -40,10 +40,10 @@ def show_losses(verdicts: Verdicts, count: int) -> Losses:
             )
             known = ours.since(LEARNING)
             print(
-                f"  {name:<13}{ours.mean:8.2f}{ours.quantile(0.95):7.1f}{ours.polls_a_job:10.2f}"
-                f" |{known.mean:5.2f}{known.polls_a_job:6.2f}"
-                f" |{before.mean:11.2f}{before.polls_a_job:7.2f}"
-                f" |{polling.mean:5.2f}{polling.polls_a_job:6.1f}"
+                f"  {name:<13}{ours.mean:8.2f}{ours.quantile(0.95):7.1f}{ours.polls_per_job:10.2f}"
+                f" |{known.mean:5.2f}{known.polls_per_job:6.2f}"
+                f" |{before.mean:11.2f}{before.polls_per_job:7.2f}"
+                f" |{polling.mean:5.2f}{polling.polls_per_job:6.1f}"
             )
             here = f"{at_once} unfinished, webhooks {name}"
             judge(verdicts, here, name, (ours, polling), at_once=at_once)
@@ -55,10 +55,10 @@ def show_losses(verdicts: Verdicts, count: int) -> Losses:
 def judge(
     verdicts: Verdicts, here: str, name: str, results: tuple[Waited, Waited], *, at_once: int
 ) -> None:
-    """Compare the results on one network with their bounds."""
+    """Hold one network to what was asked of it."""
     ours, polling = results
     if name == "0% lost":
-        polls = ours.since(LEARNING).polls_a_job
+        polls = ours.since(LEARNING).polls_per_job
         verdicts.at_most(f"{here}: polls a job after the first {LEARNING}", polls, 1.1)
     elif name == "10% lost":
         verdicts.at_most(f"{here}: mean delay", ours.mean, 2.0)
@@ -68,7 +68,7 @@ def judge(
         half = len(ours.delays) // 2
         found = (ours.silence_reported_at or len(ours.delays)) - half
         verdicts.at_most(f"{here}: jobs until it is found silent", found, at_once + 3)
-        polls = ours.since(half).polls_a_job / polling.since(half).polls_a_job
+        polls = ours.since(half).polls_per_job / polling.since(half).polls_per_job
         verdicts.at_most(f"{here}: polls from then on over polling's", polls, 1.05)
 
 

@@ -36,7 +36,7 @@ PEERS = ("aiohttp", "httpx2", "niquests", "pyreqwest", "requests", "uvloop", "fa
 
 @attrs.frozen
 class Run:
-    """The settings of a run, and its parts as methods."""
+    """How much is to be measured."""
 
     server: servers.Server
     quick: bool
@@ -71,7 +71,7 @@ class Run:
         yield from polling.tables(self.server, 100 if self.quick else 1000, self.rounds)
 
     def handles(self) -> Iterator[Table]:
-        """Measure many waiting handles."""
+        """Many waiting handles."""
         yield from handles.tables(self.server, self.rounds, quick=self.quick)
 
     def scale(self) -> Iterator[Table]:

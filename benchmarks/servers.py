@@ -1,4 +1,4 @@
-"""A minimal, fast server in its own process, so that the client is what is measured.
+"""Raw servers in a process of their own, so that what is measured is the client.
 
 Every POST is read to its end, thrown away and accepted; byId always says that the job is still
 processing; /files/ serves audio of any size from memory. One port is in clear, one is over TLS with
@@ -38,7 +38,7 @@ class Server:
     ca: str
 
     def root(self, *, tls: bool) -> str:
-        """Return the root URL with or without TLS."""
+        """Return the root in clear or over TLS."""
         return self.tls if tls else self.clear
 
 
@@ -59,7 +59,7 @@ def trust(ca: str | Path) -> dict[str, str]:
 
 @contextmanager
 def running(core: int | None = None) -> Iterator[Server]:
-    """Run the server in its own process, on its own core if possible."""
+    """Run the server in a process of its own, on a core of its own where that is possible."""
     with tempfile.TemporaryDirectory(prefix="bench-tls-") as directory:
         ca, certificate = issue_certificate(Path(directory))
         arguments = [sys.executable, __file__, str(certificate), "" if core is None else str(core)]
@@ -119,7 +119,7 @@ class _Connection:
             while left > 0:
                 left -= self._receive(min(left, BLOCK))
             return
-        end = b"\r\n0\r\n\r\n"  # the last, empty chunk
+        end = b"\r\n0\r\n\r\n"  # the empty chunk that is the last
         tail = rest[-len(end) :]
         while tail != end:
             count = self._receive(BLOCK)
@@ -221,7 +221,7 @@ def _serve(raw: socket.socket, context: ssl.SSLContext | None) -> None:
 
 
 def main(certificate: str, core: str) -> None:
-    """Serve until standard input is closed."""
+    """Serve until standard input closes."""
     global _FILE  # noqa: PLW0603 - one file for all connections
     if core:
         os.sched_setaffinity(0, {int(core)})

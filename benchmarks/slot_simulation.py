@@ -1,7 +1,7 @@
-"""Simulate tracks on an account that is shared with another client, on a virtual clock.
+"""Tracks through an account's slots on a virtual clock, beside another client that comes and goes.
 
-MusicGPT counts a conversion when it has received the complete form, and refuses it (429) if the
-account is full. The client notices the end of a job shortly after it.
+The vendor counts a conversion when its whole form has come in, and refuses it (429) when the
+account is full. The end of a job is seen a moment after it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from musicgpt_async._rules.slots import Slots
 
 @attrs.frozen
 class Shared:
-    """The result of a client that shared its account for a while."""
+    """What happened to a client that shared its account for a while."""
 
     refused_meanwhile: int
     accepted_meanwhile: int
     refused_after: int
-    recovery: float  # seconds from the end of the other client to the full limit
+    recovery: float  # seconds from the other's leaving to the whole limit
 
 
 def share_account(
@@ -35,15 +35,15 @@ def share_account(
     seconds: float = 20.0,
     seed: int = 1,
 ) -> Shared:
-    """Simulate an endless queue of tracks on an account that another client uses too.
+    """Run an endless line of tracks on an account of which another client has a part.
 
     Args:
-        parallel: Maximum number of unfinished conversions.
-        others: Number of the other client's conversions by time; 0 from `until` on.
-        until: Time in seconds at which the other client stops.
-        given: Whether the client knows the limit.
-        seconds: Duration of a job.
-        seed: Seed of all random numbers.
+        parallel: Conversions that the vendor allows.
+        others: How many the other client runs, by time; none from `until` on.
+        until: When it leaves.
+        given: Whether the client was told how many the vendor allows.
+        seconds: How long a job takes.
+        seed: Of everything drawn.
     """
     rng = random.Random(seed)
     slots = Slots(parallel=parallel if given else None)

@@ -1,4 +1,4 @@
-"""The cost of a slow uplink: slot first, one upload ahead, and the library's rule."""
+"""What a slow uplink costs, with a slot taken first, one upload ahead, and by the rule."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SHARES = (0.1, 1 / 3, 1.0, 2.0)
 SIGMAS = (0.15, 0.3, 0.6)
 SLOTS = (1, 2, 3, 10)
 COUNT = 100
-"""Tracks per batch."""
+"""Tracks in a batch."""
 
 Uplinks = dict[tuple[int, float, float], list["Mean"]]
 
 
 @attrs.frozen
 class Mean:
-    """The mean of a rule's batches."""
+    """A rule's batches, on average."""
 
     ratio: float
     sent_twice: float
@@ -32,7 +32,7 @@ class Mean:
 
     @classmethod
     def of(cls, outcomes: list[Outcome]) -> Mean:
-        """Return the mean over several seeds of one batch."""
+        """Take the mean of the same batch from several seeds."""
         return cls(
             statistics.fmean(each.ratio for each in outcomes),
             statistics.fmean(each.sent_twice for each in outcomes),
@@ -42,12 +42,12 @@ class Mean:
 
 
 def rules() -> tuple[Rule | None, ...]:
-    """Return the rules to compare: slot first, one ahead, and None for the library's."""
+    """Slot first, one ahead, the rule."""
     return SlotFirst(), Fixed(1), None
 
 
 def show_uplinks(verdicts: Verdicts, seeds: int) -> Uplinks:
-    """Simulate batches by slots, by the upload's share of a job, and by spread of durations."""
+    """Batches by slots, by the upload's share of a job, and by the spread of durations."""
     print(f"\n{COUNT} tracks through a slow uplink: batch time over the ideal, {seeds} seeds")
     print("  slots  upload/job  sigma  slot first  one ahead   rule  sent twice  longest hold s")
     shown: Uplinks = {}
@@ -85,7 +85,7 @@ def show_uplinks(verdicts: Verdicts, seeds: int) -> Uplinks:
 
 
 def show_sharing(verdicts: Verdicts, seeds: int) -> None:
-    """Simulate another client that uses a part of the account and then stops."""
+    """Another client that takes a part of the account, and leaves."""
     print("\nAnother client takes conversions for half an hour, jobs of 20 s")
     print("  slots  others  limit    recovery s  429s meanwhile  of accepted  429s after")
     for parallel, part, given in itertools.product((2, 5, 10), (0.5, 0.9, 1.0), (True, False)):
@@ -108,7 +108,7 @@ def show_sharing(verdicts: Verdicts, seeds: int) -> None:
             f"{max(run.refused_after for run in runs):12}"
         )
         here = f"{parallel} slots, {others} taken by others, {'given' if given else 'learned'}"
-        verdicts.at_most(f"{here}: seconds until the full limit is restored", worst, 120.0)
+        verdicts.at_most(f"{here}: seconds until the whole limit is back", worst, 120.0)
 
 
 def draw_uplinks(path: Path, uplinks: Uplinks) -> None:

@@ -1,4 +1,4 @@
-"""Start-up: the cost of imports in fresh processes."""
+"""Start-up: what importing costs, in fresh processes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Simulate tracks with a slow uplink and a few slots, on a virtual clock.
+"""Tracks through a slow uplink and a few slots on a virtual clock: who waits for whom.
 
-The running uploads share the uplink evenly. MusicGPT counts a conversion when it has received the
-complete form, and the client notices an end shortly after it. The server may close the connection
-of a held body after a while; the body is then sent again.
+The uplink is shared evenly by the bodies under way. The vendor counts a conversion when its whole
+form has come in, and the client sees an end a moment after it. A body whose end is held back may be
+closed by the server after a while; it is sent again then.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from musicgpt_async._rules.durations import DurationModel
 from musicgpt_async._rules.slots import Slots
 from musicgpt_async._rules.upload_ahead import Running, Uplink, UploadAhead
 
-RATE = 1_000_000.0  # bytes per second of the uplink
-_CHECK = 1.0  # seconds between two checks whether the next upload may start
+RATE = 1_000_000.0  # bytes a second of the uplink
+_CHECK = 1.0  # seconds between two questions whether the next upload may start
 NEVER = math.inf
 
 
 @attrs.define(eq=False)
 class Track:
-    """One track: its size and duration, and its progress."""
+    """One track: what it takes, and how far it is."""
 
     number: int
     size: int
@@ -38,27 +38,27 @@ class Track:
 
 
 class Rule(Protocol):
-    """A rule that decides which upload starts."""
+    """Decides which upload starts."""
 
     def may_start(
         self, size: int, *, free: int, uploading: Sequence[int], held: int, running: list[Running]
     ) -> bool:
-        """Return whether the next upload in the queue may start now."""
+        """Whether the next upload in the queue may start now."""
 
 
 class SlotFirst:
-    """Acquire a slot before the upload, as most clients do."""
+    """A slot is taken before the upload, as clients do."""
 
     def may_start(
         self, size: int, *, free: int, uploading: Sequence[int], held: int, running: list[Running]
     ) -> bool:
-        """Return whether a slot is free."""
+        """Whether a slot is free."""
         del size, running
         return len(uploading) + held < free
 
 
 class Fixed:
-    """Run a fixed number of uploads ahead."""
+    """So many uploads ahead, whatever is known."""
 
     def __init__(self, ahead: int) -> None:
         self._ahead = ahead
@@ -66,29 +66,29 @@ class Fixed:
     def may_start(
         self, size: int, *, free: int, uploading: Sequence[int], held: int, running: list[Running]
     ) -> bool:
-        """Return whether fewer uploads than that run ahead."""
+        """Whether so many are not ahead yet."""
         del size, running
         return len(uploading) + held < free + self._ahead
 
 
 @attrs.frozen
 class Outcome:
-    """The result of a batch."""
+    """A whole batch."""
 
     seconds: float
     ideal: float
-    sent_twice: float  # bytes sent again, as a share of the bytes needed
+    sent_twice: float  # bytes sent again, of those needed
     refused: int
     held: list[float]
 
     @property
     def ratio(self) -> float:
-        """The batch's time divided by the ideal one."""
+        """The batch's time over the ideal."""
         return self.seconds / self.ideal
 
 
 def tracks(count: int, *, share: float, sigma: float, seed: int) -> list[Track]:
-    """Draw tracks whose upload takes `share` of the processing time on average."""
+    """Draw tracks whose upload takes this share of the processing time, on average."""
     rng = random.Random(seed)
     drawn = []
     for number in range(count):
@@ -99,7 +99,7 @@ def tracks(count: int, *, share: float, sigma: float, seed: int) -> list[Track]:
 
 
 def ideal(batch: Sequence[Track], parallel: int) -> float:
-    """Return the batch's time if each body is complete when its slot is free."""
+    """The time in which each body is there when its slot is, in the order of the queue."""
     slots, there = [0.0] * parallel, 0.0
     for track in batch:
         there += track.size / RATE
@@ -108,7 +108,7 @@ def ideal(batch: Sequence[Track], parallel: int) -> float:
 
 
 class Batch:
-    """The simulation of one batch with a rule."""
+    """One batch through the uplink, the slots and a rule."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Batch:
         self._holds: list[float] = []
 
     def run(self) -> Outcome:
-        """Run until every track was found finished."""
+        """Run until every track is seen done."""
         while self._queue or self._uploading or self._held or self._ends:
             self._start()
             self._advance(self._next())

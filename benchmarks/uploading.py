@@ -68,7 +68,7 @@ def curl(root: str, path: str, mib: int) -> Iterator[Callable[[], dict[str, floa
         command = ["curl", "-sf", "-o", os.devnull, "-F", f"audio_file=@{path}"]
         trusted = ["--cacert", os.environ["SSL_CERT_FILE"]]
         subprocess.run([*command, *trusted, f"{root}{BASE}/Extraction"], check=True)
-        return {"mib": mib, "added": math.nan}  # Linux starts a child's peak at its parent's memory
+        return {"mib": mib, "added": math.nan}  # what Linux tells of a child begins at its parent's
 
     yield run
 
@@ -136,12 +136,12 @@ def with_aiohttp(body: Callable[[Any, Any], Any]) -> Client:
 
 
 def open_file(form: Any, file: Any) -> None:
-    """Pass the file to aiohttp."""
+    """Give aiohttp the file itself."""
     form.add_field("audio_file", file, filename="a.wav")
 
 
 def generator(form: Any, file: Any) -> None:
-    """Pass a generator over aiofiles to aiohttp, as tutorials do."""
+    """Give aiohttp a generator over aiofiles, as tutorials do."""
     import aiofiles  # noqa: PLC0415
 
     async def blocks() -> AsyncIterator[bytes]:
@@ -207,5 +207,5 @@ def tables(server: Server, mib: int, rounds: int) -> Iterator[Table]:
 
 
 def memory() -> str | None:
-    """Return a directory in memory, so that the disk is not measured, or ``None``."""
+    """Return a directory in memory, so that the disk decides nothing."""
     return "/dev/shm" if sys.platform == "linux" and os.access("/dev/shm", os.W_OK) else None  # noqa: S108

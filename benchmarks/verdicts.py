@@ -1,21 +1,21 @@
-"""Compare measured figures with their bounds."""
+"""What a benchmark was asked for, beside what it measured."""
 
 from __future__ import annotations
 
 
 class Verdicts:
-    """Measured figures and their bounds."""
+    """The figures that were asked for, beside what was measured."""
 
     def __init__(self) -> None:
         self._lines: list[tuple[bool, str]] = []
 
-    def at_most(self, name: str, measured: float, bound: float) -> None:
-        """Record a figure that must not exceed a bound."""
-        text = f"{name}: {measured:.2f} (at most {bound:g})"
+    def at_most(self, what: str, measured: float, bound: float) -> None:
+        """Note a figure that must not exceed a bound."""
+        text = f"{what}: {measured:.2f} (at most {bound:g})"
         self._lines.append((measured <= bound, text))
 
     def print(self) -> None:
-        """Print all figures, and how many are within their bounds."""
+        """Print them all, and how many hold."""
         print("\nWhat must hold")
         for holds, text in self._lines:
             print(f"  {'ok    ' if holds else 'MISSED'} {text}")

@@ -1,9 +1,10 @@
 """How soon after the vendor each policy of polling sees a job's end, and at what cost.
 
-A simulation with a virtual clock (waiting_simulation.py) runs the library's own schedule and slots
-and the policies of other clients on the same jobs. Further simulations lose webhooks
-(lost_webhooks.py) and share a slow uplink (slow_uplink.py). All tables use fixed seeds and are the
-same on every run, except for the one of many handles, which measures this machine.
+A simulation with a virtual clock (waiting_simulation.py) runs the package's own schedule and
+slots, and beside them, on the same jobs, the policies of clients that people use. Then webhooks
+are lost (lost_webhooks.py), and uploads share a slow uplink (slow_uplink.py). Every table but the
+one of many handles, which measures this machine, comes from fixed seeds and is the same on every
+run.
 
     python benchmarks/waiting.py [--quick] [--plots DIRECTORY]
 """
@@ -51,12 +52,12 @@ from waiting_simulation import (
 from musicgpt_async._rules.polling import Schedule
 
 PLANS = ((2, 20.0), (5, 200.0), (10, 500.0), (200, 500.0))
-"""Unfinished jobs and polls per minute: those of each plan, and many attached handles."""
+"""Unfinished jobs and polls a minute: each plan's, and many attached handles."""
 
 
 @attrs.frozen
 class Load:
-    """The cost of a schedule of many handles on this machine."""
+    """What a schedule of many handles costs this machine."""
 
     handles: int
     bytes_a_handle: float
@@ -87,10 +88,10 @@ def load(handles: int, polls: int) -> Load:
 
 
 def row(name: str, result: Result) -> str:
-    """Return one line of a table."""
+    """One line of a table."""
     return (
         f"  {name:<30}{result.mean:>9.2f}{result.quantile(0.95):>9.2f}{result.quantile(0.99):>9.2f}"
-        f"{result.polls_a_job:>10.1f}{result.refused:>9}{result.worst_minute:>9}"
+        f"{result.polls_per_job:>10.1f}{result.refused:>9}{result.worst_minute:>9}"
     )
 
 
@@ -100,7 +101,7 @@ HEADING = (
 
 
 def show_trades(verdicts: Verdicts, count: int) -> dict[float, tuple[list[Trade], Curve]]:
-    """Show the trade-off between polls and delay, without a budget."""
+    """Without a budget: the trade-off between polls and delay."""
     shown = {}
     for sigma in SIGMAS:
         best = optimum(sigma)
@@ -111,7 +112,7 @@ def show_trades(verdicts: Verdicts, count: int) -> dict[float, tuple[list[Trade]
         for trade in trades:
             ideal = best.delay_at(trade.late_polls)
             print(
-                f"  {trade.price:5.2f} {trade.result.polls_a_job:10.1f} {trade.result.mean:6.2f}"
+                f"  {trade.price:5.2f} {trade.result.polls_per_job:10.1f} {trade.result.mean:6.2f}"
                 f" {trade.fixed:6.2f} {trade.result.mean / trade.fixed:6.2f}"
                 f" {trade.exponential:7.2f} {trade.result.mean / trade.exponential:6.2f}"
                 f" | {trade.late_mean:9.2f} {ideal:8.2f} {trade.late_mean / ideal:6.2f}"
@@ -123,7 +124,7 @@ def show_trades(verdicts: Verdicts, count: int) -> dict[float, tuple[list[Trade]
 def judge_trades(
     verdicts: Verdicts, sigma: float, trades: list[Trade], best: Curve, jobs: list[Job]
 ) -> None:
-    """Compare a table with its bounds: at its worst price, and at as many polls as exponential."""
+    """Hold a table to what was asked: the worst price of it, and the exponential's own polls."""
     bounds = {0.15: (0.35, 0.3, 1.25), 0.3: (0.6, 0.35, 1.15), 0.6: (0.9, 0.5, 1.05)}[sigma]
     here = f"no budget, sigma {sigma}: mean delay over"
     fixed = max(trade.result.mean / trade.fixed for trade in trades)
@@ -135,7 +136,7 @@ def judge_trades(
 
 
 def show_clients(count: int) -> None:
-    """Show other clients with their own settings, without a budget."""
+    """Without a budget: what people's clients do at their own settings."""
     for sigma in SIGMAS:
         print(f"\nNo budget, sigma {sigma}, everyone at their own setting")
         print(HEADING)
@@ -162,14 +163,14 @@ def policies(polls_per_minute: float, sigma: float) -> Iterator[tuple[str, Polic
 
 
 def show_budgets(verdicts: Verdicts, count: int) -> None:
-    """Show all policies under each plan's budget."""
+    """Under each plan's budget."""
     bounds = {0.15: 0.15, 0.3: 0.25, 0.6: 0.4}
     for (at_once, polls), sigma, told in itertools.product(PLANS, SIGMAS, (True, False)):
         if not told and sigma != SIGMAS[1]:
             continue
         lot = draw(lognormal(sigma), 3 * count if at_once > 10 else count, seed=3, told=told)
         print(
-            f"\n{at_once} unfinished, {polls:g} polls per minute, sigma {sigma},"
+            f"\n{at_once} unfinished, {polls:g} polls a minute, sigma {sigma},"
             f" {len(lot)} jobs{'' if told else ', eta unknown'}"
         )
         print(HEADING)
@@ -177,7 +178,7 @@ def show_budgets(verdicts: Verdicts, count: int) -> None:
         for name, policy in policies(polls, sigma):
             results[name] = simulate(policy, lot, at_once=at_once, polls_per_minute=polls)
             print(row(name, results[name]))
-        ours, sdk = results["ours, budget given"], results["every 3 s (MusicGPT's SDK)"]
+        ours, sdk = results["ours, budget given"], results["every 3 s (the vendor's SDK)"]
         here = f"{at_once} unfinished, {polls:g} a minute, sigma {sigma}"
         here += "" if told else ", eta unknown"
         verdicts.at_most(f"{here}: polls in the worst minute", ours.worst_minute, polls)
@@ -188,7 +189,7 @@ def show_budgets(verdicts: Verdicts, count: int) -> None:
 
 
 def show_families(verdicts: Verdicts, count: int) -> None:
-    """Show distributions of durations that were not used to choose any constant."""
+    """On durations that no constant was chosen on."""
     print(f"\nOther families, no budget, {count} jobs one after another")
     print("  family                     price  polls/job   mean s   p99 s  fixed s   gain")
     for name, family in STEM_GROUPS.items():
@@ -196,7 +197,7 @@ def show_families(verdicts: Verdicts, count: int) -> None:
         for trade in trades:
             ours = trade.result
             print(
-                f"  {name:<25} {trade.price:6.2f} {ours.polls_a_job:10.1f} {ours.mean:8.2f}"
+                f"  {name:<25} {trade.price:6.2f} {ours.polls_per_job:10.1f} {ours.mean:8.2f}"
                 f" {ours.quantile(0.99):7.1f} {trade.fixed:8.2f} {trade.fixed / ours.mean:6.2f}"
             )
         worst = max(trade.result.mean / trade.fixed for trade in trades)
@@ -206,7 +207,7 @@ def show_families(verdicts: Verdicts, count: int) -> None:
 
 
 def show_families_under_budgets(verdicts: Verdicts, count: int) -> None:
-    """Show the same distributions under each plan's budget."""
+    """The same under each plan's budget."""
     print(f"\nOther families under a plan's budget, {count} jobs")
     print(HEADING)
     for name, family in STEM_GROUPS.items():
@@ -221,7 +222,7 @@ def show_families_under_budgets(verdicts: Verdicts, count: int) -> None:
 
 
 def show_batches(verdicts: Verdicts) -> None:
-    """Show slots and schedule together on accounts with unknown limits."""
+    """Slots and schedule together on an account of which nothing was said."""
     print("\n100 tracks, no limit given")
     print("  account                 429 on submit  429 on byId  slots busy  limit at the end")
     for parallel, polls in PLANS[:3]:
@@ -237,8 +238,8 @@ def show_batches(verdicts: Verdicts) -> None:
 
 
 def show_load(verdicts: Verdicts, polls: int) -> None:
-    """Show the cost of many handles on one schedule."""
-    print("\nMany handles on one schedule of 500 polls per minute")
+    """Many handles on one schedule."""
+    print("\nMany handles on one schedule of 500 polls a minute")
     loads = [load(handles, polls) for handles in (100, 1000, 10_000)]
     for each in loads:
         print(
@@ -252,7 +253,7 @@ def show_load(verdicts: Verdicts, polls: int) -> None:
 def draw_trade_off(path: Path, trades: list[Trade], best: Curve, sigma: float) -> None:
     """Draw delay over polls for one sigma."""
     plot = Plot(f"Waiting for jobs of 10 to 200 s whose eta is off by sigma {sigma}")
-    polls = [trade.result.polls_a_job for trade in trades]
+    polls = [trade.result.polls_per_job for trade in trades]
     plot.curve("the optimum, knowing the law", best.points)
     means = [trade.result.mean for trade in trades]
     plot.curve("ours, learning", zip(polls, means, strict=True))
@@ -261,12 +262,12 @@ def draw_trade_off(path: Path, trades: list[Trade], best: Curve, sigma: float) -
     jobs = draw(lognormal(sigma), 400, seed=2)
     for name, wait in CLIENTS.items():
         result = simulate(Timers(wait), jobs, at_once=1)
-        plot.spot(name, result.polls_a_job, result.mean)
+        plot.spot(name, result.polls_per_job, result.mean)
     plot.save(path)
 
 
 def main() -> None:
-    """Print all tables, then the figures with bounds."""
+    """Print every table, then what must hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer jobs, in about ten seconds")
     parser.add_argument("--plots", type=Path, help="the directory to plot into")

@@ -32,7 +32,7 @@ NEVER = math.inf
 
 
 def lognormal(sigma: float) -> Family:
-    """Return durations whose ratio to the eta is lognormal around 1, as in the rule's prior."""
+    """Actual over eta is lognormal around 1, as the rule's prior has it."""
     return lambda rng, eta, _: eta * rng.lognormvariate(0.0, sigma)
 
 
@@ -59,14 +59,14 @@ STEM_GROUPS: dict[str, Family] = {
 
 @attrs.frozen
 class Job:
-    """A job: its eta for the client (None: unknown) and its actual duration in seconds."""
+    """What the vendor knows: the eta it told (None: unknown) and the time it will take."""
 
     eta: float | None
     actual: float
 
 
 def draw(family: Family, count: int, *, seed: int, told: bool = True) -> list[Job]:
-    """Draw jobs with etas from 10 to 200 s, which the client learns only if `told`."""
+    """Draw jobs with etas from 10 to 200 s; not `told`: the client never learns the eta."""
     rng = random.Random(seed)
     jobs = []
     for n in range(count):
@@ -76,7 +76,7 @@ def draw(family: Family, count: int, *, seed: int, told: bool = True) -> list[Jo
 
 
 class Vendor:
-    """The vendor's limit: at most so many accepted polls in any sixty seconds."""
+    """The vendor's side of the budget: at most so many answered polls in any sixty seconds."""
 
     def __init__(self, polls_per_minute: float) -> None:
         self._budget = polls_per_minute
@@ -96,7 +96,7 @@ class Vendor:
 
 
 class Policy(Protocol):
-    """A policy that chooses the times of polls."""
+    """A way to choose moments for polls."""
 
     def add(self, key: int, now: float, eta: float | None) -> None:
         """Begin to poll at a job that was accepted now."""
@@ -105,14 +105,14 @@ class Policy(Protocol):
         """The moment of the next poll."""
 
     def take(self, now: float) -> list[int]:
-        """Return the polls to send now."""
+        """The polls to make now."""
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:
         """Take the answer to a poll."""
 
 
 class Learned:
-    """The library's own schedule."""
+    """The package's own schedule."""
 
     def __init__(self, schedule: Schedule[int]) -> None:
         self.schedule = schedule
@@ -127,7 +127,7 @@ class Learned:
         return NEVER if at is None else at
 
     def take(self, now: float) -> list[int]:
-        """Return the polls to send now."""
+        """The polls to make now."""
         return self.schedule.take_due(now)
 
     def answer(self, key: int, now: float, *, answered: bool, ended: bool) -> None:
@@ -143,7 +143,7 @@ class Learned:
 
 
 class Timers:
-    """One timer per job, independent of the responses, as in most clients."""
+    """Each job on a timer of its own, whatever the answers: what most clients do."""
 
     def __init__(self, wait: Callable[[int], float]) -> None:
         self._wait = wait
@@ -160,7 +160,7 @@ class Timers:
         return self._due[0][0] if self._due else NEVER
 
     def take(self, now: float) -> list[int]:
-        """Return the polls to send now."""
+        """The polls to make now."""
         taken = []
         while self._due and self._due[0][0] <= now:
             taken.append(heapq.heappop(self._due)[1])
@@ -174,7 +174,7 @@ class Timers:
 
 
 class Turns:
-    """Round robin at exactly the pace of a known budget: a fair fixed interval."""
+    """The jobs in turn, at exactly the pace of a known budget: a fixed interval made fair."""
 
     def __init__(self, polls_per_minute: float) -> None:
         self._gap = 60.001 / polls_per_minute
@@ -190,7 +190,7 @@ class Turns:
         return self._at if self._line else NEVER
 
     def take(self, now: float) -> list[int]:
-        """Return the polls to send now."""
+        """The polls to make now."""
         self._at = now + self._gap
         return [self._line.popleft()]
 
@@ -201,17 +201,17 @@ class Turns:
 
 
 def every(seconds: float) -> Callable[[int], float]:
-    """Return a fixed interval."""
+    """A fixed interval."""
     return lambda _: seconds
 
 
 def exponential(poll: int) -> float:
-    """Return an interval of 1 s, which grows by half with each poll up to 20 s."""
+    """1 s at first, half as much again each time, 20 s at most."""
     return min(1.5 ** min(poll, 8), 20.0)
 
 
 CLIENTS: dict[str, Callable[[int], float]] = {
-    "every 3 s (MusicGPT's SDK)": every(3.0),
+    "every 3 s (the vendor's SDK)": every(3.0),
     "every 0.1 s (fal)": every(0.1),
     "every 0.5 s (replicate)": every(0.5),
     "every 30 s (Azure)": every(30.0),
@@ -221,7 +221,7 @@ CLIENTS: dict[str, Callable[[int], float]] = {
 
 @attrs.frozen
 class Result:
-    """The results of one policy on one set of jobs."""
+    """What one policy did with one lot of jobs."""
 
     delays: list[float]  # in order of finishing
     polls: int
@@ -234,19 +234,19 @@ class Result:
         return statistics.fmean(self.delays)
 
     @property
-    def polls_a_job(self) -> float:
+    def polls_per_job(self) -> float:
         """Polls made, refused ones too, for each job."""
         return self.polls / len(self.delays)
 
     def quantile(self, share: float) -> float:
-        """Return the delay that this share of the jobs does not exceed."""
+        """The delay that this share of the jobs stays below."""
         return sorted(self.delays)[min(int(share * len(self.delays)), len(self.delays) - 1)]
 
 
 def simulate(
     policy: Policy, jobs: Sequence[Job], *, at_once: int, polls_per_minute: float = NEVER
 ) -> Result:
-    """Simulate jobs with a policy, which sees `at_once` unfinished jobs at any time."""
+    """Run jobs through a policy, `at_once` unfinished as the policy knows at any time."""
     vendor = Vendor(polls_per_minute)
     ends: dict[int, float] = {}
     delays: list[float] = []
@@ -275,7 +275,7 @@ def simulate(
 
 
 def worst_minute(moments: Sequence[float]) -> int:
-    """Return the largest number of polls in any sixty seconds."""
+    """The most polls in any sixty seconds."""
     window: deque[float] = deque()
     worst = 0
     for at in moments:
@@ -287,7 +287,7 @@ def worst_minute(moments: Sequence[float]) -> int:
 
 
 class KnownLaw(DurationModel):
-    """An oracle for lognormal jobs, which knows the distribution of durations."""
+    """An oracle for lognormal jobs: it knows the law, and has nothing to learn."""
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
@@ -296,11 +296,11 @@ class KnownLaw(DurationModel):
     def distribution(
         self, eta: float | None, *, age_known: bool
     ) -> tuple[DurationDistribution, float]:
-        """Return the true distribution if there is an eta."""
+        """The law itself, where there is an eta."""
         return super().distribution(eta, age_known=age_known) if eta is None else (self._known, eta)
 
     def observe(self, eta: float | None, low: float, high: float) -> None:
-        """Learn from jobs without an eta only."""
+        """Learn of jobs without an eta alone."""
         if eta is None:
             super().observe(eta, low, high)
 
@@ -314,9 +314,9 @@ def unpaced(price: float, durations: DurationModel | None = None) -> Learned:
 
 
 def at_equal_polls(
-    durations: Sequence[float], polls_a_job: float, wait: Callable[[int], float]
+    durations: Sequence[float], polls_per_job: float, wait: Callable[[int], float]
 ) -> float:
-    """Return the mean delay of a timer policy that is scaled to so many polls per job."""
+    """Mean delay of a policy on timers, stretched until it makes this many polls a job."""
     moments = list(itertools.accumulate(wait(poll) for poll in range(6000)))
 
     def stretched(factor: float) -> tuple[float, float]:
@@ -330,14 +330,14 @@ def at_equal_polls(
     low, high = 1.001 * max(durations) / moments[-1], 1000.0
     for _ in range(40):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if stretched(middle)[0] > polls_a_job else (low, middle)
+        low, high = (middle, high) if stretched(middle)[0] > polls_per_job else (low, middle)
     return stretched(high)[1]
 
 
 def optimum_for(sigma: float, price: float, knots: int = 500) -> tuple[float, float]:
-    """Return the optimum of polls and delay for eta 1, as (polls, delay).
+    """The least expected price of polls and delay for eta 1, as (polls, delay).
 
-    Solved backwards on a fine time grid: no rule that knows the distribution can be better.
+    Solved backwards over a fine grid of moments: what no rule can beat that knows the law.
     """
     steps = [(8.5 * k / knots - 4.0) * sigma for k in range(knots + 1)]
     at = [0.0, *(math.exp(step) for step in steps)]
@@ -362,12 +362,12 @@ def optimum_for(sigma: float, price: float, knots: int = 500) -> tuple[float, fl
 
 @attrs.frozen
 class Curve:
-    """Mean delay over polls per job."""
+    """Mean delay over polls a job."""
 
     points: list[tuple[float, float]]
 
     def delay_at(self, polls: float) -> float:
-        """Return the mean delay at so many polls per job, interpolated on logarithmic scales."""
+        """The mean delay at this many polls a job, between the points on logarithmic scales."""
         points = sorted(self.points)
         k = min(max(bisect_left(points, (polls, 0.0)), 1), len(points) - 1)
         (x0, y0), (x1, y1) = points[k - 1], points[k]
@@ -376,7 +376,7 @@ class Curve:
 
 
 def optimum(sigma: float, *, etas: int = 19) -> Curve:
-    """Return the optimal trade-off for etas from 10 to 200 s."""
+    """The best trade-off for etas from 10 to 200 s."""
     spread = [10.0 + 190.0 * (k + 0.5) / etas for k in range(etas)]
     ratios = [0.0002 * 1.7**k for k in range(14)]
     solved = [optimum_for(sigma, ratio) for ratio in ratios]
@@ -392,7 +392,7 @@ def optimum(sigma: float, *, etas: int = 19) -> Curve:
 
 @attrs.frozen
 class Trade:
-    """The learned schedule and others at equal polls per job, without a budget."""
+    """The learned schedule against others at equal polls a job, no budget in the way."""
 
     price: float
     result: Result
@@ -403,7 +403,7 @@ class Trade:
 
     @classmethod
     def of(cls, family: Family, price: float, count: int, *, seed: int = 1) -> Trade:
-        """Simulate jobs one after another, so that each one learns from those before it."""
+        """Run jobs one after another, so that each learns from all before it."""
         jobs = draw(family, count, seed=seed)
         policy = unpaced(price)
         early = simulate(policy, jobs[:200], at_once=1)
@@ -413,8 +413,8 @@ class Trade:
         return cls(
             price,
             whole,
-            at_equal_polls(durations, whole.polls_a_job, every(1.0)),
-            at_equal_polls(durations, whole.polls_a_job, exponential),
+            at_equal_polls(durations, whole.polls_per_job, every(1.0)),
+            at_equal_polls(durations, whole.polls_per_job, exponential),
             statistics.fmean(whole.delays[200:]),
             (whole.polls - early.polls) / (count - 200),
         )
@@ -423,15 +423,15 @@ class Trade:
 def over_own_polls(
     trades: Sequence[Trade], jobs: Sequence[Job], wait: Callable[[int], float]
 ) -> float:
-    """Return the ratio of the schedule's mean delay to that of timers, at as many polls."""
+    """The schedule's mean delay over that of timers, at the polls that those make."""
     other = simulate(Timers(wait), jobs, at_once=1)
-    ours = Curve([(trade.result.polls_a_job, trade.result.mean) for trade in trades])
-    return ours.delay_at(other.polls_a_job) / other.mean
+    ours = Curve([(trade.result.polls_per_job, trade.result.mean) for trade in trades])
+    return ours.delay_at(other.polls_per_job) / other.mean
 
 
 @attrs.frozen
 class Account:
-    """The result of a batch on an account with unknown limits."""
+    """A whole batch on an account of which nothing was said."""
 
     submits_refused: int
     polls_refused: int
@@ -440,7 +440,7 @@ class Account:
 
 
 class Batch:
-    """The simulation of a batch with unknown limits, with the library's slots and schedule."""
+    """Tracks on an account of which nothing was said, through the package's slots and schedule."""
 
     def __init__(self, *, parallel: int, polls_per_minute: float, tracks: int) -> None:
         self._rng = random.Random(1)
@@ -455,7 +455,7 @@ class Batch:
         self._refused = 0
 
     def run(self) -> Account:
-        """Run until every track was found finished."""
+        """Run until every track is seen done."""
         now = 0.0
         while self._line or self._uploads or self._ends:
             while self._line and self._slots.try_acquire(now=now):

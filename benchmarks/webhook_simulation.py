@@ -1,7 +1,7 @@
-"""Simulate polls and webhook deliveries, some of which are lost, on a virtual clock.
+"""Jobs whose ends a webhook tells, unless it is lost: polls and deliveries on a virtual clock.
 
-MusicGPT sends one delivery per job, some time after its end; the network or the receiver loses some
-of them. byId responds at once, within the plan's budget.
+The vendor posts one delivery for each job, some time after its end; the network or the receiver
+loses some of them. byId answers at once, within the plan's budget.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from musicgpt_async._rules.receiver_reliability import ReceiverReliability
 __all__ = ["SafetyPolls", "Waited", "after", "at_random", "draw", "lognormal", "wait_for"]
 
 IsLost = Callable[[random.Random, int], bool]
-"""Returns whether the delivery of the n-th job is lost."""
+"""Whether the n-th job's delivery is lost."""
 
 
 def at_random(share: float) -> IsLost:
-    """Return a network that loses this share of the deliveries."""
+    """Return the network that loses this share of the deliveries."""
     return lambda rng, _: rng.random() < share
 
 
 def after(jobs: int) -> IsLost:
-    """Return a receiver that fails after so many jobs."""
+    """Return the receiver that dies after so many jobs."""
     return lambda _, n: n >= jobs
 
 
 class SafetyPolls(Schedule[int]):
-    """The previous rule: wait for the webhook, then poll at long intervals."""
+    """The rule before this one: a webhook is waited for, then asked after at ease."""
 
     def _plan(self, job: _ScheduledJob[int], now: float) -> None:
         if job.webhook is None or job.denied:
@@ -49,7 +49,7 @@ class SafetyPolls(Schedule[int]):
 
 @attrs.frozen
 class Waited:
-    """The results of a set of jobs, in order of acceptance."""
+    """What happened to one lot of jobs, in order of acceptance."""
 
     delays: list[float]
     polls: list[int]
@@ -57,20 +57,20 @@ class Waited:
 
     @property
     def mean(self) -> float:
-        """Mean seconds from a job's end to the poll that found it."""
+        """Mean seconds from a job's end to the poll that saw it."""
         return statistics.fmean(self.delays)
 
     @property
-    def polls_a_job(self) -> float:
+    def polls_per_job(self) -> float:
         """Polls made for each job."""
         return statistics.fmean(self.polls)
 
     def quantile(self, share: float) -> float:
-        """Return the delay that this share of the jobs does not exceed."""
+        """The delay that this share of the jobs stays below."""
         return sorted(self.delays)[min(int(share * len(self.delays)), len(self.delays) - 1)]
 
     def since(self, job: int) -> Waited:
-        """Return the results without the jobs before this one."""
+        """Return what happened from a job on."""
         return Waited(self.delays[job:], self.polls[job:], self.silence_reported_at)
 
 
@@ -83,21 +83,21 @@ def wait_for(
     late: float = 0.3,
     rule: type[Schedule[int]] | None = None,
 ) -> Waited:
-    """Simulate jobs with a schedule.
+    """Run jobs through a schedule.
 
     Args:
-        jobs: Jobs in order of submission.
-        at_once: Number of unfinished jobs, as the client sees it.
-        polls_per_minute: The account's limit, which the client knows.
-        is_lost: Returns which deliveries are lost; None to use no webhooks.
+        jobs: In order of submission.
+        at_once: Unfinished jobs, as far as the client knows.
+        polls_per_minute: What the vendor allows, and the client knows.
+        is_lost: Which deliveries do not arrive; None where no webhooks are asked for.
         late: Mean seconds from a job's end to its delivery.
-        rule: A schedule that replaces the library's.
+        rule: Another schedule than the package's own.
     """
     return _Account(jobs, polls_per_minute, is_lost, late, rule or Schedule).run(at_once)
 
 
 class _Account:
-    """The state of a simulation."""
+    """Jobs on their way through a schedule and a vendor that posts webhooks."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class _Account:
         self._reported: int | None = None
 
     def run(self, at_once: int) -> Waited:
-        """Run until every job was found finished."""
+        """Run until every job is seen done."""
         for _ in range(at_once):
             self._begin(0.0)
         now = 0.0

@@ -2,7 +2,7 @@
 
     python benchmarks/worker.py MODULE CLIENT
 
-It reads lines of JSON, each with the arguments of one round, and writes a line with its cost.
+reads lines of JSON, each the arguments of one round, and answers each with one of what it took.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MeasuringSelector(selectors.DefaultSelector):
         self._since, self._processor = time.perf_counter(), time.thread_time()
 
     def select(self, timeout: float | None = None) -> Any:
-        """Wait, and record the time since the last call and the CPU time that the loop used."""
+        """Wait, and note how long it was since the last time, and the CPU that the loop used."""
         self.held = max(self.held, time.perf_counter() - self._since)
         self.worked = max(self.worked, time.thread_time() - self._processor)
         ready = super().select(timeout)
@@ -44,12 +44,12 @@ class MeasuringSelector(selectors.DefaultSelector):
         return ready
 
     def figures(self) -> dict[str, float]:
-        """Return the longest block in seconds, and its CPU time."""
+        """Return both."""
         return {"held": self.held, "worked": self.worked}
 
 
 def _status(name: str) -> float:
-    """Return a value of /proc/self/status in MiB, NaN if it does not exist."""
+    """Return a figure of /proc/self/status in MiB, nothing where there is none."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -60,13 +60,13 @@ def _status(name: str) -> float:
 def _reset_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux: the peak is the one of all rounds
+    except OSError:  # not Linux: the peak is that of all rounds
         return
 
 
 @functools.cache
 def _resting() -> float:
-    """Return the memory in use before the first round; what a contender keeps counts as added."""
+    """Return the memory in use before the first round: what is kept from round to round counts."""
     return _status("VmRSS")
 
 
@@ -77,7 +77,7 @@ def _cpu() -> float:
 
 
 class Cost:
-    """The time, CPU time and memory of the block."""
+    """What a piece of work took."""
 
     def __enter__(self) -> None:
         self._resting = _resting()
@@ -90,7 +90,7 @@ class Cost:
         self.added = _status("VmHWM") - self._resting
 
     def figures(self, extra: dict[str, float] | None = None) -> dict[str, float]:
-        """Return all measurements by name."""
+        """Return all of it as numbers."""
         return {"wall": self.wall, "cpu": self.cpu, "added": self.added, **(extra or {})}
 
 
@@ -143,7 +143,7 @@ def main(module: str, name: str) -> None:
             result = runner.run(run_async(make, arguments, selector))
         else:
             result = run_blocking(make, arguments)
-        if is_first:  # the warm-up
+        if is_first:  # it was the warm-up
             _resting.cache_clear()
             is_first = False
         sys.stdout.write(json.dumps(result) + "\n")
