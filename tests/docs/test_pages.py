@@ -22,6 +22,7 @@ from factories.pages import PAGES, README, ROOT, Block, blocks, read
 
 from musicgpt_async import ExtractionJob
 from musicgpt_async.cli.app import app
+from musicgpt_async.cli.states import TrackState
 from musicgpt_async.emulator import Emulator, Fault
 
 DOCS = [page for page in PAGES if page != README]
@@ -137,8 +138,7 @@ def test_a_command_line_parses(line: str) -> None:
 
 def test_options_exist() -> None:
     """Every option that the text of a page names is one of the command's."""
-    options = {"--help", "--version", "--install-completion"}
-    options.add("--pool")  # Celery's
+    options = {"--help", "--version", "--install-completion", "--pool"}  # the last is Celery's
     for command in app:
         if not command.startswith("-"):
             for argument in app[command].assemble_argument_collection():
@@ -219,10 +219,26 @@ def test_the_json_has_the_documented_fields(directory: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     documented, printed = json.loads(example.code), json.loads(done.stdout)
+    assert list(printed) == list(documented)
     for name, value in documented.items():
         assert type(printed[name]) is type(value), name
+    for name in ("track", "source", "ok", "state", "stems", "format", "in_work"):
+        assert printed[name] == documented[name], name
     assert printed["files"].keys() == documented["files"].keys()
-    assert printed["state"] == documented["state"]
+
+
+def test_the_states_of_the_command_are_listed() -> None:
+    """The command reference explains each state that the command shows, and no other."""
+    commands = read(ROOT / "docs" / "commands.md")
+    table = commands[commands.index("| state | meaning |") : commands.index("`jobs --failed`")]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [str(each) for each in TrackState]
+
+
+def test_the_commands_are_listed() -> None:
+    """The command reference begins with a table of all commands."""
+    commands = read(ROOT / "docs" / "commands.md").partition("## Environment")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", commands, re.MULTILINE)
+    assert sorted(listed) == sorted(name for name in app if not name.startswith("-"))
 
 
 def test_the_errors_named_are_the_librarys() -> None:
