@@ -56,6 +56,9 @@ async def open_app(
         conninfo=libpq_url(database),
         min_size=1,
         max_size=CONNECTIONS,
+        timeout=CONNECT_TIMEOUT,
+        # Else the pool waits as long as an outage has lasted before it connects again.
+        reconnect_timeout=CONNECT_TIMEOUT / 2,
         # Behind pgbouncer the next statement may meet a server that has not prepared it.
         kwargs={"connect_timeout": CONNECT_TIMEOUT, "prepare_threshold": None},
     )

@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import attrs
 
 from musicgpt_async._rules import fingerprint
 from musicgpt_async.cli import streams
-from musicgpt_async.cli.sources import TrackRequest, TrackSources, is_url
+from musicgpt_async.cli.sources import TrackRequest, TrackSources, is_url, why_not_audio
 from musicgpt_async.cli.task_database import EXTRACT, describe_failure, open_app
 from musicgpt_async.cli.text import count, plain
 from musicgpt_async.cli.usage import UsageError
@@ -59,33 +59,36 @@ async def enqueue(settings: EnqueueSettings, sources: TrackSources) -> int:
     async with open_app(settings.database) as app:
         from procrastinate.exceptions import ConnectorException  # noqa: PLC0415 - an extra
 
-        enqueued = Counter[str]()
+        enqueued, refused = Counter[str](), list[str]()
         try:
-            await _enqueue_all(app, settings, sources, enqueued)
+            pending = {**await _read_keys(app, "todo"), **await _read_keys(app, "doing")}
+            tasks = _make_tasks(settings, sources, pending, refused)
+            await _defer_all(app, settings, tasks, enqueued)
         except ConnectorException as error:
             raise UsageError(describe_failure(settings.database, error)) from error
         finally:  # what is enqueued stays enqueued, even if the rest failed
+            for line in refused:
+                streams.say(line)
             if not settings.quiet:
-                streams.say(_format_summary(enqueued))
-    return 0
+                streams.say(_format_summary(enqueued, len(refused)))
+    return 1 if refused else 0
 
 
-async def _enqueue_all(
-    app: App, settings: EnqueueSettings, sources: TrackSources, enqueued: Counter[str]
+async def _defer_all(
+    app: App, settings: EnqueueSettings, tasks: Iterator[Job], enqueued: Counter[str]
 ) -> None:
-    pending = {**await _read_keys(app, "todo"), **await _read_keys(app, "doing")}
     failed = await _read_keys(app, "failed")
-    tasks = (_make_task(request, settings) for request in sources.tracks())
-    new = (task for task in tasks if task.task_kwargs["key"] not in pending)
-    while batch := await anyio.to_thread.run_sync(partial(_take_batch, new)):
+    while batch := await anyio.to_thread.run_sync(partial(_take_batch, tasks)):
         await _forget(app, [failed.get(task.task_kwargs["key"]) for task in batch])
         # Not by the task's own method, which describes each one for the log.
         batch = await app.job_manager.batch_defer_jobs_async(batch)
         enqueued.update(task.queue for task in batch)
         if settings.json:
-            for task in batch:
-                line = json.dumps({"task": task.id, "queue": task.queue, **task.task_kwargs})
-                await streams.run_in_thread(partial(streams.write_result, line))
+            lines = [
+                json.dumps({"task": task.id, "queue": task.queue, **task.task_kwargs})
+                for task in batch
+            ]
+            await streams.run_in_thread(partial(streams.write_result, "\n".join(lines)))
 
 
 async def _read_keys(app: App, status: str) -> dict[object, int | None]:
@@ -103,6 +106,22 @@ async def _forget(app: App, ids: list[int | None]) -> None:
 
 def _take_batch(tasks: Iterator[Job]) -> list[Job]:
     return list(islice(tasks, BATCH))
+
+
+def _make_tasks(
+    settings: EnqueueSettings,
+    sources: TrackSources,
+    pending: Collection[object],
+    refused: list[str],
+) -> Iterator[Job]:
+    for request in sources.tracks():
+        task = _make_task(request, settings)
+        if task.task_kwargs["key"] in pending:
+            continue
+        if not settings.force and (reason := why_not_audio(request.source)):
+            refused.append(plain(f"{request.source} is left out: {reason} (--force enqueues it)."))
+        else:
+            yield task
 
 
 def _make_task(request: TrackRequest, settings: EnqueueSettings) -> Job:
@@ -155,9 +174,9 @@ def _read_version(path: str) -> str:
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
-def _format_summary(enqueued: Counter[str]) -> str:
+def _format_summary(enqueued: Counter[str], refused: int) -> str:
     if not enqueued:
-        return "Nothing new: every track waits or runs as a task already."
+        return f"Nothing {'' if refused else 'new '}to enqueue."
     queues = ", ".join(
         f"{number:,} in {plain(queue)}" for queue, number in sorted(enqueued.items())
     )

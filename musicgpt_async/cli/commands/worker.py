@@ -37,14 +37,12 @@ class WorkerSettings:
 
     Attributes:
         database: URL of the task queue's database, which the journal is in too.
-        site: Name of the machines that have the paths; ``None`` for this host's name.
         concurrency: Tasks in work at once.
         until_empty: Whether to end when no task is due.
         stalled_after: Seconds after which the tasks of a silent worker are given to others.
     """
 
     database: str
-    site: str | None = None
     concurrency: int = CONCURRENCY
     until_empty: bool = False
     stalled_after: float
@@ -68,7 +66,7 @@ async def work(settings: Settings, worker: WorkerSettings) -> int:
 async def _iterate_outcomes(
     app: App, settings: Settings, worker: WorkerSettings, session: MusicGPTSession, run: Run
 ) -> AsyncGenerator[Outcome, None]:
-    from musicgpt_async.task_queue import Extractor  # noqa: PLC0415 - an extra
+    from musicgpt_async.task_queue import Extractor, worker_queues  # noqa: PLC0415 - an extra
 
     send, receive = anyio.create_memory_object_stream[Outcome | MusicGPTError](math.inf)
     extractor = Extractor(
@@ -78,7 +76,8 @@ async def _iterate_outcomes(
         report=partial(_report, run, send),
     )
     # A task of its own, since cancelling it is procrastinate's way to stop a worker in good order.
-    tasks = asyncio.create_task(_run_worker(app, worker, extractor, run.say))
+    queues = worker_queues(settings.site)
+    tasks = asyncio.create_task(_TaskWorker(app, worker, queues, extractor, run.say).run())
     tasks.add_done_callback(lambda _: send.close())
     try:
         async for outcome in receive:
@@ -111,54 +110,68 @@ def _report(
         run.say(f"again   {output.title(outcome)} in {span(delay)}: {words}", "yellow")
 
 
-async def _run_worker(
-    app: App, worker: WorkerSettings, extractor: Extractor, say: Callable[..., None]
-) -> None:
-    """Run procrastinate's worker, and run it again whenever the database was away."""
-    from procrastinate.exceptions import ConnectorException  # noqa: PLC0415 - an extra
+@attrs.frozen
+class _TaskWorker:
+    """Procrastinate's worker, run again whenever its database was away.
 
-    failures = 0
-    while True:
-        began = anyio.current_time()
-        lost: Exception | None = None
-        try:
-            await _run_once(app, worker, extractor)
-            if worker.until_empty and not await _has_due_task(app, worker):
-                return
-        except ConnectorException as error:
-            lost = error
-        if lost is None and worker.until_empty:
-            continue
-        # A connection that broke may have stopped the worker without an error.
-        lost = lost or ConnectionError("the connection was lost")
-        failures = failures + 1 if anyio.current_time() - began < LONGEST_DELAY else 1
+    Attributes:
+        app: The app with our tasks.
+        options: The command's.
+        queues: What to take tasks from.
+        extractor: What the tasks do their work with.
+        say: Shows a line.
+    """
+
+    app: App
+    options: WorkerSettings
+    queues: list[str]
+    extractor: Extractor
+    say: Callable[[str, str], None]
+
+    async def run(self) -> None:
+        """Work until it is cancelled, or until no task is due if that is the end."""
+        from procrastinate.exceptions import ConnectorException  # noqa: PLC0415 - an extra
+
+        failures = 0
+        while True:
+            began = anyio.current_time()
+            try:
+                await self._run_once()
+                if not await self._has_due_task():
+                    return
+            except ConnectorException as error:
+                failures = failures + 1 if anyio.current_time() - began < LONGEST_DELAY else 1
+                await self._wait(error, failures)
+
+    async def _wait(self, lost: Exception, failures: int) -> None:
         delay = backoff(failures, first=FIRST_DELAY, most=LONGEST_DELAY)
-        say(f"{describe_failure(worker.database, lost)}. Trying again in {delay:g} s.", "yellow")
+        words = describe_failure(self.options.database, lost)
+        self.say(f"{words} Trying again in {delay:g} s.", "yellow")
         await asyncio.sleep(delay)
 
+    async def _run_once(self) -> None:
+        from procrastinate.exceptions import ConnectorException  # noqa: PLC0415 - an extra
 
-async def _run_once(app: App, worker: WorkerSettings, extractor: Extractor) -> None:
-    from musicgpt_async.task_queue import CONTEXT_KEY, worker_queues  # noqa: PLC0415 - an extra
+        from musicgpt_async.task_queue import CONTEXT_KEY  # noqa: PLC0415 - an extra
 
-    await app.run_worker_async(
-        queues=worker_queues(worker.site),
-        concurrency=worker.concurrency,
-        wait=not worker.until_empty,
-        additional_context={CONTEXT_KEY: extractor},
-        # What succeeded is in the journal, with its files and its cost.
-        delete_jobs="successful",
-        install_signal_handlers=False,
-        update_heartbeat_interval=worker.stalled_after / 3,
-        stalled_worker_timeout=worker.stalled_after,
-    )
+        await self.app.run_worker_async(
+            queues=self.queues,
+            concurrency=self.options.concurrency,
+            wait=not self.options.until_empty,
+            additional_context={CONTEXT_KEY: self.extractor},
+            # What succeeded is in the journal, with its files and its cost.
+            delete_jobs="successful",
+            install_signal_handlers=False,
+            update_heartbeat_interval=self.options.stalled_after / 3,
+            stalled_worker_timeout=self.options.stalled_after,
+        )
+        if not self.options.until_empty:  # a broken connection stops it without an error
+            raise ConnectorException("the connection was lost.")
 
-
-async def _has_due_task(app: App, worker: WorkerSettings) -> bool:
-    from musicgpt_async.task_queue import worker_queues  # noqa: PLC0415 - an extra
-
-    now = datetime.now(UTC)
-    for queue in worker_queues(worker.site):
-        for task in await app.job_manager.list_jobs_async(queue=queue, status="todo"):
-            if task.scheduled_at is None or task.scheduled_at <= now:
-                return True
-    return False
+    async def _has_due_task(self) -> bool:
+        now = datetime.now(UTC)
+        for queue in self.queues:
+            for task in await self.app.job_manager.list_jobs_async(queue=queue, status="todo"):
+                if task.scheduled_at is None or task.scheduled_at <= now:
+                    return True
+        return False

@@ -48,11 +48,24 @@ async def test_the_same_command_again_adds_what_is_new(shell: Any, postgres_url:
     for number in range(3):
         shell.track(f"in/{number}.wav")
     assert (await shell.run(*command)).err.startswith("3 tasks enqueued")
-    assert "Nothing new" in (await shell.run(*command)).err
+    assert "Nothing new to enqueue" in (await shell.run(*command)).err
     shell.track("in/new.wav")
     shell.track("in/0.wav", size=30_000)
     assert (await shell.run(*command)).err.startswith("2 tasks enqueued")
     assert (await shell.run(*command, "--force")).err.startswith("4 tasks enqueued")
+
+
+@one_version
+async def test_what_is_not_audio_is_left_out(shell: Any, postgres_url: str) -> None:
+    """A page that is named like a song is told with exit code 1, and the others are enqueued."""
+    shell.track("in/song.wav")
+    (shell.directory / "in/page.wav").write_text("<!DOCTYPE html><html></html>")
+    command = ("enqueue", "in", "--database", postgres_url)
+    made = await shell.run(*command)
+    assert made.code == 1
+    assert "in/page.wav is left out: " in made.err
+    assert "1 task enqueued" in made.err
+    assert (await shell.run(*command, "--force", "-q")).code == 0
 
 
 @one_version

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
+import psycopg
 import pytest
+from factories.postgres import PostgresServer
 from factories.postgres_fixtures import POSTGRES
 from factories.watching import until
+from psycopg.rows import dict_row
 
 from musicgpt_async.emulator import Emulator, Fault
 
@@ -20,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 # What a task queue's database is asked for is the same in all versions.
 one_version = pytest.mark.parametrize("postgres_url", POSTGRES[-1:], indirect=True)
-QUICK = ("--plan", "pro", "--stalled-after", "1.5")
+QUICK = ("--plan", "pro")
 
 
 def paid(vendor: Emulator) -> Counter[str | None]:
@@ -33,11 +37,16 @@ def stems(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("*.wav")}
 
 
-async def tasks_of(shell: Any, url: str) -> list[dict[str, Any]]:
-    """Return the tasks that `jobs` lists."""
-    listed = await shell.run("jobs", "--database", url, "--json")
-    assert listed.code == 0, listed.err
-    return [each for each in listed.tracks if "attempts" in each]
+def tasks_of(url: str) -> list[dict[str, Any]]:
+    """Return the tasks that are left."""
+    sql = "SELECT * FROM procrastinate_jobs WHERE task_name = 'musicgpt:extract' ORDER BY id"
+    with psycopg.connect(url, row_factory=dict_row) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def states(url: str) -> list[str]:
+    """Return the states of the tasks that are left."""
+    return [task["status"] for task in tasks_of(url)]
 
 
 async def test_a_killed_worker_costs_nothing_twice(open_vendor: Any, postgres_url: str) -> None:
@@ -52,6 +61,7 @@ async def test_a_killed_worker_costs_nothing_twice(open_vendor: Any, postgres_ur
         assert made.code == 0, made.err
         assert made.err.startswith("20 tasks enqueued: 20 in musicgpt@")
         command = ("worker", "--database", postgres_url, "--out", "o", "--concurrency", "4", *QUICK)
+        command += ("--stalled-after", "3")
         workers = [await stack.enter_async_context(shell.start(*command)) for _ in range(3)]
         await until(lambda: len(vendor.submissions) >= 6)
         for track in tracks:
@@ -59,13 +69,12 @@ async def test_a_killed_worker_costs_nothing_twice(open_vendor: Any, postgres_ur
         workers[0].process.kill()
         await until(lambda: len(stems(shell.directory / "o")) == 20)
         with anyio.fail_after(60):
-            while await tasks_of(shell, postgres_url):
+            while states(postgres_url):
                 await anyio.sleep(0.2)
         for worker in workers[1:]:
             worker.interrupt(signal.SIGTERM)
             ended = await worker.ended()
             assert ended.code == 128 + signal.SIGTERM, ended.err
-            assert "Traceback" not in ended.err
         assert paid(vendor) == Counter(track.name for track in tracks)
         assert stems(shell.directory / "o") == {f"{track.stem} - bass.wav" for track in tracks}
 
@@ -85,13 +94,14 @@ async def test_a_stopped_worker_gives_its_tasks_back(open_vendor: Any, postgres_
         assert ended.code == 128 + signal.SIGTERM
         assert "2 tracks still processing at MusicGPT" in ended.err
         assert "musicgpt-async worker" in ended.err
-        assert [each["state"] for each in await tasks_of(shell, postgres_url)] == ["waiting"] * 2
+        assert "Traceback" not in ended.err
+        assert states(postgres_url) == ["todo"] * 2
         ended = await shell.run(*command, "--until-empty", "--json")
         assert ended.code == 0, ended.err
         assert {each["track"] for each in ended.tracks} == {"one", "two"}
         assert all(each["ok"] for each in ended.tracks)
         assert set(paid(vendor).values()) == {1}
-        assert await tasks_of(shell, postgres_url) == []
+        assert states(postgres_url) == []
 
 
 @one_version
@@ -101,7 +111,7 @@ async def test_what_the_vendor_fails_is_not_tried_again(
     """The task has failed for good; `enqueue` pays for it again on demand alone."""
     async with open_vendor(seconds=0.1) as (vendor, shell):
         vendor.script(Fault("job", "fails", message="not music"))
-        shell.track("in/song.wav")
+        track = shell.track("in/song.wav")
         enqueue = ("enqueue", "in", "--database", postgres_url, "-s", "bass")
         work = ("worker", "--database", postgres_url, "--out", "o", "--until-empty", *QUICK)
         await shell.run(*enqueue)
@@ -109,10 +119,16 @@ async def test_what_the_vendor_fails_is_not_tried_again(
         assert failed.code == 1
         assert "not music" in failed.err
         assert "1 task failed and not tried again" in failed.err
-        (task,) = await tasks_of(shell, postgres_url)
-        assert task["state"] == "failed"
-        table = await shell.run("jobs", "--database", postgres_url)
+        assert states(postgres_url) == ["failed"]
+        table, as_json = await shell.together(
+            shell.run("jobs", "--database", postgres_url),
+            shell.run("jobs", "--database", postgres_url, "--json"),
+        )
         assert "Tasks: 0 waiting, 0 running, 1 failed." in table.err
+        assert table.out.splitlines()[-1].split() == ["failed", str(track)]
+        job, task = as_json.tracks
+        assert (job["state"], job["source"]) == ("failed", str(track))
+        assert (task["state"], task["source"], task["attempts"]) == ("failed", str(track), 1)
 
         assert "1 task enqueued" in (await shell.run(*enqueue)).err
         assert (await shell.run(*work)).code == 1
@@ -121,7 +137,7 @@ async def test_what_the_vendor_fails_is_not_tried_again(
         again = await shell.run(*work)
         assert again.code == 0, again.err
         assert len(vendor.submissions) == 2
-        assert await tasks_of(shell, postgres_url) == []
+        assert states(postgres_url) == []
 
 
 @one_version
@@ -135,8 +151,8 @@ async def test_what_may_pass_is_tried_again_later(open_vendor: Any, postgres_url
         ended = await shell.run(*worker)
         assert ended.code == 0
         assert "again   song in 0:10: " in ended.err
-        (task,) = await tasks_of(shell, postgres_url)
-        assert (task["state"], task["attempts"]) == ("waiting", 1)
+        (task,) = tasks_of(postgres_url)
+        assert (task["status"], task["attempts"]) == ("todo", 1)
         assert vendor.submissions == []
 
 
@@ -154,7 +170,7 @@ async def test_a_wrong_key_ends_the_worker_and_fails_no_task(
         )
         assert ended.code == 1
         assert "The key was not accepted" in ended.err
-        assert [each["state"] for each in await tasks_of(shell, postgres_url)] == ["waiting"] * 3
+        assert states(postgres_url) == ["todo"] * 3
 
 
 @one_version
@@ -169,8 +185,8 @@ async def test_paths_wait_for_their_site_and_urls_do_not(
         worker = ("worker", "--database", postgres_url, "--out", "o", "--until-empty", *QUICK)
         there = await shell.run(*worker, "--site", "there", "--json")
         assert [each["source"] for each in there.tracks] == [url]
-        (task,) = await tasks_of(shell, postgres_url)
-        assert (task["queue"], task["source"]) == ("musicgpt@here", str(track))
+        (task,) = tasks_of(postgres_url)
+        assert (task["queue_name"], task["args"]["source"]) == ("musicgpt@here", str(track))
         here = await shell.run(*worker, "--site", "here", "--json")
         assert [each["source"] for each in here.tracks] == [str(track)]
         assert len(vendor.submissions) == 2
@@ -190,3 +206,29 @@ async def test_a_name_that_is_no_unicode_comes_back_as_it_was(
         ended = await shell.run(*worker)
         assert ended.code == 0, ended.err
         assert len(vendor.submissions) == 1
+
+
+@pytest.mark.parametrize("postgres_server", POSTGRES[-1:], indirect=True)
+async def test_a_worker_outlives_a_crash_of_its_database(
+    open_vendor: Any, postgres_server: PostgresServer
+) -> None:
+    """It says that it tries again, takes tasks when that is back, and pays nothing twice."""
+    url = postgres_server.url()
+    async with open_vendor(seconds=0.1) as (vendor, shell):
+        out = shell.directory / "o"
+        async with shell.start("worker", "--database", url, "--out", "o", *QUICK) as running:
+            first, second = shell.track("first.wav"), shell.track("second.wav")
+            await shell.run("enqueue", first, "--database", url, "-s", "bass")
+            await until(lambda: stems(out) == {"first - bass.wav"})
+            with anyio.fail_after(60):
+                while states(url):
+                    await anyio.sleep(0.2)
+            await anyio.to_thread.run_sync(postgres_server.stop, "immediate")
+            await running.says("Trying again in 1 s.")
+            await anyio.to_thread.run_sync(postgres_server.start)
+            await shell.run("enqueue", second, "--database", url, "-s", "bass")
+            await until(lambda: stems(out) == {"first - bass.wav", "second - bass.wav"})
+            running.interrupt(signal.SIGTERM)
+            ended = await running.ended()
+        assert ended.code == 128 + signal.SIGTERM, ended.err
+        assert paid(vendor) == Counter(["first.wav", "second.wav"])
