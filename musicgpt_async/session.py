@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,7 @@ from musicgpt_async._engine.startup import start_runtime
 from musicgpt_async._io.api_key import KEY_FILE_VARIABLE, KEY_VARIABLE, find_key
 from musicgpt_async._io.http import Transport
 from musicgpt_async._io.sources import AudioSource, parse_source
-from musicgpt_async._rules import filenames, fingerprint, hosts, plans, protocol
+from musicgpt_async._rules import arguments, filenames, fingerprint, hosts, plans, protocol
 from musicgpt_async._rules.accounts import compute_account
 from musicgpt_async._rules.credit import CreditBudget
 from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL
@@ -88,7 +87,7 @@ class MusicGPTSession:
         downloads: int = 8,
         layout: str = filenames.DEFAULT_LAYOUT,
     ) -> None:
-        _check_types(
+        arguments.check_types(
             api_key=(api_key, str),
             base_url=(base_url, str),
             limits=(limits, Limits),
@@ -103,12 +102,12 @@ class MusicGPTSession:
         if limits is None:
             limits = plans.make_limits(plans.check_plan(os.environ.get(plans.PLAN_VARIABLE)))
         on_loopback = hosts.is_loopback(url)
-        _check_seconds("deadline", deadline, may_be_none=True)
-        _check_seconds("request_timeout", request_timeout)
-        _check_seconds("stall_timeout", stall_timeout)
+        arguments.check_seconds("deadline", deadline, may_be_none=True)
+        arguments.check_seconds("request_timeout", request_timeout)
+        arguments.check_seconds("stall_timeout", stall_timeout)
         self._executor = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="musicgpt-files")
         self._slots = Slots(parallel=None if limits is None else limits.parallel)
-        self._credit = CreditBudget(_validate_credits(max_credits))
+        self._credit = CreditBudget(arguments.validate_credits(max_credits))
         self._event_bus = EventBus()
         key = _validate_api_key(api_key or find_key().key)
         self._settings = RuntimeSettings(
@@ -119,7 +118,7 @@ class MusicGPTSession:
                 key,
                 http=http,
                 request_timeout=request_timeout,
-                downloads=_validate_downloads(downloads),
+                downloads=arguments.validate_downloads(downloads),
                 is_allowed=lambda address: (
                     hosts.is_public(address) or (on_loopback and hosts.is_loopback_address(address))
                 ),
@@ -260,7 +259,7 @@ class MusicGPTSession:
         retry_failed: bool = True,
     ) -> ExtractionJob:
         runtime = self._open_runtime()
-        _check_label(label)
+        arguments.check_label(label)
         fingerprint.check_key(key)
         return runtime.submit(
             source,
@@ -281,7 +280,7 @@ class MusicGPTSession:
             SessionClosedError: The session is not open.
         """
         runtime = self._open_runtime()
-        _check_task_id(task_id)
+        arguments.check_task_id(task_id)
         return runtime.attach(task_id)
 
     async def retrieve(self, job_id: str) -> ExtractionJob:
@@ -333,7 +332,7 @@ class MusicGPTSession:
             MusicGPTError: The vendor or the journal could not be asked; nothing was changed.
         """
         runtime = self._open_runtime()
-        _check_task_id(task_id)
+        arguments.check_task_id(task_id)
         if format is not None:
             check_format(format)
         return await runtime.bind(job_id, task_id, format)
@@ -469,42 +468,6 @@ def _absolute(directory: str | Path) -> Path:
     return Path(os.path.abspath(directory))  # noqa: PTH100 - Path.absolute() keeps the ".."
 
 
-def _check_seconds(name: str, seconds: Any, *, may_be_none: bool = False) -> None:
-    if seconds is None and may_be_none:
-        return
-    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if not is_number or not seconds > 0:
-        raise ConfigurationError(f"{name}= is a number of seconds, more than 0; not {seconds!r}.")
-
-
-def _check_types(**arguments: tuple[object, type | tuple[type, ...]]) -> None:
-    for name, (value, kinds) in arguments.items():
-        if value is not None and not isinstance(value, kinds):
-            kind = kinds[0] if isinstance(kinds, tuple) else kinds
-            shown = "" if name == "api_key" else f", not {value!r}"
-            raise ConfigurationError(f"{name}= takes a {kind.__name__}{shown}.")
-
-
-def _validate_credits(max_credits: Any) -> float | None:
-    if max_credits is None:
-        return None
-    is_number = isinstance(max_credits, (int, float, Decimal)) and max_credits is not True
-    if not is_number or not max_credits > 0:
-        raise ConfigurationError(f"max_credits= is a number, more than 0; not {max_credits!r}.")
-    return float(max_credits)
-
-
-def _check_label(label: object) -> None:
-    if label is not None and not isinstance(label, str):
-        raise InvalidOptionError(f"label= is a text; not {label!r}.")
-
-
-def _validate_downloads(downloads: int) -> int:
-    if not isinstance(downloads, int) or downloads < 1:
-        raise ConfigurationError(f"downloads= must be at least 1, got {downloads!r}.")
-    return downloads
-
-
 def _validate_api_key(api_key: str | None) -> str:
     key = (api_key or "").strip()
     if not key:
@@ -515,8 +478,3 @@ def _validate_api_key(api_key: str | None) -> str:
     if not key.isascii() or not key.isprintable():
         raise ConfigurationError(f"The API key contains invalid characters; check {KEY_VARIABLE}.")
     return key
-
-
-def _check_task_id(task_id: object) -> None:
-    if not isinstance(task_id, str) or not task_id.strip():
-        raise InvalidOptionError(f"{task_id!r} is no task_id; it is the text that submits get.")
