@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -20,9 +20,10 @@ import attrs
 
 from musicgpt_async._io import processes
 from musicgpt_async._io.database import parse_database_url
-from musicgpt_async._io.forwarding import Forwarding
-from musicgpt_async._io.job_table import JobTable, find_dead_owners
+from musicgpt_async._io.forwarding import HANDED_OVER, Forwarding
+from musicgpt_async._io.job_table import ClaimedJob, JobTable, find_dead_owners
 from musicgpt_async._io.notifications import Notifications
+from musicgpt_async._io.server_settings import ServerSettings, read_server_settings
 from musicgpt_async._io.statements import Statements
 from musicgpt_async._io.transactions import Transactions, Work
 from musicgpt_async._rules import records
@@ -39,6 +40,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+FILE_SITE = "file"  # a journal in a file is used by the processes of one machine
 SERVER_LEASE, FILE_LEASE = 15.0, 60.0  # seconds
 # Jobs with nothing left to do that are remembered to be this journal's, the newest ones.
 MAX_FINISHED = 1 << 16
@@ -76,10 +78,15 @@ class Claim:
 
     Attributes:
         id: The record's own name for the job.
+        is_here: Whether the job's paths lead to files of this machine.
+        released_to: The dead owner that an adopted job is of again once it is released, so that
+            another process adopts it if this one leaves.
     """
 
     id: str
     _journal: Journal = attrs.field(repr=False)
+    is_here: bool = True
+    released_to: str | None = attrs.field(default=None, repr=False)
 
     async def save(self, record: JobRecord, *, release: bool = False) -> None:
         """Save the job; `release` gives the claim back with it.
@@ -94,6 +101,10 @@ class Claim:
         """Let another session of this process have the job."""
         self._journal._drop_claim(self)
 
+    def forget_former_owner(self) -> None:
+        """Have nobody adopt the job once it is released: it ended by a fault of its own."""
+        self.released_to = None
+
 
 class Journal:
     """The durable record of jobs, shared by all processes that open it.
@@ -102,7 +113,7 @@ class Journal:
         path: A file, which is created where there is none, or a SQLAlchemy URL such as
             ``postgresql+asyncpg://user@host/database``. The file has to lie on a local disk.
         site: The name of the machine, or of all machines on which the paths of sources and outputs
-            lead to the same files; by default the host's name.
+            lead to the same files; by default the host's name, and of no matter for a file.
         lease: Seconds after which another process may take over a job whose owner is silent; one
             that is seen to have died on this machine is taken over from at once. By default 15 on
             a server and 60 in a file.
@@ -179,7 +190,7 @@ class Journal:
             with anyio.CancelScope(shield=True):
                 await transactions.close()
             raise
-        site = self._site or socket.gethostname()
+        site = self._site or (socket.gethostname() if on_server else FILE_SITE)
         self._jobs = JobTable(sql, database.name, self._owner_id, site, transactions.grace)
         self._forwarder = Forwarding(transactions, sql, on_server=on_server)
         self._listener = Notifications(engine, on_server=on_server)
@@ -240,19 +251,24 @@ class Journal:
             self._owned.add(found.id)
         return found, new
 
-    async def _save(self, record: JobRecord, *, release: bool = False) -> None:
+    async def _save(
+        self, record: JobRecord, *, release: bool = False, released_to: str | None = None
+    ) -> None:
         """Write down all that is known of a job that this journal owns.
 
         Args:
             record: The job.
             release: Whether to give its lease back with it, so that any process may take it.
+            released_to: The dead owner that it is of then, for another process to adopt.
 
         Raises:
             JournalError: Another process has taken the job over, or it could not be written.
         """
 
         async def work(connection: AsyncConnection) -> bool:
-            return await self._table.save(connection, record, release=release)
+            return await self._table.save(
+                connection, record, release=release, released_to=released_to
+            )
 
         saved = await self._write(work)
         self._disown(record.id)
@@ -296,18 +312,64 @@ class Journal:
             JournalError: It could not be written.
         """
 
-        async def work(connection: AsyncConnection) -> bool:
+        async def work(connection: AsyncConnection) -> ClaimedJob | None:
             return await self._table.claim_one(connection, id)
 
-        if not await self._write(work):
+        claimed = await self._write(work)
+        if claimed is None:
             return None
         self._owned.add(id)
-        return self._make_claim(id)
+        return self._make_claim(id, is_here=claimed.is_here)
 
-    async def _claim_all(self) -> list[tuple[JobRecord, Claim]]:
+    async def _claim_all(self, account: str | None = None) -> list[tuple[JobRecord, Claim]]:
         """Take the unfinished jobs that no session works on, the oldest first: see `_claim`."""
-        found = [(record, self._make_claim(record.id)) for record in await self._claim()]
-        return [(record, _claim) for record, _claim in found if _claim is not None]
+        return self._make_claims(await self._claim_jobs(account=account))
+
+    async def _adopt(self, account: str) -> list[tuple[JobRecord, Claim]]:
+        """Renew all leases, and take the jobs of an account whose owners have died.
+
+        A job that was delivered can go on in any process. What is still to be sent or downloaded
+        needs the files of its site.
+
+        Raises:
+            JournalError: It could not be written.
+        """
+
+        async def work(connection: AsyncConnection) -> list[ClaimedJob]:
+            return await self._table.adopt(connection, account)
+
+        found = await self._write(work)
+        self._owned.update(each.record.id for each in found)
+        return self._make_claims(found, are_adopted=True)
+
+    def _make_claims(
+        self, jobs: Iterable[ClaimedJob], *, are_adopted: bool = False
+    ) -> list[tuple[JobRecord, Claim]]:
+        claims = []
+        for each in jobs:
+            released_to = each.former_owner if are_adopted else None
+            _claim = self._make_claim(each.record.id, is_here=each.is_here, released_to=released_to)
+            if _claim is not None:
+                claims.append((each.record, _claim))
+        return claims
+
+    async def _hand_over(self, record: JobRecord) -> None:
+        """Tell the owner of a job that was taken over which task it has.
+
+        Raises:
+            JournalError: It could not be written.
+        """
+        task_id = record.task_id
+        if task_id is None:
+            return
+
+        async def work(connection: AsyncConnection) -> None:
+            if await self._table.hand_over(connection, record.id, task_id):
+                await self._forwarding.add(
+                    connection, HANDED_OVER + record.id, {"task_id": task_id}
+                )
+
+        await self._write(work)
 
     async def _save_claimed(self, _claim: Claim, record: JobRecord, *, release: bool) -> None:
         """Save a job for the holder of its claim: see `Claim.save`."""
@@ -315,7 +377,7 @@ class Journal:
             raise ClaimLostError(
                 f"The job {record.id} is not this session's any more; nothing was written."
             )
-        await self._save(record, release=release)
+        await self._save(record, release=release, released_to=_claim.released_to)
         if release:
             self._drop_claim(_claim)
 
@@ -324,10 +386,12 @@ class Journal:
         if self._claims.get(_claim.id) is _claim:
             del self._claims[_claim.id]
 
-    def _make_claim(self, id_: str) -> Claim | None:
+    def _make_claim(
+        self, id_: str, *, is_here: bool = True, released_to: str | None = None
+    ) -> Claim | None:
         if id_ in self._claims or not self._owns(id_):
             return None
-        _claim = self._claims[id_] = Claim(id_, self)
+        _claim = self._claims[id_] = Claim(id_, self, is_here, released_to)
         return _claim
 
     async def _bind_claimed(self, id: str, task_id: str) -> tuple[JobRecord, Claim]:  # noqa: A002
@@ -393,12 +457,20 @@ class Journal:
         Returns:
             The jobs, the oldest first.
         """
+        return [each.record for each in await self._claim_jobs(states=states, limit=limit)]
 
-        async def work(connection: AsyncConnection) -> list[JobRecord]:
-            return await self._table.claim(connection, states=states, limit=limit)
+    async def _claim_jobs(
+        self,
+        *,
+        account: str | None = None,
+        states: Collection[JobState] | None = None,
+        limit: int | None = None,
+    ) -> list[ClaimedJob]:
+        async def work(connection: AsyncConnection) -> list[ClaimedJob]:
+            return await self._table.claim(connection, account=account, states=states, limit=limit)
 
         found = await self._write(work)
-        self._owned.update(record.id for record in found)
+        self._owned.update(each.record.id for each in found)
         return found
 
     async def _renew(self) -> None:
@@ -470,6 +542,12 @@ class Journal:
         self._finished[record.id] = None
         if len(self._finished) > MAX_FINISHED:
             del self._finished[next(iter(self._finished))]
+
+    async def _read_server_settings(self) -> ServerSettings | None:
+        """Return what the server promises, ``None`` for a file."""
+        if self._database.file is not None:
+            return None
+        return await self._write(read_server_settings)
 
     async def _write(self, work: Work[T]) -> T:
         return await self._require_transactions().write(work)

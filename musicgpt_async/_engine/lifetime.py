@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +33,8 @@ from musicgpt_async.errors import (
     MusicGPTError,
     SessionClosedError,
 )
+from musicgpt_async.journal import Claim
+from musicgpt_async.models import JobRecord
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ RESPONSE_GRACE = 5.0  # seconds that a response may still take when the session 
 LEAVE_TIMEOUT = 10.0  # seconds that the whole leave-taking may take
 
 
-class Lifetime:
+class Lifetime(ABC):
     """The life of a session; the runtime is one with its parts.
 
     Args:
@@ -66,6 +69,7 @@ class Lifetime:
         self._group = group
         self._supervisor = Supervisor(group)
         self._background_tasks = 0
+        self._left_alone: set[str] = set()  # adopted jobs that a session that drains leaves
         self._calls: set[anyio.CancelScope] = set()
         self._idle, self._leaving = anyio.Event(), anyio.Event()
         self._leave_scope = anyio.CancelScope()
@@ -165,7 +169,9 @@ class Lifetime:
 
     async def wait_idle(self) -> None:
         """Wait until no job, background task or call runs any more."""
-        while self.is_open and (self._jobs or self._background_tasks or self._calls):
+        while self.is_open and (
+            len(self._jobs) > len(self._left_alone) or self._background_tasks or self._calls
+        ):
             await self._wait_progress()
 
     async def _wait_progress(self) -> None:
@@ -221,9 +227,10 @@ class Lifetime:
         if self._settings.journal is not None:
             self._settings.journal._give_up_after(0.0)
 
-    def on_change(self, _: Job, effects: Effect) -> None:
+    def on_change(self, job: Job, effects: Effect) -> None:
         """Notice that a job has ended: perhaps it was the last."""
         if Effect.END in effects:
+            self._left_alone.discard(job.id)
             self._idle.set()
 
     async def _run_part(self, name: str, part: Callable[[], Awaitable[None]]) -> None:
@@ -247,12 +254,19 @@ class Lifetime:
         self.leave()
 
     async def _save_and_renew(self) -> None:
+        is_first = True  # a user who resumes at the start comes before what is adopted
         while True:
-            await self._store.renew()
+            for record, claim in await self._store.renew(adopt=not is_first):
+                self._adopt(record, claim)
+            is_first = False
             renewal = anyio.current_time() + self._store.renewal_interval
             while anyio.current_time() < renewal:
                 await self._store.wait_due(renewal)
                 await self._flush()
+
+    @abstractmethod
+    def _adopt(self, record: JobRecord, claim: Claim) -> None:
+        """Go on with the job of a process that has died; no user of this session waits for it."""
 
     async def _flush(self) -> None:
         for lost in await self._store.flush():

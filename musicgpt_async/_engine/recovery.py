@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 MAX_PAGES = 50  # pages of the listing that are read
 SETTLE_DELAY = 30.0  # seconds after delivery in which MusicGPT may still be taking the track in
 WEBHOOK_TIMEOUT = 3600.0  # seconds that a webhook is waited for if jobs have no deadline
+HANDED_OVER_INTERVAL = 1.0  # seconds between questions whether a former owner learned a task
 RESPONSE_GRACE = 1.0  # seconds that a response may come after its job's webhook
 MAX_MISSES = 5  # times that MusicGPT may not know a task yet which a delivery named
 MAX_CONFIRMATIONS = 4  # tasks of one job that are confirmed at once
@@ -53,6 +54,7 @@ class _Unacknowledged:
         ends_at: When nothing is waited for any more, on the loop's clock.
         awaits_webhook: Whether its webhook may still come.
         in_listing: Whether the account's listing is searched for it.
+        is_resumed: Whether another process sent it.
         confirming: Tasks that are being confirmed.
         rejected: Tasks that were found not to be its own.
     """
@@ -63,6 +65,7 @@ class _Unacknowledged:
     ends_at: float
     awaits_webhook: bool
     in_listing: bool
+    is_resumed: bool = False
     confirming: set[str] = attrs.field(factory=set)
     rejected: set[str] = attrs.field(factory=set)
 
@@ -119,7 +122,7 @@ class Recovery:
         """Search for the task of a submit that an earlier process made."""
         if job.record.token is not None:
             self._deliveries.subscribe(job)
-        self._add(job, None, in_listing=True)
+        self._add(job, None, in_listing=True).is_resumed = True
 
     def on_change(self, job: Job, effects: Effect) -> None:
         """Confirm what a delivery named; forget what has ended or was found."""
@@ -134,6 +137,7 @@ class Recovery:
         while True:
             self._open = [each for each in self._open if each.is_open]
             now = anyio.current_time()
+            await self._take_handed_over()
             for each in self._open:
                 self._confirm_hint(each)
                 if each.waits_for_webhook and each.ends_at <= now:
@@ -148,12 +152,29 @@ class Recovery:
             moments = [each.ends_at for each in self._open if each.waits_for_webhook]
             if self._searched():
                 moments.append(next_listing)
+            if self._resumed():
+                moments.append(anyio.current_time() + HANDED_OVER_INTERVAL)
             await self._wakeup.wait(until=min(moments, default=None))
+
+    def _resumed(self) -> list[_Unacknowledged]:
+        """Return the jobs that began in another process, which may learn their tasks yet."""
+        has_journal = self._context.store.journal is not None
+        return [each for each in self._open if has_journal and each.is_resumed]
+
+    async def _take_handed_over(self) -> None:
+        """Take the tasks that former owners of these jobs have learned since."""
+        resumed = {each.job.record.id: each for each in self._resumed()}
+        found = await self._context.store.find_handed_over(resumed)
+        for record_id, task_id in found.items():
+            each = resumed[record_id]
+            known = {each.job.record.candidate_task_id, *each.rejected}
+            if records.is_task_id(task_id) and task_id not in known:
+                self._jobs.update(each.job, candidate_task_id=task_id)
 
     def _searched(self) -> list[_Unacknowledged]:
         return [each for each in self._open if each.in_listing and each.is_searchable]
 
-    def _add(self, job: Job, error: MusicGPTError | None, *, in_listing: bool) -> None:
+    def _add(self, job: Job, error: MusicGPTError | None, *, in_listing: bool) -> _Unacknowledged:
         now = anyio.current_time()
         seconds = WEBHOOK_TIMEOUT if job.deadline is None else job.deadline
         each = next((each for each in self._open if each.job is job), None)
@@ -163,6 +184,7 @@ class Recovery:
         each.error, each.ends_at, each.in_listing = error or each.error, now + seconds, in_listing
         each.awaits_webhook = self._deliveries.is_subscribed(job)
         self._wakeup.set()
+        return each
 
     def _confirm_hint(self, each: _Unacknowledged) -> None:
         task_id = each.job.record.candidate_task_id

@@ -56,6 +56,8 @@ from musicgpt_async.models import AudioFormat, JobRecord, JobState
 
 _log = logging.getLogger(__name__)
 
+MAX_ADOPTED = 1024  # handles of adopted jobs that are kept for resume()
+
 
 class Runtime(Lifetime):
     """What an open session and its handles ask for.
@@ -67,6 +69,7 @@ class Runtime(Lifetime):
 
     def __init__(self, settings: RuntimeSettings, group: anyio.abc.TaskGroup) -> None:
         super().__init__(settings, group)
+        self._adopted: dict[str, ExtractionJob] = {}  # by record, until the user resumes
         self._store = JobStore(settings.journal, account=settings.account)
         self._jobs = Jobs(self._store, settings.event_bus, self)
         self._context = Context(
@@ -264,8 +267,20 @@ class Runtime(Lifetime):
     ) -> list[ExtractionJob]:
         """Resume what the journal holds and nobody works on."""
         with self._user_call():
-            found = await self._require_journal()._claim_all()
-        return [self._resume(record, claim, format) for record, claim in found]
+            found = await self._require_journal()._claim_all(self._settings.account)
+        adopted, self._adopted = self._adopted, {}
+        self._left_alone.clear()
+        resumed = [self._resume(record, claim, format) for record, claim in found]
+        return [*adopted.values(), *resumed]
+
+    def _adopt(self, record: JobRecord, claim: Claim) -> None:
+        _log.info("Going on with %s, whose process has died.", _make_title(record))
+        handle = self._resume(record, claim, None, is_adopted=True)
+        if self._job_of(handle).has_ended:
+            claim.forget_former_owner()
+        self._adopted[record.id] = handle
+        if len(self._adopted) > MAX_ADOPTED:
+            del self._adopted[next(iter(self._adopted))]
 
     def set_output(
         self,
@@ -328,6 +343,8 @@ class Runtime(Lifetime):
         record: JobRecord,
         claim: Claim,
         format: AudioFormat | None,  # noqa: A002 - as in download()
+        *,
+        is_adopted: bool = False,
     ) -> ExtractionJob:
         record = attrs.evolve(record, format=format or record.format)
         job = self._jobs.find(record.id)
@@ -335,12 +352,17 @@ class Runtime(Lifetime):
             job = self._create(record, record.source or None, _make_title(record))
         else:  # a handle that was retrieved, and followed whoever had the claim
             self._following.stop(job)
-        if record.directory is not None:
+        downloads = record.directory is not None and claim.is_here
+        if is_adopted:
+            self._left_alone.add(job.id)
+        if downloads:
             self.begin_download(job)
         self._following.resume(job, record, claim)
-        if record.directory is not None:
-            self.start_background_task(
-                partial(self._finish_download, job, record), partial(self._on_download_failure, job)
+        if downloads:
+            start = self._supervisor.spawn if is_adopted else self.start_background_task
+            start(
+                partial(self._finish_download, job, record),
+                on_failure=partial(self._on_download_failure, job, claim),
             )
         return job.handle
 
@@ -361,7 +383,8 @@ class Runtime(Lifetime):
         finally:
             self.end_download(job)
 
-    def _on_download_failure(self, job: Job, error: Exception) -> None:
+    def _on_download_failure(self, job: Job, claim: Claim, error: Exception) -> None:
+        claim.forget_former_owner()
         _log.debug("%s was not downloaded: %s", job.title, error)
 
     def _create(self, record: JobRecord, source: Any, title: str) -> Job:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Collection
 from typing import Any
 
 import anyio
@@ -16,6 +17,7 @@ import attrs
 
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.wakeup import Wakeup
+from musicgpt_async._io.forwarding import HANDED_OVER
 from musicgpt_async._rules import records
 from musicgpt_async._rules.fingerprint import is_keyed
 from musicgpt_async._rules.lifecycle import Effect
@@ -204,14 +206,39 @@ class JobStore:
             until = min(until, anyio.current_time() + RETRY_INTERVAL)
         await self._wakeup.wait(until=until)
 
-    async def renew(self) -> None:
-        """Extend the leases of all jobs of this process."""
+    async def renew(self, *, adopt: bool) -> list[tuple[JobRecord, Claim]]:
+        """Extend the leases of all jobs of this process.
+
+        Args:
+            adopt: Whether to take the jobs of processes that have died.
+
+        Returns:
+            The jobs that were taken, and their claims.
+        """
         if self.journal is None:
-            return
+            return []
         try:
+            if adopt:
+                return await self.journal._adopt(self.account)
             await self.journal._renew()
         except JournalError as error:
             _log.warning("The journal's leases could not be renewed: %s", error)
+        return []
+
+    async def find_handed_over(self, record_ids: Collection[str]) -> dict[str, str]:
+        """Return the tasks that former owners of these jobs learned: job → task."""
+        if self.journal is None or not record_ids:
+            return {}
+        publics = [HANDED_OVER + each for each in record_ids]
+        try:
+            found = await self.journal._forwarding.read_for(publics)
+        except JournalError as error:
+            _log.debug("Tasks that were handed over could not be read: %s", error)
+            return {}
+        return {
+            public.removeprefix(HANDED_OVER): str(payload.get("task_id"))
+            for _, public, payload in found
+        }
 
     async def flush(self) -> list[Job]:
         """Save all that is to be saved, together: a commit waits for the disk.
@@ -235,11 +262,20 @@ class JobStore:
             self._log_failure(job, error)
             self._claims.pop(job, None)
             lost.append(job)
+            await self._hand_over(job)
         except JournalError as error:
             self._log_failure(job, error)
             self._retry(job)
         else:
             self._is_failing = False
+
+    async def _hand_over(self, job: Job) -> None:
+        """Give what became known of a job to the process that has taken it over."""
+        if self.journal is not None and records.is_task_id(job.record.task_id or ""):
+            try:
+                await self.journal._hand_over(job.record)
+            except JournalError as error:
+                _log.error("The task of %s was not handed over: %s", job.title, error)
 
     def _log_failure(self, job: Job, error: JournalError) -> None:
         # No traceback: its frames hold webhook tokens.

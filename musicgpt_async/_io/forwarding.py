@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_AGE = 86400.0  # seconds that a delivery is kept
 DELIVERY = "delivery"
+HANDED_OVER = "job:"  # with the id of a job in place of a token: a former owner learned its task
 
 # The number of the row, the public part of its token, its JSON object.
 Forwarded: TypeAlias = "tuple[int, str, Mapping[str, Any]]"
@@ -51,14 +52,20 @@ class Forwarding:
         """
 
         async def work(connection: AsyncConnection) -> None:
-            await connection.execute(self._sql.delete_deliveries, {"age": MAX_AGE})
-            values = {"public": public, "body": dict(payload)}
-            await connection.execute(self._sql.add_delivery, values)
-            if self._on_server:
-                message = {"channel": CHANNEL, "message": f"{DELIVERY} {public}"}
-                await connection.execute(self._sql.notify, message)
+            await self.add(connection, public, payload)
 
         await self._transactions.write(work)
+
+    async def add(
+        self, connection: AsyncConnection, public: str, payload: Mapping[str, Any]
+    ) -> None:
+        """Write a delivery down in a transaction of its caller's, and notify: see `forward`."""
+        await connection.execute(self._sql.delete_deliveries, {"age": MAX_AGE})
+        values = {"public": public, "body": dict(payload)}
+        await connection.execute(self._sql.add_delivery, values)
+        if self._on_server:
+            message = {"channel": CHANNEL, "message": f"{DELIVERY} {public}"}
+            await connection.execute(self._sql.notify, message)
 
     async def find_last(self) -> int:
         """Return the number of the latest delivery, 0 if there is none.

@@ -27,6 +27,27 @@ NO_LIMIT = 2**63 - 1
 
 
 @attrs.frozen
+class ClaimedJob:
+    """A job that was taken over.
+
+    Attributes:
+        record: The job.
+        former_owner: Who had it before.
+        is_here: Whether its paths lead to files of this machine.
+    """
+
+    record: JobRecord
+    former_owner: str | None
+    is_here: bool
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether no file of another machine is needed for what comes next."""
+        is_over = self.record.state is JobState.COMPLETED
+        return self.is_here or (records.was_delivered(self.record) and not is_over)
+
+
+@attrs.frozen
 class JobTable:
     """The jobs in the journal, as one owner sees them.
 
@@ -76,47 +97,92 @@ class JobTable:
         await connection.execute(self._sql.insert, {**encode_record(record), **facts})
         return record, True, True
 
-    async def save(self, connection: AsyncConnection, record: JobRecord, *, release: bool) -> bool:
-        """Save a job of this owner; return False if it is not its own."""
-        owner = None if release else self._owner_id
+    async def save(
+        self,
+        connection: AsyncConnection,
+        record: JobRecord,
+        *,
+        release: bool,
+        released_to: str | None = None,
+    ) -> bool:
+        """Save a job of this owner; return False if it is not its own.
+
+        Args:
+            connection: Its transaction.
+            record: The job.
+            release: Whether any process may have it then.
+            released_to: Who it belongs to then.
+        """
+        owner = released_to if release else self._owner_id
         values = {**encode_record(record), **self._bind_params(record.id), "owner": owner}
         return (await connection.execute(self._sql.save, values)).rowcount == 1
 
-    async def claim_one(self, connection: AsyncConnection, job_id: str) -> bool:
-        """Take a job over if nobody has it; return whether it is this owner's now."""
+    async def claim_one(self, connection: AsyncConnection, job_id: str) -> ClaimedJob | None:
+        """Take a job over if nobody has it and it can go on here; return ``None`` if not."""
         row = await self._row_of(connection, job_id)
         if row is None or row.id != job_id:
-            return False
+            return None
         if row.owner != self._owner_id and not await self._is_free(row):
-            return False
+            return None
+        claimed = self._decode_claimed(row)
+        if claimed is not None and not claimed.can_go_on:
+            return None
         await self._acquire(connection, job_id)
-        return True
+        return claimed
 
     async def claim(
         self,
         connection: AsyncConnection,
         *,
+        account: str | None,
         states: Collection[JobState] | None,
         limit: int | None,
-    ) -> list[JobRecord]:
+    ) -> list[ClaimedJob]:
         """Take over unfinished jobs that nobody has; return them, the oldest first."""
         values = {
             "grace": self._grace(),
+            "this_site": self._site,
+            "of_account": account,
             "every": states is None,
             "states": [str(state) for state in (JobState if states is None else states)],
             "max_rows": NO_LIMIT if limit is None else limit,
         }
         await self._delete_dead_owners(connection)
         rows = await connection.execute(self._sql.claimable, values)
-        found = await decode_rows(rows, self.decode_if_readable)
+        found = await decode_rows(rows, self._decode_claimed)
         owner = {"owner_id": self._owner_id}
         await connection.execute(self._sql.acquire_claimable, {**values, **owner})
         await connection.execute(self._sql.delete_expired_owners, values)
         return [each for each in found if each is not None]
 
-    async def release(self, connection: AsyncConnection, job_id: str) -> None:
+    async def adopt(self, connection: AsyncConnection, account: str) -> list[ClaimedJob]:
+        """Take over the jobs of dead owners that can go on here; return them, the oldest first."""
+        values = {"grace": self._grace(), "this_site": self._site, "of_account": account}
+        await self._delete_dead_owners(connection)
+        rows = await connection.execute(self._sql.adoptable, values)
+        found = await decode_rows(rows, self._decode_claimed)
+        adopted = [each for each in found if each is not None]
+        for each in adopted:
+            await self._acquire(connection, each.record.id)
+        await connection.execute(self._sql.delete_expired_owners, values)
+        return adopted
+
+    def _decode_claimed(self, row: sa.Row[Any]) -> ClaimedJob | None:
+        record = self.decode_if_readable(row)
+        is_here = row.site is None or row.site == self._site
+        return None if record is None else ClaimedJob(record, row.owner, is_here)
+
+    async def hand_over(self, connection: AsyncConnection, job_id: str, task_id: str) -> bool:
+        """Note the task of a job that another owner has by now; return whether it needs it."""
+        values = {"key": job_id, "task": task_id}
+        return (await connection.execute(self._sql.set_candidate, values)).rowcount == 1
+
+    async def release(
+        self, connection: AsyncConnection, job_id: str, *, released_to: str | None = None
+    ) -> None:
         """Let any owner have a job of this one's."""
-        await connection.execute(self._sql.release, self._bind_params(job_id))
+        values = {**self._bind_params(job_id), "released_to": released_to}
+        await connection.execute(self._sql.release, values)
 
     async def release_all(self, connection: AsyncConnection) -> None:
         """Let any owner have the jobs of this one: a job whose owner is not there is nobody's."""

@@ -45,12 +45,12 @@ class Notifications:
         self._callbacks: dict[object, Callback] = {}
         self._listener: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
-        self._is_proven = False
+        self._proven = asyncio.Event()
 
     @property
     def wait_limit(self) -> float:
         """Seconds after which a waiter asks the database by itself."""
-        return NOTIFIED_WAIT if self._is_proven else UNNOTIFIED_WAIT
+        return NOTIFIED_WAIT if self._proven.is_set() else UNNOTIFIED_WAIT
 
     @contextmanager
     def listen(self, callback: Callback) -> Iterator[None]:
@@ -67,7 +67,15 @@ class Notifications:
                 self._listener.cancel()
                 self._stopping.add(self._listener)
                 self._listener.add_done_callback(self._stopping.discard)
-                self._listener, self._is_proven = None, False
+                self._listener = None
+                self._proven.clear()
+
+    async def prove(self, seconds: float) -> bool:
+        """Return whether notifications arrive within so many seconds."""
+        with self.listen(lambda _: None), anyio.move_on_after(seconds):
+            await self._proven.wait()
+            return True
+        return False
 
     async def close(self) -> None:
         """Wait until nothing listens any more, once nobody wants to hear."""
@@ -85,7 +93,7 @@ class Notifications:
                         with anyio.CancelScope(shield=True):
                             await connection.invalidate()
             except Exception as error:  # noqa: BLE001 - waiters ask the database by themselves
-                self._is_proven = False
+                self._proven.clear()
                 _log.debug("Notifications of the journal do not arrive: %r", error)
             await anyio.sleep(RECONNECT_DELAY)
 
@@ -106,7 +114,10 @@ class Notifications:
             await driver.execute(f"NOTIFY {CHANNEL}, '{PROOF}'")
             with anyio.move_on_after(UNNOTIFIED_WAIT):
                 await heard.wait()
-            self._is_proven = heard.is_set()
+            if heard.is_set():
+                self._proven.set()
+            else:
+                self._proven.clear()
             with anyio.move_on_after(CHECK_INTERVAL):
                 await closed.wait()
 

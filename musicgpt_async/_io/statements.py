@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from musicgpt_async._io.schema import Tables, make_tables
+from musicgpt_async.models import JobState
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -43,6 +44,8 @@ class Statements:
     acquire: sa.Update
     claimable: sa.Select[Any]
     acquire_claimable: sa.Update
+    adoptable: sa.Select[Any]
+    set_candidate: sa.Update
     release: sa.Update
     page: sa.Select[Any]
     find: sa.Select[Any]
@@ -58,6 +61,14 @@ class Statements:
     deliveries_for: sa.Select[Any]
 
 
+# States in which a process dies with work to do. In all others its user or an error ended the job.
+ADOPTED_STATES = (
+    JobState.QUEUED,
+    JobState.UPLOADING,
+    JobState.UNACKNOWLEDGED,
+    JobState.PROCESSING,
+    JobState.COMPLETED,
+)
 # Seconds since the epoch. PostgreSQL's now() is as old as its transaction, which waits for locks.
 SERVER_NOW = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS double precision)"
 FILE_NOW = "(julianday('now') - 2440587.5) * 86400.0"
@@ -100,6 +111,19 @@ def load_statements(*, on_server: bool) -> Statements:
         .order_by(jobs.c.seq)
         .limit(sa.bindparam("max_rows", type_=sa.BigInteger))
     )
+    # What needs no file of the machine that it began on can go on everywhere.
+    here = sa.or_(
+        jobs.c.site.is_(None),
+        jobs.c.site == sa.bindparam("this_site", type_=sa.Text),
+        sa.and_(
+            jobs.c.state != str(JobState.COMPLETED),
+            sa.or_(jobs.c.task_id.is_not(None), jobs.c.sent_at.is_not(None)),
+        ),
+    )
+    account = sa.bindparam("of_account", type_=sa.Text)
+    claimable = claimable.where(
+        here, sa.or_(account.is_(None), jobs.c.account.is_(None), jobs.c.account == account)
+    )
     return Statements(
         tables=tables,
         version=sa.select(journal.c.version),
@@ -133,7 +157,23 @@ def load_statements(*, on_server: bool) -> Statements:
         acquire_claimable=jobs.update()
         .where(jobs.c.seq.in_(claimable.with_only_columns(jobs.c.seq)))
         .values(owner=owner_id),
-        release=owned_jobs.where(jobs.c.id == key).values(owner=None),
+        adoptable=sa.select(jobs)
+        .where(
+            jobs.c.unfinished,
+            jobs.c.owner.is_not(None),
+            ~live,
+            here,
+            jobs.c.account == account,
+            jobs.c.state.in_([str(state) for state in ADOPTED_STATES]),
+        )
+        .order_by(jobs.c.seq)
+        .limit(PAGE_SIZE),
+        set_candidate=jobs.update()
+        .where(jobs.c.id == key, jobs.c.task_id.is_(None))
+        .values(candidate_task_id=sa.bindparam("task", type_=sa.Text)),
+        release=owned_jobs.where(jobs.c.id == key).values(
+            owner=sa.bindparam("released_to", type_=sa.Text)
+        ),
         page=sa.select(jobs)
         .where(jobs.c.seq > sa.bindparam("last"))
         .order_by(jobs.c.seq)
