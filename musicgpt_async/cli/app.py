@@ -285,16 +285,20 @@ def report(
 
 
 @app.command(sort_key=5)
-def doctor(*, webhook: str | None = None, listen: str = "127.0.0.1:8080") -> int:
-    """Check the key, the API and the webhook URL, and say how to fix what is wrong.
+def doctor(
+    *, webhook: str | None = None, listen: str = "127.0.0.1:8080", journal: str | None = None
+) -> int:
+    """Check the key, the API, the webhook URL and the journal, and say how to fix what is wrong.
 
     Args:
         webhook: Public URL for MusicGPT's webhooks; a receiver runs during the check.
         listen: Address that the receiver listens on, as HOST:PORT.
+        journal: Path or URL of a journal: whether its server keeps what was committed, and whether
+            processes are notified of each other's changes.
     """
     from musicgpt_async.cli.commands import doctor as command  # noqa: PLC0415 - other commands go without
 
-    return event_loop.run(command.examine, webhook, host_and_port(listen))
+    return event_loop.run(command.examine, webhook, host_and_port(listen), journal)
 
 
 @app.command(sort_key=6)

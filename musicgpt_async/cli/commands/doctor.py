@@ -32,6 +32,7 @@ from musicgpt_async._io.http import Transport, map_exceptions
 from musicgpt_async._rules import hosts, payloads, protocol
 from musicgpt_async._rules.endpoints import DEFAULT_BASE_URL, Endpoints
 from musicgpt_async.cli import streams
+from musicgpt_async.cli.commands.journal_checks import check_journal
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.cli.versions import version_lines
@@ -57,7 +58,7 @@ class CheckResult:
         return plain(f"{mark}  {self.subject}{f' → {self.advice}' if self.advice else ''}")
 
 
-async def examine(webhook: str | None, listen: tuple[str, int]) -> int:
+async def examine(webhook: str | None, listen: tuple[str, int], journal: str | None = None) -> int:
     """Check everything and say what was found; return the exit code.
 
     Raises:
@@ -66,13 +67,15 @@ async def examine(webhook: str | None, listen: tuple[str, int]) -> int:
     for line in await anyio.to_thread.run_sync(version_lines):
         streams.write_result(plain(line))
     results = []
-    async for result in _run_checks(webhook, listen):
+    async for result in _run_checks(webhook, listen, journal):
         streams.write_result(str(result))
         results.append(result)
     return 0 if all(result.ok for result in results) else 1
 
 
-async def _run_checks(webhook: str | None, listen: tuple[str, int]) -> AsyncIterator[CheckResult]:
+async def _run_checks(
+    webhook: str | None, listen: tuple[str, int], journal: str | None
+) -> AsyncIterator[CheckResult]:
     found = await anyio.to_thread.run_sync(partial(find_key, keyring=True))
     key = found.key
     yield (
@@ -83,6 +86,9 @@ async def _run_checks(webhook: str | None, listen: tuple[str, int]) -> AsyncIter
     base_url = os.environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
     async for result in _check_api(base_url, key):
         yield result
+    if journal is not None:
+        async for check in check_journal(journal):
+            yield CheckResult(check.subject, ok=not check.advice, advice=check.advice)
     if webhook is not None:
         async for result in _check_webhook(
             webhook, listen, is_rehearsal=hosts.is_loopback(base_url)
