@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from musicgpt_async.errors import JournalError
+from musicgpt_async.errors import MusicGPTError
 
 # Seconds that a writer waits for another process's transaction.
 LOCK_TIMEOUT = 30.0
@@ -40,7 +40,7 @@ def is_busy(error: BaseException) -> bool:
 def is_outage(error: BaseException) -> bool:
     """Return whether a server cannot be reached, or not used, for now."""
     cause = getattr(error, "orig", None) or error
-    if isinstance(error, JournalError):  # an OSError too, and final: a row that cannot be read
+    if isinstance(error, MusicGPTError):  # some are OSErrors: a work's own, which stay as they are
         return False
     if isinstance(cause, OSError) or getattr(error, "connection_invalidated", False):
         return True
