@@ -39,6 +39,11 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
+    def move_to(self, port: int) -> None:
+        """Lead to another server from now on."""
+        self._port = port
+        self.cut()
+
     def restore(self) -> None:
         """Have a good network again. Connections that hung in a silent one are cut."""
         self.delay, self.is_silent, self._refuses = 0.0, False, False

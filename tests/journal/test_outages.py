@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
 import anyio
@@ -12,8 +12,11 @@ import pytest
 from factories.journals import job, let_pass
 from factories.postgres import PostgresServer, PostgresServers
 from factories.postgres_fixtures import POSTGRES
+from factories.sessions import SOUND, connected
 from factories.tcp_proxy import Proxy, proxied
 
+from musicgpt_async import Limits
+from musicgpt_async.emulator import Emulator
 from musicgpt_async.errors import JournalError
 from musicgpt_async.journal import Journal
 from musicgpt_async.models import JobState
@@ -177,3 +180,65 @@ async def test_what_was_committed_is_on_the_disk(proxy: Proxy) -> None:
         await journal._write(weaken)
     async with Journal(proxy.url) as journal:
         assert await journal._write(show) == ["on", "5s", "5s"]
+
+
+async def run_jobs(place: str, disturb: Callable[[], Awaitable[None]]) -> None:
+    """Run jobs on a journal while something happens to it: each is paid once, and none fails."""
+    async with Emulator(seconds=1.0, separate=False, parallel=3) as vendor:
+        async with connected(
+            vendor, place, limits=Limits(parallel=3, polls_per_minute=500)
+        ) as session:
+            jobs = [session.submit((f"{n}.mp3", SOUND + bytes([n]))) for n in range(9)]
+            await jobs[0].accepted()
+            await disturb()
+            with anyio.fail_after(60.0):
+                await asyncio.gather(*jobs)
+        assert len(vendor.submissions) == 9
+    async with Journal(place) as journal:
+        states = {record.state async for record in journal.records()}
+    assert states == {JobState.COMPLETED}
+
+
+async def test_no_job_fails_because_the_server_restarts(server: PostgresServer) -> None:
+    """A server that crashes in the midst of nine jobs delays them, and nothing else."""
+
+    async def disturb() -> None:
+        for _ in range(2):
+            await anyio.to_thread.run_sync(server.restart, "immediate")
+            await anyio.sleep(0.5)
+
+    await run_jobs(server.url(), disturb)
+
+
+async def test_no_job_fails_because_a_standby_takes_over(
+    server: PostgresServer, postgres_servers: PostgresServers
+) -> None:
+    """A primary that dies is replaced by its synchronous standby: no job fails, none twice."""
+    standby = await anyio.to_thread.run_sync(postgres_servers.start_standby, server)
+    server.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    server.execute("SELECT pg_reload_conf()")
+    async with proxied(server.url()) as proxy:
+
+        async def disturb() -> None:
+            await anyio.to_thread.run_sync(server.stop, "immediate")
+            await anyio.to_thread.run_sync(standby.promote)
+            proxy.move_to(standby.port)
+
+        await run_jobs(proxy.url, disturb)
+    await anyio.to_thread.run_sync(standby.remove)
+
+
+async def test_no_job_fails_because_its_network_does(proxy: Proxy) -> None:
+    """A network between session and journal that is cut, silent and slow by turns fails no job."""
+
+    async def disturb() -> None:
+        proxy.cut(refuse=True)
+        await anyio.sleep(0.5)
+        proxy.restore()
+        proxy.delay = 0.25
+        await anyio.sleep(2.0)
+        proxy.is_silent = True
+        await anyio.sleep(1.0)
+        proxy.restore()
+
+    await run_jobs(proxy.url, disturb)
