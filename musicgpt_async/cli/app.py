@@ -252,7 +252,7 @@ def jobs(
         json: One JSON object a job, with the fields that `extract --json` has.
     """
     from musicgpt_async.cli.commands import jobs as command  # noqa: PLC0415 - other commands go without
-    from musicgpt_async.cli.task_database import libpq_url  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.task_database import libpq_url  # noqa: PLC0415 - the same
 
     url = None if database is None else libpq_url(database)
     settings = Settings(out=choose_directory(directory, out), database=url, json=json)
@@ -405,7 +405,8 @@ def enqueue(
         list: A list of tracks, as `extract --list` takes it.
         site: Name of the machines that have these files at these paths; by default this host's
             name. URLs are taken by any worker.
-        force: Extract tracks again, and pay again, that were extracted before.
+        force: Extract tracks again, and pay again, that were extracted before; and enqueue files
+            that are not audio by their first bytes.
         retry_failed: Submit tracks again that MusicGPT could not process before, and pay again.
         out: The workers' output directory: stems in it are not taken for songs.
         json: One JSON object a task on stdout.
@@ -464,16 +465,15 @@ def worker(
         common: What other commands take, too.
     """
     from musicgpt_async.cli.commands import worker as command  # noqa: PLC0415 - other commands go without
-    from musicgpt_async.cli.task_database import libpq_url  # noqa: PLC0415 - other commands go without
+    from musicgpt_async.cli.task_database import libpq_url  # noqa: PLC0415 - the same
 
     options = command.WorkerSettings(
         database=database,
-        site=site,
         concurrency=concurrency,
         until_empty=until_empty,
         stalled_after=stalled_after,
     )
-    settings = common.settings(format=format, database=libpq_url(database))
+    settings = common.settings(format=format, database=libpq_url(database), site=site)
     return event_loop.run(command.work, settings, options)
 
 

@@ -155,7 +155,8 @@ class Run:
             return None
         path = self._settings.database or self._settings.journal_path
         try:
-            return await stack.enter_async_context(Journal(path, lease=LEASE_SECONDS))
+            journal = Journal(path, site=self._settings.site, lease=LEASE_SECONDS)
+            return await stack.enter_async_context(journal)
         except ConfigurationError as error:
             if self._settings.database is not None:
                 raise

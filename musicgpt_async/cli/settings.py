@@ -33,6 +33,7 @@ class Settings:
         listen: Host and port that the receiver listens on.
         journal: Whether to keep a journal in the output directory.
         database: URL of the database that holds the journal in place of the output directory.
+        site: Name of the machines that have the same files; ``None`` for this host's name.
         json: Whether to write outcomes to stdout as JSON.
         quiet: Whether to report failures only.
         verbose: Whether to show the library's log.
@@ -51,6 +52,7 @@ class Settings:
     listen: tuple[str, int] = ("127.0.0.1", 8080)
     journal: bool = True
     database: str | None = attrs.field(default=None, repr=False)
+    site: str | None = None
     json: bool = False
     quiet: bool = False
     verbose: bool = False
