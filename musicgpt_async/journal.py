@@ -19,6 +19,9 @@ import anyio.to_thread
 import attrs
 
 from musicgpt_async._io import processes
+from musicgpt_async._io.account_connection import AccountConnection
+from musicgpt_async._io.account_statements import load_account_statements
+from musicgpt_async._io.account_table import AccountTable
 from musicgpt_async._io.database import parse_database_url
 from musicgpt_async._io.forwarding import HANDED_OVER, Forwarding
 from musicgpt_async._io.job_table import ClaimedJob, JobTable, find_dead_owners
@@ -88,14 +91,21 @@ class Claim:
     is_here: bool = True
     released_to: str | None = attrs.field(default=None, repr=False)
 
-    async def save(self, record: JobRecord, *, release: bool = False) -> None:
+    async def save(
+        self, record: JobRecord, *, release: bool = False, beside: Work[None] | None = None
+    ) -> None:
         """Save the job; `release` gives the claim back with it.
+
+        Args:
+            record: The job.
+            release: Whether to give the claim back with it.
+            beside: What else is done in the same transaction.
 
         Raises:
             ClaimLostError: The claim was given back, or another process has taken the job over.
             JournalError: It could not be saved.
         """
-        await self._journal._save_claimed(self, record, release=release)
+        await self._journal._save_claimed(self, record, release=release, beside=beside)
 
     def drop(self) -> None:
         """Let another session of this process have the job."""
@@ -252,7 +262,12 @@ class Journal:
         return found, new
 
     async def _save(
-        self, record: JobRecord, *, release: bool = False, released_to: str | None = None
+        self,
+        record: JobRecord,
+        *,
+        release: bool = False,
+        released_to: str | None = None,
+        beside: Work[None] | None = None,
     ) -> None:
         """Write down all that is known of a job that this journal owns.
 
@@ -260,15 +275,19 @@ class Journal:
             record: The job.
             release: Whether to give its lease back with it, so that any process may take it.
             released_to: The dead owner that it is of then, for another process to adopt.
+            beside: What else is done in the same transaction, if the job is this journal's.
 
         Raises:
             JournalError: Another process has taken the job over, or it could not be written.
         """
 
         async def work(connection: AsyncConnection) -> bool:
-            return await self._table.save(
+            is_saved = await self._table.save(
                 connection, record, release=release, released_to=released_to
             )
+            if is_saved and beside is not None:
+                await beside(connection)
+            return is_saved
 
         saved = await self._write(work)
         self._disown(record.id)
@@ -371,13 +390,15 @@ class Journal:
 
         await self._write(work)
 
-    async def _save_claimed(self, _claim: Claim, record: JobRecord, *, release: bool) -> None:
+    async def _save_claimed(
+        self, _claim: Claim, record: JobRecord, *, release: bool, beside: Work[None] | None
+    ) -> None:
         """Save a job for the holder of its claim: see `Claim.save`."""
         if self._claims.get(_claim.id) is not _claim or record.id != _claim.id:
             raise ClaimLostError(
                 f"The job {record.id} is not this session's any more; nothing was written."
             )
-        await self._save(record, release=release, released_to=_claim.released_to)
+        await self._save(record, release=release, released_to=_claim.released_to, beside=beside)
         if release:
             self._drop_claim(_claim)
 
@@ -548,6 +569,16 @@ class Journal:
         if self._database.file is not None:
             return None
         return await self._write(read_server_settings)
+
+    def _account_table(self, account: str, hold_time: float) -> AccountTable:
+        """Return what an account's processes share in this journal: see `AccountTable`."""
+        sql = load_account_statements(on_server=self._database.file is None)
+        grace = self._require_transactions().grace
+        return AccountTable(sql, account, self._owner_id, hold_time, grace)
+
+    def _account_connection(self) -> AccountConnection:
+        """Return a connection for what needs none of the journal's transactions."""
+        return AccountConnection(self._database)
 
     async def _write(self, work: Work[T]) -> T:
         return await self._require_transactions().write(work)

@@ -106,8 +106,6 @@ class MusicGPTSession:
         arguments.check_seconds("request_timeout", request_timeout)
         arguments.check_seconds("stall_timeout", stall_timeout)
         self._executor = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="musicgpt-files")
-        self._slots = Slots(parallel=None if limits is None else limits.parallel)
-        self._credit = CreditBudget(arguments.validate_credits(max_credits))
         self._event_bus = EventBus()
         key = _validate_api_key(api_key or find_key().key)
         self._settings = RuntimeSettings(
@@ -125,8 +123,8 @@ class MusicGPTSession:
             ),
             executor=self._executor,
             event_bus=self._event_bus,
-            slots=self._slots,
-            credit=self._credit,
+            slots=Slots(parallel=None if limits is None else limits.parallel),
+            credit=CreditBudget(arguments.validate_credits(max_credits)),
             polls_per_minute=None if limits is None else limits.polls_per_minute,
             journal=Journal(journal) if isinstance(journal, (str, os.PathLike)) else journal,
             webhooks=webhooks,
@@ -446,13 +444,23 @@ class MusicGPTSession:
 
     @property
     def credits_estimated(self) -> float:
-        """Credits that the vendor expects to charge for what this session submitted."""
-        return self._credit.expected
+        """Credits that MusicGPT expects to charge for what this session submitted.
+
+        With a journal: for what all sessions on it submitted to the account, in all their time, as
+        far as this session knows.
+        """
+        runtime, credit = self._runtime, self._settings.credit
+        return credit.expected if runtime is None else runtime.account.credits_expected
 
     @property
     def slots(self) -> tuple[int, int]:
-        """Slots taken, and how many there are as far as is known."""
-        return self._slots.taken, self._slots.limit
+        """Slots taken, and how many there are as far as is known.
+
+        With a journal the slots that other sessions on it have taken are counted too, as of the
+        last time that this session asked for one or freed one.
+        """
+        account = self._settings.slots if self._runtime is None else self._runtime.account
+        return account.taken, account.limit
 
     def _open_runtime(self) -> Runtime:
         """Return the runtime; refuse to be used when not open, or in another event loop."""

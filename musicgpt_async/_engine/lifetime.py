@@ -16,6 +16,7 @@ from functools import partial
 import anyio
 import anyio.abc
 
+from musicgpt_async._engine.account import Account
 from musicgpt_async._engine.deliveries import Deliveries
 from musicgpt_async._engine.following import make_taken_over_error
 from musicgpt_async._engine.job_state import Job
@@ -50,9 +51,11 @@ class Lifetime(ABC):
         group: Where its children run.
 
     Attributes:
+        account: What limits the account.
         failure: What ended the session before it was left.
     """
 
+    account: Account
     _store: JobStore
     _jobs: Jobs
     _runner: Runner
@@ -130,6 +133,7 @@ class Lifetime(ABC):
             parts["webhook collector"] = self._deliveries.collect
         if self._settings.journal is not None:
             parts["journal writer"] = self._save_and_renew
+            parts["account"] = self.account.run
         for name, part in parts.items():
             self._supervisor.spawn(self._run_part, name, part, on_failure=partial(self.fail, name))
         await self._leaving.wait()
@@ -146,6 +150,7 @@ class Lifetime(ABC):
         self._begin_to_leave()
         await self._store.flush()
         self._store.drop_claims()
+        await self.account.close()
         self._deliveries.close()
         self._settings.event_bus.close()
         await self._settings.http.close()
@@ -161,6 +166,7 @@ class Lifetime(ABC):
         self._leave_scope.deadline = min(
             self._leave_scope.deadline, anyio.current_time() + LEAVE_TIMEOUT
         )
+        self.account.stop_asking()
         for job in self._jobs:
             words = describe_detached(job) if self.failure is None else str(self.failure)
             self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=JobDetachedError(words))

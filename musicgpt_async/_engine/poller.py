@@ -19,6 +19,7 @@ import attrs
 from musicgpt_async._engine.context import Context
 from musicgpt_async._engine.deliveries import Deliveries
 from musicgpt_async._engine.job_state import Job
+from musicgpt_async._engine.poll_grants import PollGrant, PollGrants
 from musicgpt_async._engine.queue import SubmitQueue
 from musicgpt_async._engine.wakeup import Wakeup
 from musicgpt_async._rules import payloads, protocol, retrying
@@ -93,6 +94,7 @@ class Poller:
         schedule: When to poll next; the one place that decides it.
         queue: Has the slots of jobs that are seen to run.
         deliveries: Knows which jobs may have webhooks, and what these said.
+        grants: Asks the account for each poll; ``None`` if this session alone uses it.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Poller:
         *,
         queue: SubmitQueue,
         deliveries: Deliveries,
+        grants: PollGrants | None,
     ) -> None:
         self._context = context
         self._jobs = context.jobs
@@ -110,6 +113,7 @@ class Poller:
         self._schedule = schedule
         self._queue = queue
         self._deliveries = deliveries
+        self._grants = grants
         self._entries: dict[str, _PollEntry] = {}  # the deadlines of all are equally long: in order
         self._next_end = math.inf  # no entry ends before it
         self._recent_tasks: dict[str, None] = {}
@@ -127,16 +131,48 @@ class Poller:
 
     async def run(self) -> None:
         """Poll as polls fall due."""
+        if self._grants is not None:
+            await self._run_granted(self._grants)
         while True:
-            if self._next_end <= _now():
-                self._end_overdue(_now())
-            for entry in self._schedule.take_due(_now()):
-                self._context.supervisor.spawn(
-                    self._poll, entry, on_failure=partial(self._on_error, entry)
-                )
-            await self._wakeup.wait(
-                until=min(self._schedule.next_due() or math.inf, self._next_end)
+            self._end_overdue_if_any()
+            self._start_due()
+            await self._wait_due(self._schedule.next_due())
+
+    async def _run_granted(self, grants: PollGrants) -> None:
+        """Poll as polls fall due and the account grants them, one by one."""
+        grant: PollGrant | None = None
+        while True:
+            self._end_overdue_if_any()
+            await grants.share()
+            now, due = _now(), self._schedule.next_due()
+            if grant is not None and grant.has_expired(now):
+                grant = None
+            if due is not None and due <= now:
+                grant = grant or await grants.take()
+                due, now = self._schedule.next_due(), _now()
+            if grant is not None and due is not None and due <= now:
+                due = grant.early if self._schedule.is_wake_due(now) else grant.due
+                if due <= now and self._start_due(most=1):
+                    grant = None
+                    continue
+            await self._wait_due(due)
+
+    async def _wait_due(self, due: float | None) -> None:
+        """Wait until a poll is due, or a job past its deadline."""
+        await self._wakeup.wait(until=min(due or math.inf, self._next_end))
+
+    def _end_overdue_if_any(self) -> None:
+        if self._next_end <= _now():
+            self._end_overdue(_now())
+
+    def _start_due(self, *, most: float = math.inf) -> bool:
+        """Start the polls that are due; return whether there were any."""
+        due = self._schedule.take_due(_now(), most=most)
+        for entry in due:
+            self._context.supervisor.spawn(
+                self._poll, entry, on_failure=partial(self._on_error, entry)
             )
+        return bool(due)
 
     async def poll_once(self, task_id: str, stems: Collection[str]) -> Conversion:
         """Poll a task once, ahead of the jobs and within the same budget.
@@ -275,7 +311,11 @@ class Poller:
 
     def _on_throttled(self, entry: _PollEntry | _SinglePoll, error: RateLimitError) -> None:
         now = _now()
-        self._schedule.on_throttled(now=now, retry_after=error.retry_after)
+        held = None if self._grants is None else self._grants.held
+        self._schedule.on_throttled(now=now, retry_after=error.retry_after, held=held)
+        if self._grants is not None:
+            self._grants.on_throttled(error.retry_after)
+            self._wakeup.set()
         self._schedule.on_unfinished(entry, now=now)
         if isinstance(entry, _PollEntry):
             if self._event_bus:

@@ -5,7 +5,8 @@ left. Whatever could make another turn possible (a job enqueued, a slot freed, a
 limit grown) is done by a method of this class, which wakes whoever waits for turns. Nothing else
 does, so nothing can forget to.
 
-The jobs that hold slots are known here alone: a job that has ended can take none, and one that has
+What limits the account is for :class:`~musicgpt_async._engine.account.Account` to say. Which jobs
+of this session hold slots is known here alone: a job that has ended can take none, and one that has
 a slot frees it once, however often it is asked to.
 """
 
@@ -14,18 +15,17 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import anyio
 import attrs
 
+from musicgpt_async._engine.account import Account
 from musicgpt_async._engine.job_state import Job
-from musicgpt_async._engine.wakeup import Wakeup
 from musicgpt_async._io.sources import Track
 from musicgpt_async._io.upload import Hold
-from musicgpt_async._rules.credit import CreditBudget
 from musicgpt_async._rules.lifecycle import Effect
-from musicgpt_async._rules.slots import Slots
 from musicgpt_async._rules.upload_ahead import Running, Uplink, UploadAhead
 from musicgpt_async.errors import CreditLimitError, MusicGPTError, TransportTimeoutError
 from musicgpt_async.events import EventBus, Queued
@@ -35,6 +35,8 @@ from musicgpt_async.models import JobState
 LOW_WATER_MARK = 2
 # Seconds between two questions whether an upload may run ahead of its slot.
 AHEAD_INTERVAL = 0.25
+# States of a job that a session leaves and MusicGPT goes on with.
+_GOES_ON = frozenset({JobState.UNACKNOWLEDGED, JobState.PROCESSING})
 
 
 @attrs.define(eq=False)
@@ -80,8 +82,7 @@ class SubmitQueue:
     """Decides whose turn it is.
 
     Args:
-        slots: How many jobs may be unfinished at MusicGPT.
-        credit: How much may be spent.
+        account: What limits the account.
         event_bus: Where events go.
         ahead: Which uploads run ahead of their slots.
         uplink: How fast bodies go out.
@@ -89,15 +90,13 @@ class SubmitQueue:
 
     def __init__(
         self,
-        slots: Slots,
-        credit: CreditBudget,
+        account: Account,
         event_bus: EventBus,
         *,
         ahead: UploadAhead,
         uplink: Uplink,
     ) -> None:
-        self._slots = slots
-        self._credit = credit
+        self._account = account
         self._event_bus = event_bus
         self._ahead = ahead
         self._uplink = uplink
@@ -106,7 +105,7 @@ class SubmitQueue:
         self._latest_size = 0  # of a body, in bytes
         self._heap: list[tuple[int, int, Turn]] = []  # position, number of the push, turn
         self._pushes = 0
-        self._wakeup = Wakeup()
+        self._wakeup = account.wakeup
         self._shrunk = anyio.Event()
 
     def push(self, turn: Turn) -> None:
@@ -119,16 +118,21 @@ class SubmitQueue:
 
     def on_change(self, job: Job, effects: Effect) -> None:
         """Free the slot of a job that needs it no more."""
-        if Effect.FREE_SLOT in effects and self._holders.pop(job.id, None) is not None:
-            self._slots.release()
-            self._wakeup.set()
+        if Effect.SAVE_FIRST in effects and job.record.state is JobState.UNACKNOWLEDGED:
+            self._account.on_delivered(job.record.id)
+        if Effect.FREE_SLOT in effects:
+            has_slot = self._holders.pop(job.id, None) is not None
+            if has_slot or self._account.is_shared:
+                goes_on = Effect.END in effects and job.record.state in _GOES_ON
+                self._account.release(job.record.id, goes_on=goes_on)
+                self._wakeup.set()
         if Effect.END in effects:
             self._wakeup.set()  # perhaps it was the first one in the queue
 
     async def wait_changed(self) -> None:
         """Wait until another turn may be possible."""
         now = anyio.current_time()
-        retry_at = self._slots.retry_at()
+        retry_at = self._account.retry_at()
         if retry_at is not None and retry_at > now:
             await self._wakeup.wait(until=retry_at)
         else:  # as jobs grow older an upload may run ahead of its slot
@@ -143,19 +147,31 @@ class SubmitQueue:
         if len(self._heap) <= LOW_WATER_MARK:
             self._shrunk.set()
             self._shrunk = anyio.Event()
+        if self._account.is_shared:
+            self._ask_for_slots()
         return taken
+
+    def _ask_for_slots(self) -> None:
+        """Ask for the slots that the next jobs need: first for bodies held, then in order."""
+        held = [turn for turn in self._without_slot() if turn.held_since is not None]
+        keys = [turn.job.record.id for turn in sorted(held, key=lambda turn: turn.job.position)]
+        if self._account.can_reserve():
+            count = max(1, self._account.limit - len(self._holders))
+            queued = (turn.job for turn in _first(self._heap, count))
+            keys += [job.record.id for job in queued if not job.has_ended]
+        self._account.ask(keys, spare=len(self._without_slot()) - len(held))
 
     def _take_first(self, taken: list[Turn | tuple[Turn, CreditLimitError]]) -> bool:
         turn = self._heap[0][2]
         if turn.job.has_ended:
             return True
-        if not self._credit.can_reserve():
+        if not self._account.can_reserve():
             return False
         if not self._acquire(turn) and not self._may_run_ahead(turn):
             return False
         turn.is_ahead = not self._has_slot(turn)
         try:
-            self._credit.reserve()
+            self._account.reserve()
         except CreditLimitError as error:
             taken.append((turn, error))
             return True
@@ -168,16 +184,16 @@ class SubmitQueue:
 
     def _acquire(self, turn: Turn) -> bool:
         """Give a turn a slot that no body under way or held has been sent for."""
-        if self._free <= len(self._without_slot()):
+        is_granted = self._account.is_granted(turn.job.record.id)
+        if not is_granted and self._free <= len(self._without_slot()):
             return False
         return self._take_slot(turn)
 
     def _take_slot(self, turn: Turn) -> bool:
-        now = anyio.current_time()
-        if not self._slots.try_acquire(now=now):
+        if not self._account.try_acquire(turn.job.record.id):
             return False
         self._holders[turn.job.id] = turn.job
-        turn.began = now
+        turn.began = anyio.current_time()
         return True
 
     def _has_slot(self, turn: Turn) -> bool:
@@ -185,7 +201,7 @@ class SubmitQueue:
 
     @property
     def _free(self) -> int:
-        return max(self._slots.limit - self._slots.taken, 0)
+        return max(self._account.limit - self._account.taken, 0)
 
     def _without_slot(self) -> list[Turn]:
         """Return the jobs whose bodies are under way or held, and need slots."""
@@ -204,8 +220,10 @@ class SubmitQueue:
     def _may_run_ahead(self, turn: Turn) -> bool:
         """Return whether a turn's upload may start before it has a slot."""
         content = turn.track.content
-        if turn.granted is not None or content is None or self._slots.retry_at() is not None:
+        if turn.granted is not None or content is None or self._account.retry_at() is not None:
             return False
+        if self._account.is_shared and self._free > len(self._without_slot()):
+            return False  # there seems to be a slot for it: the account is being asked
         under_way = [each.left for each in self._uploads.values() if each.left is not None]
         held = sum(turn.held_since is not None for turn in self._without_slot())
         return self._ahead.may_start(
@@ -283,32 +301,31 @@ class SubmitQueue:
     def force_acquire(self, job: Job) -> None:
         """Count a job that is known to run, even past the limit."""
         if not job.has_ended and job.id not in self._holders:
-            self._slots.force_acquire()
+            self._account.force_acquire(job.record.id)
             self._holders[job.id] = job
 
     def acquire_if_free(self, job: Job) -> None:
         """Count a job that may be running, unless all slots are taken by jobs that are."""
-        if self._slots.taken < self._slots.limit:
+        if self._account.taken < self._account.limit:
             self.force_acquire(job)
 
     def on_accepted(self, turn: Turn, estimate: float | None) -> None:
         """Learn from an accepted submit."""
         self._settle(turn, estimate)
-        self._slots.on_accepted(has_queue=bool(self._heap))
+        self._account.on_accepted(turn.job.record.id, has_queue=bool(self._heap))
 
     def on_not_accepted(self, turn: Turn, error: MusicGPTError) -> None:
         """Learn from a submit that MusicGPT had no room for, before its slot is freed."""
         self._cancel_reservation(turn)
-        now = anyio.current_time()
         if self._has_slot(turn):
-            self._slots.on_rejected(
-                now=now,
+            self._account.on_rejected(
+                turn.job.record.id,
                 retry_after=error.retry_after,
                 full=error.status == 429,
                 began=turn.began,
             )
         elif error.retry_after is not None:  # refused ahead of its slot: it tells nothing of slots
-            self._slots.pause(now=now, retry_after=error.retry_after)
+            self._account.pause(error.retry_after)
         self._wakeup.set()
 
     def on_unknown(self, turn: Turn) -> None:
@@ -328,14 +345,26 @@ class SubmitQueue:
     def _settle(self, turn: Turn, estimate: float | None) -> None:
         if turn.has_reserved:
             turn.has_reserved = False
-            self._credit.settle(estimate)
+            self._account.settle(turn.job.record.id, estimate)
             self._wakeup.set()
 
     def _cancel_reservation(self, turn: Turn) -> None:
         if turn.has_reserved:
             turn.has_reserved = False
-            self._credit.cancel()
+            self._account.cancel()
             self._wakeup.set()
+
+
+def _first(heap: Sequence[tuple[int, int, Turn]], count: int) -> list[Turn]:
+    """Return the first turns of a heap, in order, without a walk through all of it."""
+    frontier, found = [(heap[0], 0)] if heap else [], list[Turn]()
+    while frontier and len(found) < count:
+        (_, _, turn), index = heapq.heappop(frontier)
+        found.append(turn)
+        for child in (2 * index + 1, 2 * index + 2):
+            if child < len(heap):
+                heapq.heappush(frontier, (heap[child], child))
+    return found
 
 
 def _is_accepted(job: Job) -> bool:

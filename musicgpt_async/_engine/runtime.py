@@ -25,11 +25,12 @@ from musicgpt_async._engine.following import Following, make_outcome
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.jobs import Jobs
 from musicgpt_async._engine.lifetime import Lifetime, describe_detached
-from musicgpt_async._engine.poller import Poller
+from musicgpt_async._engine.poller import LAST_POLL_TIMEOUT, Poller
 from musicgpt_async._engine.queue import SubmitQueue, Turn
 from musicgpt_async._engine.recovery import Recovery
 from musicgpt_async._engine.runner import Runner
 from musicgpt_async._engine.settings import RuntimeSettings
+from musicgpt_async._engine.shared_account import make_account
 from musicgpt_async._engine.store import JobStore
 from musicgpt_async._engine.submission import Submitter
 from musicgpt_async._io import response_body
@@ -57,6 +58,7 @@ from musicgpt_async.models import AudioFormat, JobRecord, JobState
 _log = logging.getLogger(__name__)
 
 MAX_ADOPTED = 1024  # handles of adopted jobs that are kept for resume()
+DEFAULT_HOLD_TIME = 86_400.0  # seconds that a dead process's slot is held if jobs have no deadline
 
 
 class Runtime(Lifetime):
@@ -83,9 +85,22 @@ class Runtime(Lifetime):
             supervisor=self._supervisor,
         )
         durations, uplink = DurationModel(), Uplink()
-        self._queue = SubmitQueue(
+        webhooks = settings.webhooks
+        schedule: Schedule[Any] = Schedule(
+            polls_per_minute=settings.polls_per_minute,
+            durations=durations,
+            reliability=None if webhooks is None else webhooks._queue.reliability,
+        )
+        deadline = DEFAULT_HOLD_TIME if settings.deadline is None else settings.deadline
+        self.account, grants = make_account(
+            self._store,
             settings.slots,
             settings.credit,
+            schedule.budget,
+            hold_time=deadline + LAST_POLL_TIMEOUT,
+        )
+        self._queue = SubmitQueue(
+            self.account,
             settings.event_bus,
             ahead=UploadAhead(durations, uplink),
             uplink=uplink,
@@ -99,15 +114,10 @@ class Runtime(Lifetime):
         )
         self._poller = Poller(
             self._context,
-            Schedule(
-                polls_per_minute=settings.polls_per_minute,
-                durations=durations,
-                reliability=(
-                    None if settings.webhooks is None else settings.webhooks._queue.reliability
-                ),
-            ),
+            schedule,
             queue=self._queue,
             deliveries=self._deliveries,
+            grants=grants,
         )
         self._recovery = Recovery(self._context, poller=self._poller, deliveries=self._deliveries)
         self._following = Following(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, TypeVar
 
 import anyio
 import attrs
@@ -18,12 +18,15 @@ import attrs
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.wakeup import Wakeup
 from musicgpt_async._io.forwarding import HANDED_OVER
+from musicgpt_async._io.transactions import Work
 from musicgpt_async._rules import records
 from musicgpt_async._rules.fingerprint import is_keyed
 from musicgpt_async._rules.lifecycle import Effect
 from musicgpt_async.errors import JournalError
 from musicgpt_async.journal import Claim, ClaimLostError, Journal
 from musicgpt_async.models import JobRecord, JobState
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +42,9 @@ class _KeyClaim(Claim):
     _fingerprint: str
     _holder: Job
 
-    async def save(self, record: JobRecord, *, release: bool = False) -> None:
+    async def save(
+        self, record: JobRecord, *, release: bool = False, beside: Work[None] | None = None
+    ) -> None:
         """There is nothing to save to."""
 
     def drop(self) -> None:
@@ -62,6 +67,9 @@ class JobStore:
         self._failed: dict[str, Job] = {}
         self._by_key: dict[str, Job] = {}
         self._claims: dict[Job, Claim] = {}  # a job that follows another handle's has none
+        self._beside: dict[str, Work[None]] = {}
+        self._writes: list[Callable[[], Awaitable[None]]] = []
+        self._failed_writes: list[Callable[[], Awaitable[None]]] = []
         self._is_failing = False  # logged once, not for each job and second
         self._flushing = anyio.Lock()
         self._wakeup = Wakeup()
@@ -70,6 +78,8 @@ class JobStore:
         """Save a job later, if a change asks for it."""
         if Effect.SAVE in effects:
             self.save_later(job)
+        if not self.has_claim(job):  # it will not be saved
+            self.forget_beside(job.record.id)
 
     def may_write(self, job: Job) -> bool:
         """Return whether a job is this session's to save, and to receive webhooks for."""
@@ -170,7 +180,10 @@ class JobStore:
         if self.journal is None or claim is None:
             return
         release = job.is_free
-        await claim.save(record, release=release)
+        beside = self._beside.get(record.id)
+        await claim.save(record, release=release, beside=beside)
+        if beside is not None and self._beside.get(record.id) is beside:
+            del self._beside[record.id]
         if release:
             self._claims.pop(job, None)
             # Meanwhile a download began, or there is more to save.
@@ -195,6 +208,28 @@ class JobStore:
             self._dirty[job.record.id] = job
             self._wakeup.set()
 
+    def write_beside(self, record_id: str, work: Work[None]) -> None:
+        """Have a work done in the transaction that saves a record next, in an older one's place."""
+        self._beside[record_id] = work
+
+    def forget_beside(self, record_id: str) -> None:
+        """Drop what was to be done when a record is saved next: it is done, or outdated."""
+        self._beside.pop(record_id, None)
+
+    def write_later(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Have something written in the transaction that saves jobs next, again if that fails."""
+        self._writes.append(write)
+        self._wakeup.set()
+
+    async def write(self, work: Work[T]) -> T:
+        """Have a work done in a transaction of the journal.
+
+        Raises:
+            JournalError: It was not done.
+        """
+        assert self.journal is not None  # noqa: S101 - only with a journal is there such a work
+        return await self.journal._write(work)
+
     @property
     def renewal_interval(self) -> float:
         """Seconds after which the leases are to be renewed."""
@@ -202,7 +237,7 @@ class JobStore:
 
     async def wait_due(self, until: float) -> None:
         """Wait until something is to be saved, or until a moment of the loop's clock."""
-        if self._failed:
+        if self._failed or self._failed_writes:
             until = min(until, anyio.current_time() + RETRY_INTERVAL)
         await self._wakeup.wait(until=until)
 
@@ -249,22 +284,26 @@ class JobStore:
         lost: list[Job] = []
         async with self._flushing:  # what another flush is saving is saved when this returns
             self._dirty, self._failed = {**self._failed, **self._dirty}, {}
-            while self._dirty:
+            self._writes, self._failed_writes = self._failed_writes + self._writes, []
+            while self._dirty or self._writes:
                 async with anyio.create_task_group() as saves:
                     for job in tuple(self._dirty.values()):
                         saves.start_soon(self._save, job, lost)
+                    writes, self._writes = self._writes, []
+                    for write in writes:
+                        saves.start_soon(self._write, write)
         return lost
 
     async def _save(self, job: Job, lost: list[Job]) -> None:
         try:
             await self.save(job)
         except ClaimLostError as error:
-            self._log_failure(job, error)
+            self._log_failure(job.title, error)
             self._claims.pop(job, None)
             lost.append(job)
             await self._hand_over(job)
         except JournalError as error:
-            self._log_failure(job, error)
+            self._log_failure(job.title, error)
             self._retry(job)
         else:
             self._is_failing = False
@@ -277,10 +316,18 @@ class JobStore:
             except JournalError as error:
                 _log.error("The task of %s was not handed over: %s", job.title, error)
 
-    def _log_failure(self, job: Job, error: JournalError) -> None:
+    async def _write(self, write: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await write()
+        except JournalError as error:
+            self._log_failure("What limits the account", error)
+            self._failed_writes.append(write)
+            self._wakeup.set_at(anyio.current_time() + RETRY_INTERVAL)
+
+    def _log_failure(self, what: str, error: JournalError) -> None:
         # No traceback: its frames hold webhook tokens.
         level = logging.DEBUG if self._is_failing else logging.ERROR
-        _log.log(level, "%s was not written to the journal: %s", job.title, error)
+        _log.log(level, "%s was not written to the journal: %s", what, error)
         self._is_failing = True
 
     def _retry(self, job: Job) -> None:

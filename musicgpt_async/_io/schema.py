@@ -45,7 +45,7 @@ class Tables:
         jobs: One row for each job. `account` and `site` say who may go on with it.
         places: The numbers of tasks whose files would have the same names.
         accounts: What the processes share of an account: the states of the rules for slots and for
-            polls, the next poll's time, until when nothing is sent, credits spent.
+            polls, the next poll's time, how many were made, until when none is, credits spent.
         slots: One row for each job that counts against its account's limit: whether its track was
             sent, whether its price is among the credits spent, when it counts no more.
         deliveries: Webhooks that arrived at a process which does not work on their job, by the
@@ -137,10 +137,11 @@ def make_tables() -> Tables:
         metadata,
         sa.Column("account", sa.Text, primary_key=True),
         sa.Column("slots", json_type),
-        sa.Column("polls", json_type),
+        sa.Column("polls", sa.Text),  # JSON, and compared as text
         sa.Column("next_poll", sa.Double),
+        sa.Column("polls_made", sa.BigInteger),
         sa.Column("paused_until", sa.Double),
-        sa.Column("spent", sa.Double),
+        sa.Column("spent", json_type),
     )
     slots = sa.Table(
         "musicgpt_slots",

@@ -79,6 +79,13 @@ SERVER_SETTINGS = {
 }
 
 
+def make_clock(*, on_server: bool) -> Any:
+    """Return the expression of the database's clock, in seconds since the epoch."""
+    import sqlalchemy as sa  # noqa: PLC0415 - see schema.make_tables
+
+    return sa.literal_column(SERVER_NOW if on_server else FILE_NOW, sa.Double)
+
+
 @cache
 def load_statements(*, on_server: bool) -> Statements:
     """Load SQLAlchemy and make the statements.
@@ -92,7 +99,7 @@ def load_statements(*, on_server: bool) -> Statements:
     journal, owners, jobs, places = tables.journal, tables.owners, tables.jobs, tables.places
     deliveries = tables.deliveries
     key, owner_id = sa.bindparam("key", type_=sa.Text), sa.bindparam("owner_id", type_=sa.Text)
-    now: Any = sa.literal_column(SERVER_NOW if on_server else FILE_NOW, sa.Double)
+    now = make_clock(on_server=on_server)
     until = now + sa.bindparam("lease", type_=sa.Double)
     # After an outage of the server leases hold longer: their owners could not renew them either.
     live_since = now - sa.bindparam("grace", type_=sa.Double)

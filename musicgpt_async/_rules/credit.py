@@ -8,6 +8,9 @@ estimate seen so far: if in doubt, nothing more is spent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from musicgpt_async.errors import CreditLimitError
 
 # The largest estimate in MusicGPT's documentation (Extraction), until a response gives one.
@@ -21,13 +24,14 @@ class CreditBudget:
         limit: Maximum of credits to spend, or ``None`` for no limit.
 
     Attributes:
+        limit: Maximum of credits to spend, or ``None`` for no limit.
         estimated: Sum in credits of the estimates received so far.
     """
 
     def __init__(self, limit: float | None) -> None:
         if limit is not None and not limit > 0:
             raise ValueError(f"max_credits must be greater than 0, not {limit}")
-        self._limit = limit
+        self.limit = limit
         self._reserved = 0
         self._unknown = 0
         self._largest: float | None = None
@@ -44,9 +48,24 @@ class CreditBudget:
         largest = ASSUMED_ESTIMATE if self._largest is None else self._largest
         return self.estimated + self._unknown * largest
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether nothing more may be spent."""
+        return self.limit is not None and self.counted >= self.limit
+
+    def dump(self) -> dict[str, Any]:
+        """Return what was counted, to be saved for all processes of the account as JSON."""
+        counted = {"unknown": self._unknown, "largest": self._largest}
+        return {"estimated": self.estimated, **counted}
+
+    def load(self, counted: Mapping[str, Any]) -> None:
+        """Go on from what all processes of the account have counted; empty: nothing yet."""
+        self.estimated = counted.get("estimated", 0.0)
+        self._unknown, self._largest = counted.get("unknown", 0), counted.get("largest")
+
     def can_reserve(self) -> bool:
         """Return whether a submit may start now: with a limit, one at a time."""
-        return self._limit is None or self._reserved == 0
+        return self.limit is None or self._reserved == 0
 
     def reserve(self) -> None:
         """Reserve credit for a submit whose estimate is not known yet.
@@ -54,10 +73,10 @@ class CreditBudget:
         Raises:
             CreditLimitError: The limit is reached.
         """
-        if self._limit is not None and self.counted >= self._limit:
+        if self.is_exhausted:
             raise CreditLimitError(
                 f"The track was not submitted: {self.counted:g} credits of "
-                f"max_credits={self._limit:g} are used up. Raise max_credits to submit more."
+                f"max_credits={self.limit or 0:g} are used up. Raise max_credits to submit more."
             )
         self._reserved += 1
 
@@ -72,6 +91,10 @@ class CreditBudget:
             estimate: Credits, or ``None`` if the response was lost or has no estimate.
         """
         self._reserved -= 1
+        self.count(estimate)
+
+    def count(self, estimate: float | None) -> None:
+        """Count a submit that MusicGPT has, or may have, ``None`` if its estimate is not known."""
         if estimate is None:
             self._unknown += 1
         else:

@@ -96,7 +96,7 @@ class Schedule(Generic[K]):
         durations: DurationModel | None = None,
         reliability: ReceiverReliability | None = None,
     ) -> None:
-        self._budget = Budget(polls_per_minute, tick)
+        self.budget = Budget(polls_per_minute, tick)
         self._durations = durations or DurationModel()
         self._reliability = reliability or ReceiverReliability()
         self._rng = rng or random.Random()
@@ -121,7 +121,7 @@ class Schedule(Generic[K]):
     @property
     def polls_per_minute(self) -> float:
         """Estimated number of polls per minute that the account allows."""
-        return self._budget.estimate
+        return self.budget.estimate
 
     def add(
         self,
@@ -157,7 +157,7 @@ class Schedule(Generic[K]):
         """Return the time of the next poll in monotonic seconds, or ``None`` without jobs."""
         moments = []
         if self._drop_stale(self._wakes):
-            moments.append(max(self._wakes[0][0], self._budget.next_allowed_at()))
+            moments.append(max(self._wakes[0][0], self.budget.next_allowed_at()))
         ordinary = [
             heap[0][2].earliest
             for heap in (self._first_polls, self._polls)
@@ -165,24 +165,31 @@ class Schedule(Generic[K]):
         ]
         if ordinary:
             share = self._share()
-            at = max(min(ordinary), self._budget.next_paced_at(share=share))
-            if self._budget.interval(share=share) < self._tick:
+            at = max(min(ordinary), self.budget.next_paced_at(share=share))
+            if self.budget.interval(share=share) < self._tick:
                 at = max(at, math.ceil(at / self._tick) * self._tick)
             moments.append(at)
         return min(moments) if moments else None
 
-    def take_due(self, now: float) -> list[K]:
-        """Return the jobs to poll now; each is in flight until its result is reported."""
+    def take_due(self, now: float, *, most: float = math.inf) -> list[K]:
+        """Return the jobs to poll now; each is in flight until its result is reported.
+
+        Args:
+            now: Monotonic seconds.
+            most: How many at most.
+        """
         self._follow_reliability(now)
         taken: list[K] = []
         while (
-            self._drop_stale(self._wakes)
+            len(taken) < most
+            and self._drop_stale(self._wakes)
             and self._wakes[0][0] <= now
-            and self._budget.next_allowed_at() <= now
+            and self.budget.next_allowed_at() <= now
         ):
             taken.append(self._mark_in_flight(heapq.heappop(self._wakes)[2], now))
         while (
-            self._budget.next_paced_at(share=self._share()) <= now
+            len(taken) < most
+            and self.budget.next_paced_at(share=self._share()) <= now
             and (heap := self._due_heap(now)) is not None
         ):
             self._is_turn_of_first = heap is self._polls
@@ -194,10 +201,14 @@ class Schedule(Generic[K]):
                 age_known=job.age_known,
                 loss=self._chance_of_loss(job),
             )
-            self._budget.pace(now, share=self._share())
+            self.budget.pace(now, share=self._share())
             taken.append(self._mark_in_flight(job, now))
         self._is_saturated = self._due_heap(now) is not None or self._has_due(self._wakes, now)
         return taken
+
+    def is_wake_due(self, now: float) -> bool:
+        """Return whether a poll is due that goes ahead of the evenly paced ones."""
+        return self._drop_stale(self._wakes) and self._wakes[0][0] <= now
 
     def _due_heap(self, now: float) -> _Heap[K] | None:
         """Return the heap whose top is the next ordinary poll, or ``None`` if none is due."""
@@ -216,12 +227,12 @@ class Schedule(Generic[K]):
             return
         job.in_flight = False
         recheck_at, job.recheck_at = job.recheck_at, None
-        if now < self._budget.paused_until:
+        if now < self.budget.paused_until:
             # This poll may be the one that was refused: it says nothing, and is repeated after
             # the pause.
             is_woken = recheck_at is not None or job.delivered_at is not None
             heap = self._wakes if is_woken else self._polls
-            self._push(heap, job, self._budget.paused_until)
+            self._push(heap, job, self.budget.paused_until)
             return
         job.last_poll, job.first_due = now, False
         if job.delivered_at is not None and (recheck_at is None or job.denied):
@@ -300,21 +311,24 @@ class Schedule(Generic[K]):
             job.delivered_at = now
         self.wake(key, now=now, delay=job.last_poll + job.spacing - now if job.denied else 0.0)
 
-    def on_throttled(self, *, now: float, retry_after: float | None) -> None:
+    def on_throttled(
+        self, *, now: float, retry_after: float | None, held: float | None = None
+    ) -> None:
         """Pause all polls after a 429, and lower the estimated budget.
 
         Args:
             now: Monotonic seconds.
             retry_after: Seconds from the ``Retry-After`` header, or ``None``.
+            held: Polls of the last minute from all sessions, or ``None`` for those made here.
         """
-        self._budget.on_throttled(now, retry_after)
+        self.budget.on_throttled(now, retry_after, held=held)
 
     def on_success(self, *, now: float) -> None:
         """Raise the estimated budget after a successful poll, if the budget is the bottleneck."""
-        self._budget.on_success(now)
+        self.budget.on_success(now)
         if self._is_saturated:
             # The ceiling is the line through all plans: 20, 200 and 500 polls for 2, 5 and 10 jobs.
-            self._budget.grow(ceiling=20.0 + 60.0 * max(0, len(self._jobs) - 2))
+            self.budget.grow(ceiling=20.0 + 60.0 * max(0, len(self._jobs) - 2))
 
     def _share(self) -> float:
         """Return the share of the budget for ordinary polls; the rest is reserved for wakes."""
@@ -369,5 +383,5 @@ class Schedule(Generic[K]):
 
     def _mark_in_flight(self, job: _ScheduledJob[K], now: float) -> K:
         job.entry, job.in_flight, job.is_woken = 0, True, False
-        self._budget.record(now)
+        self.budget.record(now)
         return job.key

@@ -21,11 +21,16 @@ The limit moves by three rules:
 After a 429 the next try waits until a job finishes. While this session's jobs run, that is a
 released slot, and no timer is needed. If none runs, the next try follows after a growing pause. A
 `Retry-After` is always respected.
+
+Sessions that share an account load what all of them have learned, together with the number of slots
+that all of them hold, in the transaction that changes it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 FREE_PARALLEL = 1
 """The limit of the smallest plan (MusicGPT docs, rate limits)."""
@@ -41,6 +46,22 @@ _MAX_RETRY_AFTER = 300.0  # seconds
 _THRESHOLD_WITHIN, _THRESHOLD_BEYOND = (1, 32), (16, 256)
 _PATIENT_SECONDS, _PATIENT_SUBMITS = 75.0, 3  # both together replace the threshold within
 _LONG_FULL = 3  # consecutive refusals while no job of this session is running
+
+
+# What is learned from responses, and shared.
+_LEARNED = frozenset(
+    {
+        "limit",
+        "proven",
+        "growth_threshold",
+        "probing",
+        "since_growth",
+        "failed_growths",
+        "refusals",
+        "was_full",
+        "retry_at",
+    }
+)
 
 
 class Slots:
@@ -67,6 +88,34 @@ class Slots:
         self._was_full = False
         self._retry_at: float | None = None
         self._now = self._refused_at = -math.inf
+
+    def dump(self) -> dict[str, Any]:
+        """Return what was learned as JSON, to be saved for all sessions of the account."""
+        learned = {name: getattr(self, f"_{name}") for name in _LEARNED}
+        refused_at = None if self._refused_at == -math.inf else self._refused_at
+        return {**learned, "refused_at": refused_at}
+
+    def load(self, learned: Mapping[str, Any], *, now: float, taken: int, uploading: int) -> None:
+        """Continue from what the account's sessions have learned.
+
+        Args:
+            learned: What `dump` returned; empty if nothing was learned yet.
+            now: Seconds of the account's clock, which all sessions share.
+            taken: Slots that all sessions hold.
+            uploading: Those of them whose submits have no response yet.
+        """
+        for name in _LEARNED & learned.keys():
+            setattr(self, f"_{name}", learned[name])
+        if self._configured is not None:
+            self._limit = min(self._limit, self._configured)
+        refused_at = learned.get("refused_at")
+        self._refused_at = -math.inf if refused_at is None else refused_at
+        self._now, self._taken, self._uploading = now, taken, uploading
+
+    @property
+    def configured(self) -> int | None:
+        """The configured limit, or ``None`` if it is learned."""
+        return self._configured
 
     @property
     def limit(self) -> int:
