@@ -83,7 +83,7 @@ RESCUE_SCHEDULE = "* * * * * */5"  # every 5 seconds; the last field is procrast
 RESCUE_LOCK = "musicgpt:rescue"
 RESCUE_PRIORITY = 1  # above the tracks, which would keep it waiting
 FIRST_DELAY, LONGEST_DELAY = 10.0, 600.0  # seconds between two deliveries of a task that failed
-MAX_ATTEMPTS = 10  # over about an hour
+MAX_ATTEMPTS = 10  # over about 40 minutes
 # PostgreSQL's limit for the name of a channel is 63 bytes, of which procrastinate needs 23.
 MAX_SITE_LENGTH = 31 - 1  # bytes
 CONTEXT_KEY = "musicgpt"
@@ -141,7 +141,7 @@ def retry_delay(error: BaseException, attempts: int) -> float | None:
     """Return the seconds until a task is delivered again, ``None`` if it has failed for good.
 
     A worker that stops gives its tasks back at once. What is wrong with the account is no task's
-    failure. Everything else is tried ten times, over about an hour.
+    failure. Everything else is tried ten times, over about 40 minutes.
 
     Args:
         error: What the task ended with.
