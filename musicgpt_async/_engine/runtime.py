@@ -286,7 +286,7 @@ class Runtime(Lifetime):
     def _adopt(self, record: JobRecord, claim: Claim) -> None:
         _log.info("Going on with %s, whose process has died.", _make_title(record))
         handle = self._resume(record, claim, None, is_adopted=True)
-        if self._job_of(handle).has_ended:
+        if isinstance(self._job_of(handle).outcome, MusicGPTError):
             claim.forget_former_owner()
         self._adopted[record.id] = handle
         if len(self._adopted) > MAX_ADOPTED:
@@ -360,11 +360,11 @@ class Runtime(Lifetime):
         job = self._jobs.find(record.id)
         if job is None:
             job = self._create(record, record.source or None, _make_title(record))
+            if is_adopted:
+                self._left_alone.add(job.id)
         else:  # a handle that was retrieved, and followed whoever had the claim
             self._following.stop(job)
         downloads = record.directory is not None and claim.is_here
-        if is_adopted:
-            self._left_alone.add(job.id)
         if downloads:
             self.begin_download(job)
         self._following.resume(job, record, claim)

@@ -179,3 +179,19 @@ async def test_a_task_that_a_former_owner_learns_is_handed_over(place: str) -> N
             (job,) = await heir.resume()
             with anyio.fail_after(HANG):
                 assert (await job).task_id == task_id
+
+
+async def test_leaving_does_not_wait_for_an_adopted_job(place: str) -> None:
+    """A session that drains leaves the job of a dead process to the next one."""
+    async with Emulator(seconds=600.0, separate=False) as vendor:
+        account = compute_account(vendor.api_key, vendor.base_url)
+        record = lost(task_id=await accepted_by(vendor), state=JobState.PROCESSING)
+        async with Journal(place) as dead:
+            await dead._add_or_get(record, account=account)
+            await let_pass(dead, 1000.0)
+            with anyio.fail_after(HANG):
+                async with connected(vendor, Journal(place, lease=LEASE)) as session:
+                    await until(lambda: "1 jobs" in repr(session))
+        async with Journal(place) as heir:
+            ((adopted, _),) = await heir._adopt(account)
+            assert adopted.id == record.id
