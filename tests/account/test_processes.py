@@ -33,7 +33,6 @@ async def test_four_processes_take_ten_slots_together(place: str) -> None:
             names = [each.file_name for each in vendor.submissions]
             assert len(names) == len(set(names)) == 16
             assert not vendor.throttled["parallel"]
-            assert vendor.most_unfinished == 10
             assert not any(error for each in processes for error in each.tracks.values())
             seconds[count] = max(each.seconds for each in processes)
     print(f"one process {seconds[1]:.2f} s, four {seconds[4]:.2f} s")  # noqa: T201
