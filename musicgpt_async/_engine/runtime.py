@@ -277,7 +277,8 @@ class Runtime(Lifetime):
     ) -> list[ExtractionJob]:
         """Resume what the journal holds and nobody works on."""
         with self._user_call():
-            found = await self._require_journal()._claim_all(self._settings.account)
+            # Of all accounts: after another key, or another host, it is still one's own.
+            found = await self._require_journal()._claim_all()
         adopted, self._adopted = self._adopted, {}
         self._left_alone.clear()
         resumed = [self._resume(record, claim, format) for record, claim in found]

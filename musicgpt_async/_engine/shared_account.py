@@ -168,9 +168,8 @@ class SharedAccount(Account):
             self._others += is_known
             return
         self._store.write_beside(key, partial(self._table.free, job=key))
-        if is_known:
-            self._is_waiting = False
-            self._report(freed=[*self._pending.freed, key])
+        self._is_waiting = False
+        self._report(freed=[*self._pending.freed, key])
 
     def on_delivered(self, key: str) -> None:
         """Note that MusicGPT may have a job's track, in the record that is about to be saved."""

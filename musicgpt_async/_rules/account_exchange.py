@@ -215,7 +215,8 @@ class _Exchange:
     def remove_rows(self) -> None:
         """Remove the slots that nothing holds; count what the dead have sent."""
         for key, row in tuple(self.rows.items()):
-            is_freed = key in self.request.freed and row.owner == self.request.owner
+            is_own = row.owner == self.request.owner or not row.is_live
+            is_freed = key in self.request.freed and is_own
             if not row.is_live and row.is_sent and not row.is_priced:
                 self.credit.count(None)
                 self.rows[key] = attrs.evolve(row, is_priced=True)
