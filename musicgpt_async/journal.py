@@ -23,12 +23,13 @@ from musicgpt_async._io.account_connection import AccountConnection
 from musicgpt_async._io.account_statements import load_account_statements
 from musicgpt_async._io.account_table import AccountTable
 from musicgpt_async._io.database import parse_database_url
+from musicgpt_async._io.file_engine import FileEngine, Work
 from musicgpt_async._io.forwarding import HANDED_OVER, Forwarding
 from musicgpt_async._io.job_table import ClaimedJob, JobTable, find_dead_owners
 from musicgpt_async._io.notifications import Notifications
 from musicgpt_async._io.server_settings import ServerSettings, read_server_settings
 from musicgpt_async._io.statements import Statements
-from musicgpt_async._io.transactions import Transactions, Work
+from musicgpt_async._io.transactions import Transactions
 from musicgpt_async._rules import records
 from musicgpt_async.errors import InvalidOptionError, JournalError
 from musicgpt_async.models import JobRecord, JobState
@@ -188,7 +189,7 @@ class Journal:
             self._openings += 1
         return self
 
-    async def _make_parts(self, sql: Statements, engine: AsyncEngine) -> None:
+    async def _make_parts(self, sql: Statements, engine: AsyncEngine | FileEngine) -> None:
         database, on_server = self._database, self._database.file is None
         self._owner_id = await anyio.to_thread.run_sync(processes.process_identity)
         transactions = Transactions(
@@ -203,7 +204,7 @@ class Journal:
         site = self._site or (socket.gethostname() if on_server else FILE_SITE)
         self._jobs = JobTable(sql, database.name, self._owner_id, site, transactions.grace)
         self._forwarder = Forwarding(transactions, sql, on_server=on_server)
-        self._listener = Notifications(engine, on_server=on_server)
+        self._listener = Notifications(engine)
         self._transactions = transactions
 
     async def _close(self) -> None:

@@ -17,8 +17,8 @@ import attrs
 
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._engine.wakeup import Wakeup
+from musicgpt_async._io.file_engine import Work
 from musicgpt_async._io.forwarding import HANDED_OVER
-from musicgpt_async._io.transactions import Work
 from musicgpt_async._rules import records
 from musicgpt_async._rules.fingerprint import is_keyed
 from musicgpt_async._rules.lifecycle import Effect

@@ -86,9 +86,10 @@ def _make_engine(database: Database) -> AsyncEngine:
     from sqlalchemy import event  # noqa: PLC0415 - see schema.make_tables
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see schema.make_tables
 
+    url = database.url if database.file is None else database.url.set(drivername="sqlite+aiosqlite")
     arguments = {} if database.file is None else {"timeout": BUSY_TIMEOUT}
     engine = create_async_engine(
-        database.url,
+        url,
         isolation_level="AUTOCOMMIT",
         hide_parameters=True,
         pool_size=1,

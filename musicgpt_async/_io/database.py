@@ -11,8 +11,9 @@ import random
 import re
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ import anyio.to_thread
 import attrs
 
 from musicgpt_async._io import processes
-from musicgpt_async._io.database_errors import LOCK_TIMEOUT, advise, find_patience, is_busy
+from musicgpt_async._io.database_errors import LOCK_TIMEOUT, advise, find_patience
+from musicgpt_async._io.file_engine import CONNECTIONS, FileEngine, run_off_loop
 from musicgpt_async._io.job_rows import UNREADABLE
 from musicgpt_async._io.journal_file import inspect_file
 from musicgpt_async._io.schema import (
@@ -102,7 +104,7 @@ class Database:
         from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - see schema.make_tables
 
         if self.file is not None:
-            return URL.create("sqlite+aiosqlite", database=str(self.file))
+            return URL.create("sqlite+pysqlite", database=str(self.file))
         try:
             return make_url(self.path).set(drivername="postgresql+asyncpg")
         except ArgumentError:
@@ -124,7 +126,7 @@ class Database:
             raise _missing_extra(error.name) from error
         return statements
 
-    async def connect(self, sql: Statements) -> AsyncEngine:
+    async def connect(self, sql: Statements) -> AsyncEngine | FileEngine:
         """Make an engine and see to it that the tables are there, of the version known here.
 
         Raises:
@@ -132,36 +134,33 @@ class Database:
         """
         engine = await anyio.to_thread.run_sync(_engine, self)
         try:
-            await self._create_tables(engine, sql)
-            if self.file is not None:
-                await _use_wal(engine)
+            await _retry(partial(self._create_tables, engine, sql))
+            if isinstance(engine, FileEngine):
+                # Only after the schema is in the file itself: its header then says at any moment
+                # whose it is. Of two that switch at once SQLite lets neither wait for the other.
+                await _retry(partial(engine.call, _use_wal, engine))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await engine.dispose()
             raise
         return engine
 
-    async def _create_tables(self, engine: AsyncEngine, sql: Statements) -> None:
-        give_up_at = anyio.current_time() + LOCK_TIMEOUT
-        while True:
-            try:
-                async with engine.begin() as connection:
-                    await self._prepare(connection, sql)
-            except Exception as error:
-                # A server that does not listen is perhaps none: a wrong address is said at once.
-                is_passing = find_patience(error) > 0.0 and not isinstance(error, OSError)
-                if not is_passing or anyio.current_time() >= give_up_at:
-                    raise
-            else:
-                return
-            await anyio.sleep(random.uniform(0.01, 0.05))
-
-    async def _prepare(self, connection: AsyncConnection, sql: Statements) -> None:
-        version = await connection.run_sync(self._create, sql)
-        if version == SCHEMA_VERSION:
+    async def _create_tables(self, engine: AsyncEngine | FileEngine, sql: Statements) -> None:
+        if isinstance(engine, FileEngine):
+            await engine.run(partial(self._prepare, sql))
             return
+        async with engine.connect() as connection:
+            await self._prepare(sql, connection)
+
+    async def _prepare(self, sql: Statements, connection: AsyncConnection) -> None:
+        version = await connection.run_sync(self._create, sql)
+        if version != SCHEMA_VERSION:
+            await self._upgrade(sql, connection, version)
+        await connection.commit()
+
+    async def _upgrade(self, sql: Statements, connection: AsyncConnection, version: int) -> None:
         live = set(await connection.scalars(sql.live_owners))
-        live -= set(await anyio.to_thread.run_sync(processes.dead_processes, live))
+        live -= set(await run_off_loop(processes.dead_processes, live))
         check_unused(self.name, version, live)
         await connection.run_sync(_upgrade, sql, version)
 
@@ -193,29 +192,27 @@ class Database:
             ) from cause
 
 
-def _engine(database: Database) -> AsyncEngine:
+def _engine(database: Database) -> AsyncEngine | FileEngine:
     """Make an engine, which connects to nothing yet; a file is inspected before."""
-    from sqlalchemy import event, pool  # noqa: PLC0415 - see schema.make_tables
-    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see schema.make_tables
+    import sqlalchemy as sa  # noqa: PLC0415 - see schema.make_tables
 
     # Values of parameters (tokens!) stay out of every message.
     options: dict[str, Any] = {
         "hide_parameters": True,
         "json_deserializer": _parse_json,
-        "poolclass": pool.AsyncAdaptedQueuePool,
-        "pool_size": 3,  # the writer's, one for readers, and one that listens
+        "pool_size": CONNECTIONS,
         "max_overflow": 0,
     }
     if database.file is None:
+        from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see above
+
         limits = {"timeout": CONNECT_TIMEOUT, "command_timeout": STATEMENT_TIMEOUT}
         return create_async_engine(database.url, connect_args=limits, **options)
     inspect_file(database.file)
-    engine = create_async_engine(
-        database.url, connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT}, **options
-    )
-    event.listen(engine.sync_engine, "connect", _sync_fully)
-    event.listen(engine.sync_engine, "begin", _begin)
-    return engine
+    options["connect_args"] = {"isolation_level": None, "timeout": BUSY_TIMEOUT}
+    engine = sa.create_engine(database.url, poolclass=sa.QueuePool, **options)
+    sa.event.listen(engine, "connect", _sync_fully)
+    return FileEngine(engine)
 
 
 def _upgrade(connection: sa.Connection, sql: Statements, version: int) -> None:
@@ -241,22 +238,23 @@ def _sync_fully(connection: Any, _: Any) -> None:
     cursor.close()
 
 
-def _begin(connection: sa.Connection) -> None:
-    reading = connection.get_execution_options().get("musicgpt_reading")
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+def _use_wal(engine: FileEngine) -> None:
+    connection = engine.connect()
+    try:
+        connection.cursor().execute("PRAGMA journal_mode = WAL").close()
+    finally:
+        connection.close()
 
 
-async def _use_wal(engine: AsyncEngine) -> None:
-    # Only after the schema is in the file itself: its header then says at any moment whose it is.
-    async with engine.connect() as connection:
-        driver: Any = (await connection.get_raw_connection()).driver_connection
-        deadline = anyio.current_time() + LOCK_TIMEOUT
-        while True:
-            try:
-                async with driver.execute("PRAGMA journal_mode = WAL"):
-                    return
-            except sqlite3.OperationalError as error:
-                # Of two that switch at once SQLite lets neither wait for the other.
-                if not is_busy(error) or anyio.current_time() > deadline:
-                    raise
-                await anyio.sleep(random.uniform(0.01, 0.05))
+async def _retry(call: Callable[[], Awaitable[None]]) -> None:
+    """Call until nothing is in the way that passes, within a bound."""
+    give_up_at = anyio.current_time() + LOCK_TIMEOUT
+    while True:
+        try:
+            return await call()
+        except Exception as error:
+            # A server that does not listen is perhaps none: a wrong address is said at once.
+            is_passing = find_patience(error) > 0.0 and not isinstance(error, OSError)
+            if not is_passing or anyio.current_time() >= give_up_at:
+                raise
+        await anyio.sleep(random.uniform(0.01, 0.05))

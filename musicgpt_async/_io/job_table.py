@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-import anyio.to_thread
 import attrs
 
 from musicgpt_async._io import processes
+from musicgpt_async._io.file_engine import run_off_loop
 from musicgpt_async._io.job_rows import decode_record, encode_record
 from musicgpt_async._io.statements import Statements
 from musicgpt_async._io.transactions import decode_rows
@@ -276,4 +276,4 @@ class JobTable:
 
 async def find_dead_owners(owners: Collection[str]) -> Collection[str]:
     """Return the owners whose processes certainly ran and died on this machine."""
-    return await anyio.to_thread.run_sync(processes.dead_processes, owners) if owners else ()
+    return await run_off_loop(processes.dead_processes, owners) if owners else ()

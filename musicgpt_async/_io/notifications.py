@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 
+from musicgpt_async._io.file_engine import FileEngine
+
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    import sqlalchemy as sa
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _log = logging.getLogger(__name__)
 
@@ -36,12 +39,10 @@ class Notifications:
 
     Args:
         engine: Connects to the database.
-        on_server: Whether that is PostgreSQL.
     """
 
-    def __init__(self, engine: AsyncEngine, *, on_server: bool) -> None:
+    def __init__(self, engine: AsyncEngine | FileEngine) -> None:
         self._engine = engine
-        self._on_server = on_server
         self._callbacks: dict[object, Callback] = {}
         self._listener: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
@@ -83,22 +84,26 @@ class Notifications:
             await asyncio.wait(self._stopping)
 
     async def _run(self) -> None:
-        listen = self._listen if self._on_server else self._watch_file
         while True:
             try:
-                async with self._engine.connect() as connection:
-                    try:
-                        await listen(connection)
-                    finally:  # it is not to be used by others, who would be called back
-                        with anyio.CancelScope(shield=True):
-                            await connection.invalidate()
+                if isinstance(self._engine, FileEngine):
+                    await self._watch_file(self._engine)
+                else:
+                    await self._listen(self._engine)
             except Exception as error:  # noqa: BLE001 - waiters ask the database by themselves
                 self._proven.clear()
                 _log.debug("Notifications of the journal do not arrive: %r", error)
             await anyio.sleep(RECONNECT_DELAY)
 
-    async def _listen(self, connection: AsyncConnection) -> None:
-        driver = await _driver(connection)
+    async def _listen(self, engine: AsyncEngine) -> None:
+        async with engine.connect() as connection:
+            try:
+                await self._hear((await connection.get_raw_connection()).driver_connection)
+            finally:  # it is not to be used by others, who would be called back
+                with anyio.CancelScope(shield=True):
+                    await connection.invalidate()
+
+    async def _hear(self, driver: Any) -> None:
         heard, closed = asyncio.Event(), asyncio.Event()
 
         def on_notification(_connection: Any, _pid: int, _channel: str, text: str) -> None:
@@ -121,21 +126,28 @@ class Notifications:
             with anyio.move_on_after(CHECK_INTERVAL):
                 await closed.wait()
 
-    async def _watch_file(self, connection: AsyncConnection) -> None:
-        driver = await _driver(connection)
+    async def _watch_file(self, engine: FileEngine) -> None:
+        connection = await engine.call(engine.connect)
         last = None
-        while True:
-            async with driver.execute("PRAGMA data_version") as cursor:
-                version = (await cursor.fetchone())[0]
-            if version != last:
-                last = version
-                self._call_back("")
-            await anyio.sleep(FILE_POLL_INTERVAL)
+        try:
+            while True:
+                version = await engine.call(_read_data_version, connection)
+                if version != last:
+                    last = version
+                    self._call_back("")
+                await anyio.sleep(FILE_POLL_INTERVAL)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await engine.call(connection.close)
 
     def _call_back(self, text: str) -> None:
         for callback in tuple(self._callbacks.values()):
             callback(text)
 
 
-async def _driver(connection: AsyncConnection) -> Any:
-    return (await connection.get_raw_connection()).driver_connection
+def _read_data_version(connection: sa.PoolProxiedConnection) -> int:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA data_version")
+    (version,) = cursor.fetchone() or (0,)
+    cursor.close()
+    return int(version)

@@ -26,6 +26,7 @@ import anyio.lowlevel
 
 from musicgpt_async._io.database import Database
 from musicgpt_async._io.database_errors import advise, find_patience, is_busy
+from musicgpt_async._io.file_engine import FileEngine, Work, pause
 from musicgpt_async._io.statements import PAGE_SIZE, Statements
 from musicgpt_async._rules.outages import Outage
 from musicgpt_async.errors import JournalError
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Work: TypeAlias = "Callable[[AsyncConnection], Awaitable[T]]"
 Pending: TypeAlias = "tuple[Work[Any], asyncio.Future[Any]]"
 
 MIN_PAUSE, MAX_PAUSE = 0.05, 1.0  # seconds between attempts while a server is away
@@ -58,7 +58,7 @@ class Transactions:
     def __init__(
         self,
         database: Database,
-        engine: AsyncEngine,
+        engine: AsyncEngine | FileEngine,
         sql: Statements,
         *,
         owner_id: str,
@@ -84,6 +84,8 @@ class Transactions:
 
     def grace(self) -> float:
         """Return for how many seconds leases of others hold after they ran out."""
+        if self._database.file is not None:  # asked in a thread; a file is never away
+            return 0.0
         return self._outage.grace(now=anyio.current_time())
 
     def wait_as_usual(self) -> None:
@@ -137,21 +139,28 @@ class Transactions:
         """Commit works together; if one fails, return the others, which are to be tried again."""
         self._number += 1
         try:
-            await self._until_done(partial(self._carry_out, batch))
+            await self._until_done(partial(self._run, partial(self._carry_out, batch)))
         except Exception as error:  # noqa: BLE001 - each is raised where the work was asked for
             return batch.fail(error)
         batch.succeed()
         return []
 
-    async def _carry_out(self, batch: _Batch) -> None:
-        async with self._connect() as connection:
+    async def _run(self, work: Work[T], *, reading: bool = False) -> T:
+        """Run a transaction: on a file in a thread, on a server here."""
+        if isinstance(self._engine, FileEngine):
+            return await self._engine.run(work, reading=reading)
+        async with self._connect(self._engine) as connection:
+            return await work(connection)
+
+    async def _carry_out(self, batch: _Batch, connection: AsyncConnection) -> None:
+        if self._database.file is None:  # SQLite's transaction keeps others out already
             await connection.execute(self._sql.lock)
-            if batch.may_be_committed and await self._find_last_write(connection) == self._number:
-                return
-            await self._renew_lease(connection)
-            await batch.run(connection)
-            batch.may_be_committed = True
-            await connection.commit()
+        if batch.may_be_committed and await self._find_last_write(connection) == self._number:
+            return
+        await self._renew_lease(connection)
+        await batch.run(connection)
+        batch.may_be_committed = True
+        await connection.commit()
 
     async def _find_last_write(self, connection: AsyncConnection) -> int | None:
         number: int | None = await connection.scalar(
@@ -173,10 +182,11 @@ class Transactions:
             JournalError: The statement failed.
         """
 
+        async def select(connection: AsyncConnection) -> list[sa.Row[Any]]:
+            return list(await connection.execute(statement, values))
+
         async def fetch() -> list[T]:
-            async with self._connect(musicgpt_reading=True) as connection:
-                rows = await connection.execute(statement, values)
-            return await decode_rows(rows, decode)
+            return await decode_rows(await self._run(select, reading=True), decode)
 
         return await self._until_done(fetch)
 
@@ -214,13 +224,11 @@ class Transactions:
             _log.info("The journal %s is there again.", self._database.name)
 
     @asynccontextmanager
-    async def _connect(self, **options: Any) -> AsyncIterator[AsyncConnection]:
-        """Connect for one transaction; a server that is silent ends it."""
-        engine = self._engine.execution_options(**options)
+    async def _connect(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        """Connect to the server for one transaction; one that is silent ends it."""
         with anyio.CancelScope() as attempt:
-            if self._database.file is None:
-                attempt.deadline = self._last_moment()
-                self._attempts.add(attempt)
+            attempt.deadline = self._last_moment()
+            self._attempts.add(attempt)
             try:
                 async with engine.connect() as connection:
                     try:
@@ -282,5 +290,5 @@ async def decode_rows(rows: Iterable[Any], decode: Callable[[Any], T]) -> list[T
     for row in rows:
         found.append(decode(row))
         if not len(found) % PAGE_SIZE:
-            await anyio.lowlevel.checkpoint()
+            await pause()
     return found

@@ -20,12 +20,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiosqlite  # noqa: F401 - with SQLAlchemy: loaded before any test's time runs
 import anyio
 import anyio.to_thread
 import attrs
 import pytest
-import sqlalchemy.ext.asyncio  # noqa: F401
+import sqlalchemy.ext.asyncio  # noqa: F401 - loaded before any test's time runs
 from aiohttp import web
 
 from musicgpt_async import ExtractionJob, Journal, Limits, MusicGPTSession, WebhookReceiver

@@ -19,6 +19,7 @@ from factories.journals import job, let_pass, select
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from musicgpt_async._io.file_engine import FileEngine
 from musicgpt_async.errors import InvalidOptionError, JournalError
 from musicgpt_async.journal import MAX_FINISHED, Journal
 from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
@@ -484,11 +485,14 @@ async def test_the_file_is_a_synchronous_write_ahead_log(tmp_path: Path) -> None
     path = tmp_path / "journal.db"
     async with Journal(path) as journal:
         assert select(path, "PRAGMA journal_mode") == [("wal",)]
-        for options in ({}, {"musicgpt_reading": True}):
-            engine = journal._require_transactions()._engine.execution_options(**options)
-            async with engine.connect() as connection:
-                found = await connection.exec_driver_sql("PRAGMA synchronous")
-                assert found.scalar() == 2
+        engine = journal._require_transactions()._engine
+        assert isinstance(engine, FileEngine)
+
+        async def read(connection: Any) -> Any:
+            return (await connection.exec_driver_sql("PRAGMA synchronous")).scalar()
+
+        for reading in (False, True):
+            assert await engine.run(read, reading=reading) == 2
 
 
 async def test_a_journal_serves_one_loop_after_another(tmp_path: Path) -> None:
