@@ -58,6 +58,7 @@ PAIRS = {
     ("_io.forwarding", "_io.statements"),
     ("_io.forwarding", "_io.transactions"),
     ("_io.account_connection", "_io.database"),
+    ("_io.account_connection", "_io.file_engine"),
     ("_io.account_statements", "_io.statements"),
     ("_io.account_table", "_io.account_statements"),
     ("_io.account_table", "_io.notifications"),

@@ -301,6 +301,8 @@ class Recovery:
         each.in_listing = False
         each.error = self._make_unknown_error(each.job, candidates)
         self._give_up_unless_searched(each)
+        if each.is_open:  # whether it runs is not known any more: a dead owner's slot is free
+            self._jobs.apply(each.job, Trigger.RESPONSE_MISSING)
 
     def _give_up_unless_searched(self, each: _Unacknowledged) -> None:
         if each.job.is_response_due or each.confirming or each.awaits_webhook or each.in_listing:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
 
-from musicgpt_async._io.database import BUSY_TIMEOUT, Database
+from musicgpt_async._io.database import ENGINE_OPTIONS, Database, make_file_engine
+from musicgpt_async._io.file_engine import FileEngine, Work
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -31,8 +33,7 @@ class AccountConnection:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._engine: AsyncEngine | None = None
-        self._connection: AsyncConnection | None = None
+        self._engine: AsyncEngine | FileEngine | None = None
         self._lock = anyio.Lock()
 
     async def execute(
@@ -46,62 +47,43 @@ class AccountConnection:
         async with self._lock:
             # A statement that is broken off would cost the connection.
             with self._database.map_errors(), anyio.CancelScope(shield=True):
-                return await self._execute(statement, values)
+                async with asyncio.timeout(STATEMENT_TIMEOUT):
+                    return await self._execute(partial(_carry_out, statement, values), statement)
             raise AssertionError  # for the type checker: no scope above ends silently
 
     async def _execute(
-        self, statement: sa.Executable, values: Mapping[str, Any]
+        self, work: Work[sa.CursorResult[Any]], statement: sa.Executable
     ) -> sa.CursorResult[Any]:
-        try:
-            async with asyncio.timeout(STATEMENT_TIMEOUT):
-                connection = self._connection or await self._connect()
-                return await connection.execute(statement, dict(values))
-        except BaseException:
-            await self._drop()
-            raise
+        if self._engine is None:
+            self._engine = await anyio.to_thread.run_sync(_make_engine, self._database)
+        if isinstance(self._engine, FileEngine):
+            return await self._engine.run(work, reading=not statement.is_dml)
+        async with self._engine.connect() as connection:
+            try:
+                return await work(connection)
+            except BaseException:
+                await connection.invalidate()
+                raise
 
     async def close(self) -> None:
         """Close the connection."""
         with anyio.CancelScope(shield=True):
-            if self._connection is not None:
-                await self._connection.close()
             if self._engine is not None:
                 await self._engine.dispose()
 
-    async def _connect(self) -> AsyncConnection:
-        if self._engine is None:
-            self._engine = await anyio.to_thread.run_sync(_make_engine, self._database)
-        self._connection = await self._engine.connect()
-        return self._connection
 
-    async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.invalidate()
-            await connection.close()
+async def _carry_out(
+    statement: sa.Executable, values: Mapping[str, Any], connection: AsyncConnection
+) -> sa.CursorResult[Any]:
+    result = await connection.execute(statement, dict(values))
+    await connection.commit()
+    return result
 
 
-def _make_engine(database: Database) -> AsyncEngine:
-    """Make an engine whose statements are transactions of their own."""
-    from sqlalchemy import event  # noqa: PLC0415 - see schema.make_tables
+def _make_engine(database: Database) -> AsyncEngine | FileEngine:
+    if database.file is not None:
+        return make_file_engine(database.url, connections=1, synchronous="NORMAL")
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see schema.make_tables
 
-    url = database.url if database.file is None else database.url.set(drivername="sqlite+aiosqlite")
-    arguments = {} if database.file is None else {"timeout": BUSY_TIMEOUT}
-    engine = create_async_engine(
-        url,
-        isolation_level="AUTOCOMMIT",
-        hide_parameters=True,
-        pool_size=1,
-        max_overflow=0,
-        connect_args=arguments,
-    )
-    if database.file is not None:
-        event.listen(engine.sync_engine, "connect", _sync_seldom)
-    return engine
-
-
-def _sync_seldom(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA synchronous = NORMAL")
-    cursor.close()
+    options = {"pool_size": 1, "max_overflow": 0, **ENGINE_OPTIONS}
+    return create_async_engine(database.url, isolation_level="AUTOCOMMIT", **options)

@@ -11,12 +11,12 @@ import random
 import re
 import secrets
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import anyio.to_thread
@@ -24,7 +24,7 @@ import attrs
 
 from musicgpt_async._io import processes
 from musicgpt_async._io.database_errors import LOCK_TIMEOUT, advise, find_patience
-from musicgpt_async._io.file_engine import CONNECTIONS, FileEngine, run_off_loop
+from musicgpt_async._io.file_engine import FileEngine, run_off_loop
 from musicgpt_async._io.job_rows import UNREADABLE
 from musicgpt_async._io.journal_file import inspect_file
 from musicgpt_async._io.schema import (
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 # Seconds that SQLite itself waits, off the loop: whoever waits longer can be told to stop.
 BUSY_TIMEOUT = 1.0
+CONNECTIONS = 3  # the writer's, one for readers, and one that listens
 # Seconds that a server may take to answer a statement, and to accept a connection.
 STATEMENT_TIMEOUT, CONNECT_TIMEOUT = 8.0, 10.0
 
@@ -95,7 +96,7 @@ class Database:
     @property
     def driver(self) -> str:
         """The module that speaks with it."""
-        return "asyncpg" if self.file is None else "aiosqlite"
+        return "asyncpg" if self.file is None else "sqlite3"
 
     @property
     def url(self) -> sa.URL:
@@ -192,27 +193,56 @@ class Database:
             ) from cause
 
 
+def _parse_json(text: str | bytes) -> Any:
+    """Parse what a column holds; one that is spoilt costs its own row, not the whole page."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return UNREADABLE
+
+
+# Values of parameters (tokens!) stay out of every message.
+ENGINE_OPTIONS: Mapping[str, Any] = {"hide_parameters": True, "json_deserializer": _parse_json}
+
+
 def _engine(database: Database) -> AsyncEngine | FileEngine:
     """Make an engine, which connects to nothing yet; a file is inspected before."""
+    if database.file is not None:
+        inspect_file(database.file)
+        return make_file_engine(database.url, connections=CONNECTIONS, synchronous="FULL")
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see schema.make_tables
+
+    limits = {"timeout": CONNECT_TIMEOUT, "command_timeout": STATEMENT_TIMEOUT}
+    options = {"pool_size": CONNECTIONS, "max_overflow": 0, **ENGINE_OPTIONS}
+    return create_async_engine(database.url, connect_args=limits, **options)
+
+
+def make_file_engine(
+    url: sa.URL, *, connections: int, synchronous: Literal["NORMAL", "FULL"]
+) -> FileEngine:
+    """Make an engine for a file.
+
+    Args:
+        url: SQLAlchemy's.
+        connections: How many there may be at once.
+        synchronous: Whether a commit waits for the disk, or may be lost in a crash of the machine.
+    """
     import sqlalchemy as sa  # noqa: PLC0415 - see schema.make_tables
 
-    # Values of parameters (tokens!) stay out of every message.
-    options: dict[str, Any] = {
-        "hide_parameters": True,
-        "json_deserializer": _parse_json,
-        "pool_size": CONNECTIONS,
-        "max_overflow": 0,
-    }
-    if database.file is None:
-        from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see above
+    engine = sa.create_engine(
+        url,
+        poolclass=sa.QueuePool,
+        pool_size=connections,
+        max_overflow=0,
+        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT},
+        **ENGINE_OPTIONS,
+    )
 
-        limits = {"timeout": CONNECT_TIMEOUT, "command_timeout": STATEMENT_TIMEOUT}
-        return create_async_engine(database.url, connect_args=limits, **options)
-    inspect_file(database.file)
-    options["connect_args"] = {"isolation_level": None, "timeout": BUSY_TIMEOUT}
-    engine = sa.create_engine(database.url, poolclass=sa.QueuePool, **options)
-    sa.event.listen(engine, "connect", _sync_fully)
-    return FileEngine(engine)
+    def set_synchronous(connection: Any, _: Any) -> None:
+        connection.cursor().execute(f"PRAGMA synchronous = {synchronous}").close()
+
+    sa.event.listen(engine, "connect", set_synchronous)
+    return FileEngine(engine, connections)
 
 
 def _upgrade(connection: sa.Connection, sql: Statements, version: int) -> None:
@@ -222,20 +252,6 @@ def _upgrade(connection: sa.Connection, sql: Statements, version: int) -> None:
             connection.exec_driver_sql(statement)
     add_missing(connection, sql.tables)
     connection.execute(sql.set_secret, {"secret": secrets.token_hex(32)})
-
-
-def _parse_json(text: str | bytes) -> Any:
-    """Parse what a column holds; one that is spoilt costs its own row, not the whole page."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return UNREADABLE
-
-
-def _sync_fully(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.close()
 
 
 def _use_wal(engine: FileEngine) -> None:

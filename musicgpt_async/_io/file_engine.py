@@ -2,8 +2,8 @@
 
 A transaction is a coroutine function that awaits its connection and nothing else, so the same code
 serves PostgreSQL on the loop and SQLite in a thread, where nothing that it awaits ever waits. A
-driver that makes a trip for every cursor, statement, fetch and close (aiosqlite does) makes a dozen
-of them for each transaction, at 50 us of CPU a trip.
+driver that makes a trip for every cursor, statement, fetch and close would make a dozen of them for
+each transaction, at 50 us of CPU a trip.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 Work: TypeAlias = "Callable[[AsyncConnection], Awaitable[T]]"
 
-CONNECTIONS = 3  # the writer's, one for readers, and one that listens
-
 
 class FileEngine:
     """Runs transactions on a file.
 
     Args:
-        engine: A synchronous one, of so many connections.
+        engine: A synchronous one.
+        connections: How many it has.
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, connections: int) -> None:
         self._engine = engine
-        self._threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="musicgpt-async-journal")
+        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="musicgpt-async-journal")
 
     async def run(self, work: Work[T], *, reading: bool = False) -> T:
         """Run a transaction in a thread; it is rolled back unless it commits.

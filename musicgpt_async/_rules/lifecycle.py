@@ -99,7 +99,7 @@ TRANSITIONS: Mapping[JobState, Mapping[Trigger, Step]] = {
         _T.SESSION_LEFT: Step(_S.QUEUED, _ENDS),
         # Attached, resumed from a journal, or following another handle's job:
         _T.ACCEPTED: Step(_S.PROCESSING, _E.SAVE | _E.START_POLLING),
-        _T.RESPONSE_MISSING: Step(_S.UNACKNOWLEDGED, _E.FREE_SLOT),  # its dead owner's
+        _T.RESPONSE_MISSING: Step(_S.UNACKNOWLEDGED),
         _T.COMPLETED: Step(_S.COMPLETED, _ENDS),
         _T.EXTRACTION_FAILED: Step(_S.FAILED, _ENDS),
         _T.RESPONSE_LOST: Step(_S.UNKNOWN, _ENDS),
