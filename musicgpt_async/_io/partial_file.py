@@ -302,13 +302,17 @@ def _sync_directory(directory: Path) -> None:
 
 
 def matches(path: Path, size: int, sha256: str) -> bool:
+    """Return whether a file with this content exists; then what was left of it is removed."""
     try:
         if path.stat().st_size != size:
             return False
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+            is_same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        if is_same:  # a process may have been killed that downloaded it a second time
+            _remove_leftovers(path, path)
     except OSError:
         return False
+    return is_same
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from factories.downloads import LONG, MIB, Get, Host, ignore, is_empty_directory
 from factories.watching import held, until
 
 from musicgpt_async._io.download import Downloader
-from musicgpt_async._io.partial_file import PartialFile
+from musicgpt_async._io.partial_file import PartialFile, matches
 from musicgpt_async._io.response_body import iter_chunks
 from musicgpt_async.errors import DownloadError
 
@@ -140,6 +140,17 @@ async def test_what_killed_processes_left_is_removed(serve: Any, get: Get, tmp_p
             await get(server.url, tmp_path / "a.mp3")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {*names[1:], ".a.mp3.4567abcd.part", "a.mp3"}
+
+
+def test_what_was_left_of_a_complete_file_is_removed(tmp_path: Path) -> None:
+    """A file that is there is not downloaded again, and temporary files of it go."""
+    target, content = tmp_path / "a.mp3", mp3(100)
+    target.write_bytes(content)
+    (tmp_path / ".a.mp3.0123abcd.part").touch()
+    assert not matches(target, len(content), "other")
+    assert len(list(tmp_path.iterdir())) == 2
+    assert matches(target, len(content), hashlib.sha256(content).hexdigest())
+    assert list(tmp_path.iterdir()) == [target]
 
 
 @asynccontextmanager
