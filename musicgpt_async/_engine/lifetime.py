@@ -40,6 +40,7 @@ from musicgpt_async.models import JobRecord
 _log = logging.getLogger(__name__)
 
 RESPONSE_GRACE = 5.0  # seconds that a response may still take when the session is left
+FIRST_ADOPTION = 2.0  # seconds after the start; what a killed process left is not to wait longer
 LEAVE_TIMEOUT = 10.0  # seconds that the whole leave-taking may take
 
 
@@ -264,8 +265,9 @@ class Lifetime(ABC):
         while True:
             for record, claim in await self._store.renew(adopt=not is_first):
                 self._adopt(record, claim)
+            pause = self._store.renewal_interval
+            renewal = anyio.current_time() + (min(FIRST_ADOPTION, pause) if is_first else pause)
             is_first = False
-            renewal = anyio.current_time() + self._store.renewal_interval
             while anyio.current_time() < renewal:
                 await self._store.wait_due(renewal)
                 await self._flush()

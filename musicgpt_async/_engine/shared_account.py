@@ -114,6 +114,7 @@ class SharedAccount(Account):
             owner=table.owner_id, hold_time=table.hold_time, has_joined=True
         )
         self._is_used: dict[str, bool] = {}  # jobs of this session that have slots
+        self._unpriced: set[str] = set()  # jobs whose prices are not counted in the account yet
         self._others = 0
         self._offset = 0.0  # of the loop's clock to the account's
         self._is_requested = self._is_waiting = False
@@ -167,7 +168,8 @@ class SharedAccount(Account):
         if goes_on:
             self._others += is_known
             return
-        self._store.write_beside(key, partial(self._table.free, job=key))
+        if key not in self._unpriced:  # else its slot would be another's before its price counts
+            self._store.write_beside(key, partial(self._table.free, job=key))
         self._is_waiting = False
         self._report(freed=[*self._pending.freed, key])
 
@@ -197,6 +199,7 @@ class SharedAccount(Account):
     def settle(self, key: str, estimate: float | None) -> None:
         """Turn a reservation into what MusicGPT estimated, ``None`` where that is not known."""
         super().settle(key, estimate)
+        self._unpriced.add(key)
         self._report(prices={**self._pending.prices, key: estimate})
 
     async def close(self) -> None:
@@ -291,6 +294,7 @@ class SharedAccount(Account):
 
     def _apply(self, request: AccountRequest, decision: AccountDecision) -> None:
         rows, state = decision.state.rows, decision.state
+        self._unpriced.difference_update(request.prices)
         self._offset = anyio.current_time() - state.now
         self._slots = decision.slots
         self._credit.load(state.credit)
