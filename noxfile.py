@@ -85,7 +85,7 @@ def group(name: str) -> tuple[str, ...]:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Run the demo: separate a synthesized song with the emulator, and measure the stems."""
-    session.install("--quiet", ".[cli,emulator]")
+    session.install("--quiet", ".[cli,emulator,report]")
     session.run("musicgpt-async", "demo", *session.posargs)
 
 

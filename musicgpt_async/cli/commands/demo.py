@@ -1,4 +1,4 @@
-"""`demo`: separates a composed song and measures the stems; no key, no network."""
+"""`demo`: separates a composed song, measures the stems and writes a report; no key, no network."""
 
 from __future__ import annotations
 
@@ -62,7 +62,17 @@ async def demonstrate(settings: Settings) -> int:
     if code == 0:
         for line in await anyio.to_thread.run_sync(_report, song, found):
             streams.write_result(line)
+        await _write_report(settings)
     return code
+
+
+async def _write_report(settings: Settings) -> None:
+    from musicgpt_async.cli.report import report  # noqa: PLC0415 - an extra, slow to import
+
+    try:
+        await report(settings.out, quiet=True)
+    except UsageError as error:  # its extra is not installed; the stems are there
+        streams.say(str(error))
 
 
 def _report(song: Path, stems: dict[str, Path]) -> list[str]:
