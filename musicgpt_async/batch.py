@@ -39,9 +39,9 @@ class Outcome:
 
     Attributes:
         source: As it was given.
-        job: The handle, ``None`` where the track was refused before it was submitted.
+        job: The handle, ``None`` if the track was refused before it was submitted.
         files: What ``download`` returned: stem → path, or stem → format → path.
-        error: Why it failed; ``None`` where all went well.
+        error: Why it failed; ``None`` if it succeeded.
     """
 
     source: Any
@@ -51,12 +51,12 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether every stem that was asked for lies on disk."""
+        """Whether every requested stem is on disk."""
         return self.error is None
 
     @property
     def extraction(self) -> Extraction | None:
-        """The finished job, where it got so far."""
+        """The finished extraction, ``None`` if it did not get so far."""
         if self.job is None or not self.job.done() or self.job.exception() is not None:
             return None
         return self.job.result()
@@ -69,7 +69,7 @@ class BatchItem:
     Attributes:
         source: What to submit.
         options: Arguments of ``submit`` that differ from the batch's.
-        folder: What ``{folder}`` in the layout stands for, such as ``"disc 1"``.
+        folder: The value of ``{folder}`` in the layout, such as ``"disc 1"``.
     """
 
     source: AudioSource

@@ -105,8 +105,8 @@ class FollowedJob(Protocol):
 class ExtractionJob:
     """A job that runs in the background, or has ended.
 
-    Many may await it; cancelling one of them never hurts the job or the others. It ends with nobody
-    awaiting, and each raise is a fresh exception.
+    Any number of tasks may await it; cancelling one of them never affects the job or the others. It
+    advances without being awaited, and each raise is a new exception.
     """
 
     _job: FollowedJob
@@ -118,7 +118,7 @@ class ExtractionJob:
 
     @property
     def id(self) -> str:
-        """The library's own name for the job, the same in journals and events."""
+        """The library's own id of the job, the same in journals and events."""
         return self._job.id
 
     @property
@@ -138,30 +138,30 @@ class ExtractionJob:
 
     @property
     def task_id(self) -> str | None:
-        """MusicGPT's name for the job, ``None`` until it is accepted."""
+        """MusicGPT's id of the task, ``None`` until it is accepted."""
         return self._job.record.task_id
 
     @property
     def conversion_id(self) -> str | None:
-        """The vendor's name for the conversion, ``None`` until it is accepted."""
+        """MusicGPT's id of the conversion, ``None`` until it is accepted."""
         return self._job.record.conversion_id
 
     @property
     def state(self) -> JobState:
-        """What has become of the job so far."""
+        """The state of the job."""
         state = self._job.record.state
         if self.done() and state not in TERMINAL:
-            return JobState.DETACHED  # its record stays as it is, for whoever resumes it
+            return JobState.DETACHED  # its record is unchanged, so that it can be resumed
         return state
 
     @property
     def eta(self) -> float | None:
-        """Seconds from acceptance that the vendor expects to need, ``None`` while unknown."""
+        """Seconds from acceptance that MusicGPT expects to need, ``None`` while unknown."""
         return self._job.record.eta
 
     @property
     def credit_estimate(self) -> float | None:
-        """Credits that the vendor expects to charge, ``None`` while unknown."""
+        """Credits that MusicGPT expects to charge, ``None`` while unknown."""
         return self._job.record.credit_estimate
 
     @property
@@ -171,11 +171,11 @@ class ExtractionJob:
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """The stems that were asked for; empty means the vendor's own four."""
+        """The requested stems; empty means MusicGPT's default four."""
         return self._job.record.stems
 
     def done(self) -> bool:
-        """Return whether the job has ended, well or not."""
+        """Return whether the job has ended, successfully or not."""
         return self._job.outcome is not None
 
     def result(self) -> Extraction:
@@ -183,7 +183,7 @@ class ExtractionJob:
 
         Raises:
             NotFinishedError: The job has not ended yet.
-            MusicGPTError: The error that it ended in, a fresh one each time.
+            MusicGPTError: The error that the job ended in; a new exception each time.
         """
         if self._job.outcome is None:
             raise NotFinishedError(
@@ -194,7 +194,7 @@ class ExtractionJob:
         return self._job.outcome
 
     def exception(self) -> MusicGPTError | None:
-        """Return a fresh copy of the error that the job ended in, ``None`` if it ended well.
+        """Return a new copy of the error that the job ended in, ``None`` if it succeeded.
 
         Raises:
             NotFinishedError: The job has not ended yet.
@@ -214,7 +214,7 @@ class ExtractionJob:
         """Wait for the end, for at most ``timeout`` seconds, and return the extraction.
 
         Raises:
-            DeadlineError: The time is over; the job goes on and may be awaited again.
+            DeadlineError: The timeout expired; the job continues and may be awaited again.
             MusicGPTError: The error that the job ended in.
         """
         with anyio.move_on_after(timeout):
@@ -222,7 +222,7 @@ class ExtractionJob:
                 await self._wait_changed()
         if self._job.outcome is None:
             raise DeadlineError(
-                f"{self.title} is still {self.state} after {timeout:g} s; it goes on, and may be "
+                f"{self.title} is still {self.state} after {timeout:g} s; it continues, and may be "
                 "awaited again.",
                 task_id=self.task_id,
                 job=self,
@@ -230,9 +230,9 @@ class ExtractionJob:
         return self.result()
 
     async def accepted(self) -> Acceptance:
-        """Wait until the vendor has accepted the job, and return its answer.
+        """Wait until MusicGPT has accepted the job, and return its response.
 
-        It is money spent from then on.
+        From then on the job costs credits.
 
         Raises:
             MusicGPTError: The job ended before that.
@@ -249,13 +249,13 @@ class ExtractionJob:
         )
 
     def cancel(self) -> bool:
-        """Let go of the job: it ends in a JobDetachedError here.
+        """Detach the job: its handle ends in a JobDetachedError.
 
-        What was not handed over yet is never sent. The API has no call that stops a job, so what
-        was accepted goes on at the vendor: ``session.attach(task_id)`` takes it up again.
+        A track that was not delivered yet is never sent. The API has no call that stops a job, so
+        an accepted one continues at MusicGPT: ``session.attach(task_id)`` follows it again.
 
         Returns:
-            Whether there was anything to let go of.
+            False if the job had ended already.
         """
         if self.done():
             return False
@@ -265,7 +265,7 @@ class ExtractionJob:
     def add_done_callback(self, callback: Callback) -> None:
         """Call ``callback(job)`` in the event loop once the job has ended.
 
-        An error that it raises goes to the loop's exception handler, and hurts nothing else.
+        An error that it raises goes to the loop's exception handler and affects nothing else.
         """
         if self.done():
             self._runtime.call_soon(callback, self)
@@ -273,14 +273,14 @@ class ExtractionJob:
             self._job.add_callback(callback)
 
     def remove_done_callback(self, callback: Callback) -> int:
-        """Take a callback back; return how many times it was there."""
+        """Remove a callback; return how many times it had been added."""
         return self._job.remove_callback(callback)
 
     async def events(self) -> AsyncIterator[Event]:
-        """Yield what happens to the job, from where it stands now to its end.
+        """Yield the events of the job, from its present state to its end.
 
-        The end is ``Failed``; ``Completed`` where no download is asked for by then; else
-        ``Downloaded``, unless that download is broken off.
+        The last event is ``Failed``, ``Completed`` if no download was requested by then, or else
+        ``Downloaded``, unless that download is cancelled.
         """
         stream = self._runtime.event_stream(self.id)
         streams: list[EventStream] = self._job.downloads().streams
@@ -321,13 +321,13 @@ class ExtractionJob:
         stems: Collection[str | Stem] | None = None,
         format: AudioFormat = DEFAULT_FORMAT,  # noqa: A002 - the word that users look for
     ) -> dict[str, Path] | Files:
-        """Wait for the end, then bring the stems down in parallel.
+        """Wait for the end, then download the stems in parallel.
 
-        Files are named ``<track> - <stem>.<ext>``; each is whole or absent.
+        Files are named ``<track> - <stem>.<ext>``; each is complete or absent.
 
         Args:
-            directory: Made where it does not exist.
-            stems: Which of the stems; all that the vendor made by default.
+            directory: Output directory, created if it does not exist.
+            stems: Which of the stems; all by default.
             format: ``"best"`` for the WAV if MusicGPT has it, else the MP3, as the ending of the
                 path says; ``"both"`` for whatever there is; ``"wav"`` or ``"mp3"`` for that alone.
 

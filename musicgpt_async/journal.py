@@ -113,7 +113,7 @@ class Claim:
         self._journal._drop_claim(self)
 
     def forget_former_owner(self) -> None:
-        """Have nobody adopt the job once it is released: it ended by a fault of its own."""
+        """Prevent adoption of the job after its release: it ended by a fault of its own."""
         self.released_to = None
 
 
@@ -121,13 +121,13 @@ class Journal:
     """The durable record of jobs, shared by all processes that open it.
 
     Args:
-        path: A file, which is created where there is none, or a SQLAlchemy URL such as
-            ``postgresql+asyncpg://user@host/database``. The file has to lie on a local disk.
+        path: A file on a local disk, which is created if it does not exist, or a SQLAlchemy URL
+            such as ``postgresql+asyncpg://user@host/database``.
         site: The name of the machine, or of all machines on which the paths of sources and outputs
-            lead to the same files; by default the host's name, and of no matter for a file.
-        lease: Seconds after which another process may take over a job whose owner is silent; one
-            that is seen to have died on this machine is taken over from at once. By default 15 on
-            a server and 60 in a file.
+            lead to the same files; by default the host's name. Without effect for a file.
+        lease: Seconds after which another process may take over a job whose owner is silent. The
+            jobs of a process that has died on this machine are free at once. By default 15 on a
+            server and 60 in a file.
 
     Raises:
         ConfigurationError: The extra ``journal`` or a database driver is not installed, or the
@@ -185,7 +185,8 @@ class Journal:
                     engine = await self._database.connect(sql)
                 await self._make_parts(sql, engine)
             else:
-                self._transactions.wait_as_usual()  # whoever leaves has company from now on
+                # Another session may have limited the waits while it left.
+                self._transactions.wait_as_usual()
             self._openings += 1
         return self
 
@@ -236,12 +237,11 @@ class Journal:
         retry_failed: bool = True,
         followed: str | None = None,
     ) -> tuple[JobRecord, bool]:
-        """Write a job down before anything is sent, unless the same one is there already.
+        """Insert a job before anything is sent, or return the record with the same fingerprint.
 
         Returns:
-            The record now owned by this journal and true; or the one that stands in its way (it is
-            done, running, unknown or expired) and false. Its lease is taken where nobody holds
-            it: see `_owns`.
+            The record, and whether it was inserted. If not, the existing record blocks a new
+            submission; its lease is acquired if it is free: see `_owns`.
 
         Raises:
             JournalError: It could not be written.

@@ -49,21 +49,21 @@ class MusicGPTSession:
     """A connection to one MusicGPT account, for any number of jobs.
 
     Use it as an async context manager, or call :meth:`start` and :meth:`aclose`. Leaving the block
-    normally waits for the jobs that still run; leaving it by an exception lets go of them.
+    normally waits for the jobs that are still running; leaving it by an exception detaches them.
 
     Args:
         api_key: The account's key; by default from ``MUSICGPT_API_KEY``.
-        base_url: The API's; by default from ``MUSICGPT_BASE_URL``, else the vendor's own.
+        base_url: The API's; by default from ``MUSICGPT_BASE_URL``, else MusicGPT's own.
         limits: What the account may do; by default what ``MUSICGPT_PLAN`` (``free``, ``plus`` or
             ``pro``) allows, else the session learns it.
-        webhooks: The door that the vendor's webhooks come in by; without it jobs are polled.
-        journal: The durable record, or the path of one; what was accepted is never forgotten.
+        webhooks: Receives MusicGPT's webhooks; without it jobs are polled.
+        journal: The durable record of jobs, or its path or URL.
         http: The caller's own client session, used for all calls and never closed.
         deadline: Seconds from acceptance in which a job has to finish, ``None`` for no end.
         max_credits: Credits after which nothing more is submitted.
         request_timeout: Seconds without a byte after which one call is given up.
-        stall_timeout: Seconds without the vendor taking a byte of an upload.
-        downloads: Files on their way down at once.
+        stall_timeout: Seconds without progress after which an upload is given up.
+        downloads: Maximum number of concurrent file downloads.
         layout: Names of the files in a directory, out of ``{track}``, ``{stem}``, ``{ext}`` and
             ``{folder}`` (``BatchItem.folder``; empty for other tracks).
 
@@ -217,21 +217,20 @@ class MusicGPTSession:
             source: A path, an http(s) URL that MusicGPT fetches, bytes, anything with ``read()``
                 (file objects, uploads, aiofiles handles) or an async iterable of bytes; the last
                 three may come with a name: ``(name, source)``.
-            stems: Which parts; the vendor makes drums, bass, piano and guitar by default.
+            stems: Which stems; MusicGPT's default is drums, bass, piano and guitar.
             preprocessing: What to do to the track before it is split.
             eco_mode: Whether to ask for MusicGPT's faster parallel separation. The first generation
                 of the API does not know it (MusicGPT docs, Extraction).
             label: The track's name in files and messages; its file name by default.
-            key: Your own name for this piece of work, such as the id of a task queue's task: it
-                stands in place of the track's path and content. The same key is never paid for
+            key: Your own name for this piece of work, such as the id of a task queue's task. It
+                replaces the track's path and content as identity. The same key is never paid for
                 twice, whatever path or machine the track comes from: among all that share the
                 journal; without one, among this session's jobs. With other options the job ends
                 in an InvalidOptionError. Up to 1,024 characters.
             force: Whether to submit it even if the journal has the same track already.
 
         Raises:
-            InvalidOptionError: A stem, an option, the key or the source is nothing that can be
-                sent.
+            InvalidOptionError: A stem, an option, the key or the source cannot be sent.
             SessionClosedError: The session is not open.
         """
         return self._submit(
@@ -272,7 +271,7 @@ class MusicGPTSession:
         )
 
     def attach(self, task_id: str) -> ExtractionJob:
-        """Return a handle on a job that somebody submitted before.
+        """Return a handle on a task that was submitted elsewhere.
 
         Raises:
             SessionClosedError: The session is not open.
@@ -286,9 +285,9 @@ class MusicGPTSession:
 
         The handle comes from memory or from the journal, whichever process submitted the job, and
         its :meth:`ExtractionJob.download` finds the files that are there already. A job that
-        another session or process works on is followed. One that nobody works on is taken up as
-        :meth:`resume` does. Without a journal the session's jobs are found, of those that have
-        ended the latest 1,024.
+        another session or process works on is followed. A job without an owner is resumed as by
+        :meth:`resume`. Without a journal the session's own jobs are found; of those that have
+        ended, the latest 1,024.
 
         Args:
             job_id: ``ExtractionJob.id``. Another process finds it once the job's submit has begun:
@@ -296,7 +295,7 @@ class MusicGPTSession:
 
         Raises:
             JobNotFoundError: There is no such job.
-            InvalidOptionError: The id is not a text.
+            InvalidOptionError: The id is not a string.
             JournalError: The journal cannot be read, or this job of it.
             SessionClosedError: The session is not open, or was closed meanwhile.
         """
@@ -312,22 +311,22 @@ class MusicGPTSession:
         *,
         format: AudioFormat | None = None,  # noqa: A002 - as in download()
     ) -> ExtractionJob:
-        """Give a job whose answer was lost the task that you found for it, and go on with it.
+        """Assign the task that you found to a job whose response was lost, and resume the job.
 
-        A job that ended in a SubmissionUnknownError stands in the journal without a task, and is
-        never sent again by itself. Where the vendor's dashboard shows it, this writes down its task
-        and takes it up as :meth:`resume` does.
+        A job that ended in a SubmissionUnknownError is in the journal without a task, and is never
+        sent again automatically. If MusicGPT's dashboard shows its task, this saves the task's id
+        and resumes the job as by :meth:`resume`.
 
         Args:
-            job_id: The journal's name for it: the error says it, and ``musicgpt-async jobs``.
-            task_id: The vendor's name for it; the vendor is asked whether it is one.
+            job_id: The job's id: it is in the error and in ``musicgpt-async jobs``.
+            task_id: MusicGPT's id of the task; it is polled first.
             format: As in resume().
 
         Raises:
             ConfigurationError: The session has no journal.
             InvalidOptionError: No such job waits for its task; nothing was changed.
-            NotFoundError: The vendor knows no such task; nothing was changed.
-            MusicGPTError: The vendor or the journal could not be asked; nothing was changed.
+            NotFoundError: MusicGPT does not know the task; nothing was changed.
+            MusicGPTError: MusicGPT or the journal could not be reached; nothing was changed.
         """
         runtime = self._open_runtime()
         arguments.check_task_id(task_id)
@@ -363,7 +362,7 @@ class MusicGPTSession:
         try:
             return await job.download(directory, format=format)
         except BaseException:
-            job.cancel()  # nobody else has the handle
+            job.cancel()  # the caller has no handle to do it
             raise
 
     def extract_many(
@@ -380,13 +379,13 @@ class MusicGPTSession:
     ) -> AsyncIterator[batch.Outcome]:
         """Submit, wait for and download many tracks; yield one outcome each, as they finish.
 
-        Sources are taken as slots come free, so that any number of them costs little memory. A
-        track's failure is its outcome, never the batch's.
+        The iterable is consumed lazily, as slots become free. A track's failure is its outcome,
+        never the batch's: there are as many outcomes as tracks, or an exception.
 
         Args:
             sources: An iterable or async iterable of what submit() takes, or of ``BatchItem``,
                 whose ``options`` may hold a ``key``.
-            directory: Where the stems are to lie.
+            directory: Output directory for the stems.
             stems: As in submit(), for every track.
             preprocessing: As in submit(), for every track.
             eco_mode: As in submit(), for every track.
@@ -418,17 +417,17 @@ class MusicGPTSession:
         *,
         format: AudioFormat | None = None,  # noqa: A002 - as in download()
     ) -> list[ExtractionJob]:
-        """Take up the jobs that the journal holds and nobody works on.
+        """Resume the unfinished jobs of the journal that have no live owner.
 
-        What was accepted is waited for, what was completed and not downloaded is downloaded, what
-        was never delivered is submitted. What is unknown is looked for in the account's listing and
-        at its webhook; failing both its handle ends in a SubmissionUnknownError.
+        Accepted jobs are polled, completed ones are downloaded, and those that were never delivered
+        are submitted. A job whose response was lost is searched for in the account's listing and
+        through its webhook; if neither finds it, its handle ends in a SubmissionUnknownError.
 
         Args:
-            format: Which files of each stem to download; by default what the journal remembers.
+            format: Which files of each stem to download; by default the format in the journal.
 
         Returns:
-            Their handles, the oldest first.
+            The handles, oldest first.
 
         Raises:
             ConfigurationError: The session has no journal.
@@ -439,7 +438,7 @@ class MusicGPTSession:
         return await self._open_runtime().resume(format)
 
     def events(self) -> AsyncIterator[Event]:
-        """Return what happens to all jobs of the session from now on; it ends with the session."""
+        """Return the events of all jobs of the session from now on, until the session ends."""
         return self._event_bus.stream()
 
     @property

@@ -1,16 +1,16 @@
-"""The doors at which the vendor's webhooks arrive, all over one small core.
+"""The endpoints that receive MusicGPT's webhooks, over one framework-independent core.
 
-What every door answers, with a tiny JSON object as body; nothing is ever redirected:
+The responses, each with a small JSON object as body; no request is redirected:
 
 ====== =========================================================================
-200    the delivery was taken; or the health line, to GET and HEAD on the base
+200    the delivery was accepted; or the health line, to GET and HEAD on the base
 400    the body is not a JSON object
 404    no job has this token
 405    not a POST on a job's URL, or not a GET or HEAD on the base
 408    the body did not arrive within 30 s
 413    the body is over 1 MiB
 415    the body is compressed
-503    the journal did not take the task that a delivery brought in: send it again
+503    the journal could not save what a delivery brought: send it again
 ====== =========================================================================
 """
 
@@ -51,23 +51,23 @@ _log = logging.getLogger(__name__)
 
 
 class WebhookReceiver:
-    """Takes the vendor's webhooks in and wakes the jobs that they are for.
+    """Receives MusicGPT's webhooks and wakes the jobs that they are for.
 
-    One receiver may serve many sessions, as long as they and the door run in one event loop. Its
-    own logs never show a token; the access log of a server around it may show the URLs of jobs.
+    One receiver may serve many sessions. Its own logs never show a token; the access log of a
+    server around it may show the URLs of jobs.
 
     Args:
-        public_url: Where the vendor reaches this process, path included:
+        public_url: The URL at which MusicGPT reaches this process, path included:
             ``"https://bot.example.com/musicgpt"``.
-        secret: Something long and random, kept between runs. With it a job's token is the same
-            after a restart, and a delivery that arrives before the job is taken up again is kept
-            for it. Without it tokens are random.
+        secret: A long random string, kept between runs. With it a job's token is the same after a
+            restart, and a delivery that arrives before the job is resumed is kept for it. Without
+            it the journal's own secret is used; without a journal, tokens are random.
 
     Attributes:
-        public_url: The same, without a slash at its end.
+        public_url: The URL without a trailing slash.
 
     Raises:
-        ConfigurationError: The vendor could not post to such a URL, or the secret is empty.
+        ConfigurationError: MusicGPT could not post to this URL, or the secret is empty.
     """
 
     def __init__(self, public_url: str, *, secret: str | bytes | None = None) -> None:
@@ -101,19 +101,19 @@ class WebhookReceiver:
         return f"{public}.{_digest(secret, 'token', public)}"
 
     def _learn_secret(self, secret: bytes) -> None:
-        """Take deliveries in for tokens that a journal's secret has signed."""
+        """Accept deliveries for tokens that are signed with a journal's secret."""
         self._journal_secrets.add(secret)
 
     def _url_for(self, token: str) -> str:
-        """Return the absolute URL that the vendor is to post to."""
+        """Return the absolute URL for MusicGPT to post to."""
         return f"{self.public_url}/{token}"
 
     def routes(self, path: str | None = None) -> list[web.RouteDef]:
         """Return the routes to add to an aiohttp application.
 
         Args:
-            path: Where the door is in that application; by default the path of the public URL.
-                Another one is right behind a proxy that changes paths.
+            path: The path of the endpoint in that application; by default the path of the public
+                URL. Behind a proxy that rewrites paths it differs.
         """
         from aiohttp import web  # noqa: PLC0415  # a client that only polls needs no server
 
@@ -128,7 +128,7 @@ class WebhookReceiver:
 
     @property
     def asgi(self) -> ASGIApplication:
-        """The door as an ASGI application, to mount in another one or to run by itself."""
+        """The endpoint as an ASGI application, to mount in another one or to run by itself."""
         return _ASGIApp(self._endpoint)
 
     @asynccontextmanager
@@ -183,16 +183,16 @@ _ONLY_GET = _Reply(405, b'{"error": "wrong method"}', {"Allow": "GET, HEAD"})
 _ONLY_POST = _Reply(405, b'{"error": "wrong method"}', {"Allow": "POST"})
 _TOO_SLOW = _Reply(408, b'{"error": "the body did not arrive in time"}')
 _TOO_LARGE = _Reply(413, b'{"error": "the body is over 1 MiB"}')
-_NOT_PERSISTED = _Reply(503, b'{"error": "not written down; send it again"}', {"Retry-After": "30"})
+_NOT_PERSISTED = _Reply(503, b'{"error": "not saved; send it again"}', {"Retry-After": "30"})
 _COMPRESSED = _Reply(415, b'{"error": "the body is compressed"}')
 
 
 @attrs.frozen
 class _Endpoint:
-    """What every door says.
+    """Framework-independent request handling.
 
-    Nothing is awaited but the body, and that only for a known token; and the journal, where a
-    delivery brings in a task that nothing else has told.
+    Reads the body only for a valid token, and waits for the journal only if the delivery brings a
+    task id that is not saved yet or belongs to a job of another process.
     """
 
     base: tuple[str, ...]
