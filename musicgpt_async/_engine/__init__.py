@@ -6,6 +6,7 @@ The way of one track, from ``session.submit()`` to its report:
    a turn, which it pushes into the **queue**.
 2. The queue gives the turn out when the job is the first in order, a slot of the account is free,
    and credit is left. The queue knows which jobs hold slots; one that ends frees its own.
+   With a journal, ``shared_account`` has its database grant the slot, for all processes as one.
 3. The **runner** starts one coroutine for the job. It opens the track and registers the job in the
    journal through the **store**, which keeps its claim: the right to write this record. If the
    journal has the track already, **following** takes the job instead: it ends as the claim's holder
