@@ -106,6 +106,11 @@ class Account:
     async def close(self) -> None:
         """Close what it has open."""
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether nothing more may be submitted."""
+        return self._credit.is_exhausted
+
     def can_reserve(self) -> bool:
         """Return whether a submit may begin now, as far as credit goes."""
         return self._credit.can_reserve()

@@ -167,7 +167,9 @@ class SubmitQueue:
             return True
         if not self._account.can_reserve():
             return False
-        if not self._acquire(turn) and not self._may_run_ahead(turn):
+        # Without credit it needs no slot: its submit is refused at once.
+        is_refused = self._account.is_exhausted
+        if not (is_refused or self._acquire(turn) or self._may_run_ahead(turn)):
             return False
         turn.is_ahead = not self._has_slot(turn)
         try:
@@ -212,7 +214,8 @@ class SubmitQueue:
         """Give free slots to the bodies that are held for them, in order."""
         held = [turn for turn in self._without_slot() if turn.held_since is not None]
         for turn in sorted(held, key=lambda turn: turn.job.position):
-            if not self._take_slot(turn):
+            # Others may have spent the credit since it began: then it is taken back.
+            if not self._account.is_exhausted and not self._take_slot(turn):
                 break
             if turn.granted is not None:
                 turn.granted.set()
@@ -282,6 +285,8 @@ class SubmitQueue:
                 await turn.granted.wait()
         if self._has_slot(turn):
             return True
+        if self._account.is_exhausted:
+            raise TransportTimeoutError(f"{turn.job.title} was held when the credit ran out.")
         if anyio.current_time() - (turn.held_since or 0.0) > self._ahead.max_hold:
             raise TransportTimeoutError(f"{turn.job.title} was held for a slot for too long.")
         return False

@@ -143,15 +143,14 @@ class SharedAccount(Account):
 
     def is_granted(self, key: str) -> bool:
         """Return whether a job that was asked for may have its slot now."""
-        # Without credit it needs none: its submit is refused at once.
-        return self._is_used.get(key) is False or self._credit.is_exhausted
+        return self._is_used.get(key) is False
 
     def try_acquire(self, key: str) -> bool:
         """Take the slot that a job was granted; return whether there was one."""
         if self._is_used.get(key) is False:
             self._is_used[key] = True
             return True
-        return self._credit.is_exhausted
+        return False
 
     def force_acquire(self, key: str) -> None:
         """Count a job that is known to run, even past the limit."""
