@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from factories.sessions import free_port
 
-from musicgpt_async import DownloadError, Limits, MusicGPTSession
-from musicgpt_async.emulator import SHAPES, Emulator, Fault
+from musicgpt_async import DownloadError, Limits, MusicGPTSession, WebhookReceiver
+from musicgpt_async.emulator import SHAPES, Emulator, Fault, WebhookDelivery
 
 pytestmark = pytest.mark.anyio
 
@@ -69,6 +70,28 @@ async def test_a_wav_that_comes_after_completion_is_asked_for_once_more(tmp_path
         files = await session.extract(TRACK, tmp_path, stems=STEMS)
         assert vendor.submissions[0].polls == 2
     assert {path.suffix for path in files.values()} == {".wav"}
+
+
+@pytest.mark.parametrize(
+    ("in_poll", "in_webhook", "ending"),
+    [(True, True, ".wav"), (True, False, ".wav"), (False, True, ".wav"), (False, False, ".mp3")],
+)
+async def test_a_wav_may_be_in_the_webhook_in_byid_in_both_or_in_none(
+    in_poll: bool, in_webhook: bool, ending: str, tmp_path: Path
+) -> None:
+    """The WAV is downloaded wherever it is linked, otherwise the MP3."""
+    port = free_port()
+    receiver = WebhookReceiver(f"http://127.0.0.1:{port}/hook")
+    delivery = WebhookDelivery(moment="before_answer", wav=in_webhook)
+    shape = SHAPES["json" if in_poll else "mp3_only"]
+    async with (
+        receiver.serve("127.0.0.1", port),
+        emulated(shape=shape, webhooks=delivery) as vendor,
+        opened(vendor, webhooks=receiver) as session,
+    ):
+        files = await session.extract(TRACK, tmp_path, stems=STEMS)
+        assert [attempt.is_taken for attempt in vendor.deliveries] == [True]
+    assert {path.suffix for path in files.values()} == {ending}
 
 
 async def test_mp3s_are_downloaded_if_the_poll_for_a_wav_fails(tmp_path: Path) -> None:

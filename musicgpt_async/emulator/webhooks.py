@@ -38,6 +38,7 @@ class WebhookDelivery:
         forged: Whether to change the last path segment of the URL, and send broken links.
         other_task: Whether to send the id of another task, and broken links.
         garbled: Whether to send a body that is not JSON.
+        wav: Whether to send the links to the WAV files, if there are any.
     """
 
     moment: Moment = "finished"
@@ -46,6 +47,7 @@ class WebhookDelivery:
     forged: bool = False
     other_task: bool = False
     garbled: bool = False
+    wav: bool = True
 
 
 BEHAVIOURS: Mapping[str, tuple[WebhookDelivery, ...]] = {
@@ -227,7 +229,8 @@ class WebhookSender:
             url = _tampered_url(url)
         if delivery.garbled:
             return url, b'{"success": true, "task_id": '
-        mp3, wav = self.links(submission, ".mp3"), self.links(submission, ".wav")
+        mp3 = self.links(submission, ".mp3")
+        wav = self.links(submission, ".wav") if delivery.wav else {}
         if delivery.forged or delivery.other_task:
             mp3, wav = _broken_links(mp3), _broken_links(wav)
         content = PAYLOADS[delivery.payload or self.payload](submission, mp3, wav)

@@ -115,6 +115,18 @@ async def test_the_general_pages_payload(open_account: Any, payload: str) -> Non
     assert ("success" in body) is (payload == "general")
 
 
+@pytest.mark.parametrize("payload", ["extraction", "general", "status"])
+async def test_a_delivery_may_omit_the_wavs_of_byid(open_account: Any, payload: Any) -> None:
+    """With `wav=False` a payload links the MP3s alone, though byId links both formats."""
+    planned = WebhookDelivery(payload=payload, wav=False)
+    async with receive() as hooks, open_account(webhooks=planned) as me:
+        conversion = await me.extract(webhook_url=hooks.url)
+        (post,) = await hooks.count(1)
+    assert post.json["audio_url"]
+    assert "audio_url_wav" not in post.json
+    assert conversion["audio_url_wav"]
+
+
 @pytest.mark.parametrize(
     ("payload", "expected"),
     [
