@@ -10,7 +10,14 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from musicgpt_async.emulator.catalogue import CONVERSION_TYPES
+from musicgpt_async._rules import payloads
+from musicgpt_async.emulator.catalogue import (
+    CONVERSION_TYPES,
+    DEFAULT_STEMS,
+    PREPROCESSING,
+    STEMS,
+)
+from musicgpt_async.models import Preprocessing, Stem
 
 pytestmark = pytest.mark.anyio
 
@@ -176,6 +183,13 @@ async def test_the_second_generations_byid_has_more_fields(open_account: Any) ->
     assert conversion["webhook_url"] == "http://127.0.0.1:9/t0ken"
     pattern = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00"
     assert re.fullmatch(pattern, conversion["createdAt"])
+
+
+def test_the_emulator_and_the_client_know_the_same_names() -> None:
+    """The stems, the preprocessing options and the four default stems agree on both sides."""
+    assert list(STEMS) == [str(stem) for stem in Stem]
+    assert list(PREPROCESSING) == [str(option) for option in Preprocessing]
+    assert set(DEFAULT_STEMS) == payloads.DEFAULT_STEMS == {"drums", "bass", "piano", "guitar"}
 
 
 def test_there_are_23_conversion_types() -> None:

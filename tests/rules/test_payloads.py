@@ -332,6 +332,7 @@ def test_the_general_pages_delivery_is_read() -> None:
     "data",
     [
         {"success": False, "task_id": "t", "message": "too long"},
+        {"success": False, "task_id": "t", "error": "too long"},
         {"success": "false", "task_id": "t", "error": {"message": "too long"}},
         {"task_id": "t", "status": "ERROR", "status_msg": "too long"},
         {

@@ -54,6 +54,13 @@ def test_a_moment_that_cannot_be_read_is_no_moment(created: Any) -> None:
     assert found([lost()], [entry(createdAt=created)]) == expected
 
 
+@pytest.mark.parametrize("written", ["{}.557077+00:00", "{}.557Z", "{}Z", "{}+00:00"])
+def test_every_documented_form_of_a_time_is_read(written: str) -> None:
+    """With an offset and microseconds (August 2026), or with a Z and milliseconds or none."""
+    for moment, expected in (("2025-06-01T12:00:01", {"job": "task"}), ("2025-06-02T12:00:01", {})):
+        assert found([lost()], [entry(createdAt=written.format(moment))]) == expected
+
+
 def test_two_entries_of_that_moment_are_a_guess() -> None:
     """If an entry could be either of two, neither is assigned."""
     assert found([lost()], [entry("a"), entry("b")]) == {}

@@ -156,6 +156,9 @@ def test_links_to_the_documented_file_hosts_are_followed(host: str) -> None:
     [
         (400, {"success": False, "message": "Invalid request parameters"}, BadRequestError,
          "Invalid request parameters"),
+        (400, {"success": False,
+               "message": "The file could not be downloaded from the provided URL"},
+         BadRequestError, "The file could not be downloaded from the provided URL"),
         (402, {"success": False, "message": "Insufficient credit balance"},
          InsufficientCreditsError, "Insufficient credit balance"),
         (422, {"success": False, "message": "Either audio_url or audio_file must be provided."},
