@@ -32,7 +32,7 @@ class Account:
     def __init__(self, slots: Slots, credit: CreditBudget) -> None:
         self._slots = slots
         self._credit = credit
-        self.wakeup = Wakeup()
+        self.wakeup: Wakeup = Wakeup()
 
     @property
     def taken(self) -> int:

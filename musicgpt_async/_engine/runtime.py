@@ -18,6 +18,7 @@ import anyio.abc
 import anyio.to_thread
 import attrs
 
+from musicgpt_async._engine.account import Account
 from musicgpt_async._engine.context import Context
 from musicgpt_async._engine.deliveries import Deliveries
 from musicgpt_async._engine.downloads import JobDownloads
@@ -92,15 +93,16 @@ class Runtime(Lifetime):
             reliability=None if webhooks is None else webhooks._queue.reliability,
         )
         deadline = DEFAULT_HOLD_TIME if settings.deadline is None else settings.deadline
-        self.account, grants = make_account(
+        account, grants = make_account(
             self._store,
             settings.slots,
             settings.credit,
             schedule.budget,
             hold_time=deadline + LAST_POLL_TIMEOUT,
         )
+        self.account: Account = account
         self._queue = SubmitQueue(
-            self.account,
+            account,
             settings.event_bus,
             ahead=UploadAhead(durations, uplink),
             uplink=uplink,
