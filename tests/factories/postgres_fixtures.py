@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,27 @@ def postgres_url(
     """An empty database on a server of each version."""
     with postgres_servers.shared(request.param).database() as url:
         yield url
+
+
+def make_place_fixture(servers: Sequence[Any]) -> Any:
+    """Make a fixture of a new journal's place.
+
+    Args:
+        servers: Those of ``POSTGRES`` on which it is an empty database, besides a file.
+    """
+
+    @pytest.fixture(params=["sqlite", *servers])
+    def place(
+        request: pytest.FixtureRequest, tmp_path: Path, postgres_servers: PostgresServers
+    ) -> Iterator[str]:
+        """A new journal's file, or an empty database of PostgreSQL."""
+        if request.param == "sqlite":
+            yield str(tmp_path / "journal.db")
+            return
+        with postgres_servers.shared(request.param).database() as url:
+            yield url
+
+    return place
 
 
 @pytest.fixture(params=POSTGRES)

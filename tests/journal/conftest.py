@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
-from factories.postgres import PostgresServers
-from factories.postgres_fixtures import POSTGRES
+from factories.postgres_fixtures import POSTGRES, make_place_fixture
 
 from musicgpt_async.journal import Journal
 
-
-@pytest.fixture(params=["sqlite", *POSTGRES])
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, postgres_servers: PostgresServers
-) -> Iterator[str]:
-    """A new journal's file, or an empty database of each PostgreSQL."""
-    if request.param == "sqlite":
-        yield str(tmp_path / "journal.db")
-        return
-    with postgres_servers.shared(request.param).database() as url:
-        yield url
+place = make_place_fixture(POSTGRES)
 
 
 @pytest.fixture

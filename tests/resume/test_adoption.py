@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -12,8 +11,7 @@ import attrs
 import pytest
 from factories.journals import let_pass
 from factories.moments import MOMENTS, Moment
-from factories.postgres import PostgresServers
-from factories.postgres_fixtures import POSTGRES
+from factories.postgres_fixtures import POSTGRES, make_place_fixture
 from factories.runs import (
     HANG,
     STEMS,
@@ -41,16 +39,7 @@ pytestmark = pytest.mark.anyio
 LEASE = 1.5  # seconds; a process looks for jobs of dead ones three times as often
 
 
-@pytest.fixture(params=["sqlite", *POSTGRES[-1:]])
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, postgres_servers: PostgresServers
-) -> Iterator[str]:
-    """A new journal's file, or an empty database of the newest PostgreSQL."""
-    if request.param == "sqlite":
-        yield str(tmp_path / "journal.db")
-        return
-    with postgres_servers.shared(request.param).database() as url:
-        yield url
+place = make_place_fixture(POSTGRES[-1:])
 
 
 async def record_of(place: str) -> JobRecord:
