@@ -79,10 +79,11 @@ class JobDownloads:
             InvalidOptionError: The job has no such stem.
             DownloadError: A file did not arrive whole; the others are there.
         """
-        target = job.primary or job
-        if not self.context.store.has_claim(target):
-            await self.context.store.reclaim(target)
-            await self.merge_saved_files(target)
+        target, store = job.primary or job, self.context.store
+        if not store.has_claim(target):
+            await store.reclaim(target)
+            if store.has_claim(target):  # while another process has it, each file is looked up
+                await self.merge_saved_files(target)
         with self._writing(target):
             absolute = Path(os.path.abspath(directory))  # noqa: ASYNC240, PTH100 - no IO, no ".."
             layout = filenames.with_folder(layout or job.record.layout or self._layout, "")
@@ -256,9 +257,8 @@ class _JobDownload:
         async with self._downloads.lock(planned.target):
             if await self._is_there(planned):
                 return
-            if not self._context.store.has_claim(
-                self._target
-            ):  # its owner may have downloaded it since
+            # While another process has the claim, that may have downloaded the file since.
+            if not self._context.store.has_claim(self._target):
                 await self._downloads.merge_saved_files(self._target)
                 if await self._is_there(planned):
                     return
