@@ -1,6 +1,6 @@
 """The CPU that one poll costs: ours, from the request to the next poll's date, beside a bare GET.
 
-Few tables, because nobody feels it: at the pro plan's 500 polls a minute it is 0.2 % of a core.
+Few tables, because it hardly matters: at the pro plan's 500 polls a minute it is 0.2 % of a core.
 """
 
 from __future__ import annotations

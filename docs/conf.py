@@ -38,7 +38,7 @@ autodoc_typehints_format = "short"
 napoleon_use_ivar = True
 
 # Every name that the reference mentions has to be found, but for those of other projects, whose
-# pages a build without a network cannot ask, and what is no more than the type of an argument.
+# pages a build without a network cannot ask, and the types of arguments.
 nitpicky = True
 nitpick_ignore_regex = [
     (

@@ -1,6 +1,6 @@
 """Account: what limits an account, as one process counts it.
 
-Without a journal a process knows of nobody else: its own jobs are all that count. With one, see
+Without a journal a process knows of no other: only its own jobs count. With one, see
 :class:`~musicgpt_async._engine.shared_account.SharedAccount`.
 """
 
@@ -46,7 +46,7 @@ class Account:
 
     @property
     def credits_expected(self) -> float:
-        """Credits that MusicGPT will charge, as far as estimates tell."""
+        """Credits that MusicGPT will charge, by its estimates."""
         return self._credit.expected
 
     def retry_at(self) -> float | None:
@@ -69,7 +69,7 @@ class Account:
         self._slots.force_acquire()
 
     def release(self, key: str, *, goes_on: bool) -> None:  # noqa: ARG002 - see SharedAccount
-        """Free the slot of a job, which may go on at MusicGPT though nothing follows it here."""
+        """Free the slot of a job, which may continue at MusicGPT though nothing follows it here."""
         self._slots.release()
 
     def on_delivered(self, key: str) -> None:

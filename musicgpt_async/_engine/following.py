@@ -70,7 +70,7 @@ class Following:
             scope.cancel()
 
     def follow(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
-        """Go on with the job that the journal has of this track, instead of a new submit."""
+        """Continue the job that the journal has of this track, instead of a new submit."""
         self._jobs.apply(job, Trigger.REQUEUED)
         if records.has_same_options(record, job.record):
             follow = partial(self._follow_owner, record=record, claim=claim)
@@ -80,7 +80,7 @@ class Following:
             self.resume(job, record, claim)
 
     def watch(self, job: Job) -> None:
-        """Follow whoever works on the record of a job; if nobody does, resume it."""
+        """Follow the owner of a job's record; if it has none, resume it."""
         self._jobs.mirror(job, job.record)
         self._start(job, job.record.id, self._watch_owner)
 
@@ -90,7 +90,7 @@ class Following:
             scope.cancel()
 
     def resume(self, job: Job, record: JobRecord, claim: Claim | None) -> None:
-        """Go on from where a record stands; a job that has ended gives the claim back."""
+        """Continue from the state of a record; a job that has ended gives the claim back."""
         if job.has_ended:  # refused, or detached while the journal was asked
             if claim is not None:
                 on_failure = partial(_drop, claim)
@@ -246,7 +246,7 @@ class Following:
 
 
 def make_outcome(record: JobRecord) -> Extraction | MusicGPTError | None:
-    """Return how the job of a record ended for good, ``None`` if somebody can go on with it."""
+    """Return how the job of a record ended for good, ``None`` if it can be continued."""
     match record.state:
         case JobState.COMPLETED:
             return records.make_extraction(record)

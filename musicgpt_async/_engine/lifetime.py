@@ -48,7 +48,7 @@ class Lifetime(ABC):
     """The life of a session; the runtime is one with its parts.
 
     Args:
-        settings: What the session was told.
+        settings: The checked options.
         group: Where its children run.
 
     Attributes:
@@ -244,7 +244,7 @@ class Lifetime(ABC):
         try:
             await part()
         except asyncio.CancelledError:
-            if self.is_open:  # nobody but the session may cancel it, and it has not
+            if self.is_open:  # the session has not cancelled it, and nothing else may
                 self.fail(name, RuntimeError("it was cancelled"))
             raise
         raise RuntimeError(f"the {name} returned")
@@ -274,7 +274,7 @@ class Lifetime(ABC):
 
     @abstractmethod
     def _adopt(self, record: JobRecord, claim: Claim) -> None:
-        """Go on with the job of a process that has died; no user of this session waits for it."""
+        """Continue the job of a process that has died; no user of this session waits for it."""
 
     async def _flush(self) -> None:
         for lost in await self._store.flush():

@@ -35,7 +35,7 @@ from musicgpt_async.models import JobState
 LOW_WATER_MARK = 2
 # Seconds between two questions whether an upload may run ahead of its slot.
 AHEAD_INTERVAL = 0.25
-# States of a job that a session leaves and MusicGPT goes on with.
+# States in which MusicGPT continues to process a job that the session has left.
 _GOES_ON = frozenset({JobState.UNACKNOWLEDGED, JobState.PROCESSING})
 
 

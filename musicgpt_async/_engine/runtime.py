@@ -66,7 +66,7 @@ class Runtime(Lifetime):
     """What an open session and its handles ask for.
 
     Args:
-        settings: What the session was told.
+        settings: The checked options.
         group: Where its children run.
     """
 

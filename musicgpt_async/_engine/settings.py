@@ -1,4 +1,4 @@
-"""Settings: what a session was told."""
+"""Settings: the checked options of a session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from musicgpt_async.webhooks import WebhookReceiver
 
 @attrs.frozen(kw_only=True)
 class RuntimeSettings:
-    """What a session was told, checked.
+    """The checked options of a session.
 
     Attributes:
         base_url: The API's, without a trailing slash.

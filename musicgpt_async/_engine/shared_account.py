@@ -159,7 +159,7 @@ class SharedAccount(Account):
         self._report(running=[*self._pending.running, key])
 
     def release(self, key: str, *, goes_on: bool) -> None:
-        """Free the slot of a job; one that goes on at MusicGPT keeps it.
+        """Free the slot of a job; one that continues at MusicGPT keeps it.
 
         A job that another process has left may have a slot of which this session does not know.
         """
@@ -206,7 +206,7 @@ class SharedAccount(Account):
         await self._connection.close()
 
     async def run(self) -> None:
-        """Ask again while there is no slot for the first job."""
+        """Request a slot again while the first job has none."""
         self._request()
         while True:
             await self._waiting.wait()

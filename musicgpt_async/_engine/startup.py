@@ -37,7 +37,7 @@ async def start_runtime(settings: RuntimeSettings) -> Runtime:
             except asyncio.CancelledError as error:  # a native one, which no scope stops
                 interrupted = error
     runtime = started.result()
-    if interrupted is not None:  # nobody else could close it
+    if interrupted is not None:  # the caller has no runtime to close
         await runtime.close()
         raise interrupted
     return runtime

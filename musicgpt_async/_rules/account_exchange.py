@@ -91,7 +91,7 @@ class RejectedLesson:
 
 @attrs.frozen
 class PauseLesson:
-    """A submit was refused before it had a slot, which tells nothing of slots.
+    """A submit was refused before it had a slot, which says nothing about slots.
 
     Attributes:
         retry_after: Seconds, as MusicGPT told.

@@ -360,7 +360,7 @@ def demo(
     out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("musicgpt-async-demo"),
     quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False,
 ) -> int:
-    """Compose a song, separate it on this machine, and measure the stems.
+    """Compose a song, separate it on this machine, measure the stems, and write a report.
 
     It needs neither a key nor a network.
 
