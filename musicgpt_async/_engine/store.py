@@ -7,6 +7,7 @@ it: a handle that follows another one's job has none, so it cannot write over th
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Collection
@@ -319,10 +320,16 @@ class JobStore:
     async def _write(self, write: Callable[[], Awaitable[None]]) -> None:
         try:
             await write()
+        except asyncio.CancelledError:  # perhaps by code that cancels all tasks: it is not lost
+            self._retry_write(write)
+            raise
         except JournalError as error:
             self._log_failure("What limits the account", error)
-            self._failed_writes.append(write)
-            self._wakeup.set_at(anyio.current_time() + RETRY_INTERVAL)
+            self._retry_write(write)
+
+    def _retry_write(self, write: Callable[[], Awaitable[None]]) -> None:
+        self._failed_writes.append(write)
+        self._wakeup.set_at(anyio.current_time() + RETRY_INTERVAL)
 
     def _log_failure(self, what: str, error: JournalError) -> None:
         # No traceback: its frames hold webhook tokens.
