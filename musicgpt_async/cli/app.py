@@ -6,7 +6,7 @@ Each imports its function when it runs: `--help` would wait for what this module
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,19 +14,24 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter, validators
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
-from musicgpt_async import AudioFormat, MusicGPTError, PreprocessingName, StemName
+from musicgpt_async import AudioFormat, MusicGPTError
 from musicgpt_async._rules import filenames
 from musicgpt_async._version import __version__
 from musicgpt_async.cli import event_loop, streams
 from musicgpt_async.cli.options import (
+    DEFAULT_LISTEN,
     DEFAULT_OUT,
+    DEFAULT_TRACK_OPTIONS,
     DEFAULTS,
-    FLAG,
     LIST,
-    OPTIONS,
-    STEMS,
     Common,
+    Directory,
+    Flag,
+    OutputDirectory,
     Positive,
+    Quiet,
+    TrackOptions,
+    Tracks,
     choose_directory,
     host_and_port,
     tasks_by_job,
@@ -50,17 +55,12 @@ app.register_install_completion_command(help="Install completion for your shell.
 
 @app.command(sort_key=0)
 def extract(
-    files_or_urls: Annotated[list[str], LIST] = [],  # noqa: B006 - never changed
+    files_or_urls: Tracks = [],  # noqa: B006 - never changed
     /,
     *,
-    stem: Annotated[list[StemName], Parameter(name=("--stem", "-s")), STEMS, LIST] = [],  # noqa: B006 - never changed
-    preprocess: Annotated[list[PreprocessingName], OPTIONS, LIST] = [],  # noqa: B006 - never changed
+    options: TrackOptions = DEFAULT_TRACK_OPTIONS,
     format: AudioFormat = "best",  # noqa: A002 - the option's name
-    eco: Annotated[bool, FLAG] = False,
-    list: Path | None = None,  # noqa: A002 - the option's name
-    force: Annotated[bool, FLAG] = False,
-    retry_failed: Annotated[bool, FLAG] = False,
-    dry_run: Annotated[bool, FLAG] = False,
+    dry_run: Flag = False,
     journal: Annotated[bool, Parameter(negative="--no-journal", show_default=False)] = True,
     common: Common = DEFAULTS,
 ) -> int:
@@ -71,46 +71,30 @@ def extract(
 
     Args:
         files_or_urls: Audio files, URLs, directories (for all audio files below them) and globs.
-        stem: Stems to extract: `vocals,drums`, or the option once for each; by default drums,
-            bass, piano and guitar.
-        preprocess: Process the song first; several options as with --stem.
+        options: What `enqueue` takes, too.
         format: File format: `best` is WAV if MusicGPT has it, else MP3; `both` is every format
             there is.
-        eco: Ask for MusicGPT's faster parallel separation (second generation of its API).
-        list: File with one track per line: a path or URL; or CSV or JSON lines with source, stems,
-            preprocessing, eco_mode, label, key. Relative paths are resolved against the list's
-            directory. `-` reads it from standard input.
-        force: Submit tracks even if they were submitted before, or are not audio by their first
-            bytes.
-        retry_failed: Submit tracks again that MusicGPT could not process before, and pay again.
         dry_run: List what would be submitted and its price; send nothing.
         journal: Keep a journal of submitted tracks in the output directory (the default).
         common: What other commands take, too.
     """
-    from musicgpt_async.cli import track_list  # noqa: PLC0415 - other commands go without
     from musicgpt_async.cli.commands import extract as command  # noqa: PLC0415 - other commands go without
-    from musicgpt_async.cli.sources import GeneratedFiles, TrackSources  # noqa: PLC0415 - the same
 
     settings = common.settings(format=format, journal=journal)
-    work = command.dry_run if dry_run else command.extract
-    with track_list.open_list(list) as list_file:
-        sources = TrackSources(
-            named=files_or_urls,
-            list_file=list_file,
-            stems=tuple(stem),
-            preprocessing=tuple(preprocess),
-            eco_mode=eco,
-            generated=GeneratedFiles(settings.out, settings.layout),
-            warn=make_warn(quiet=settings.quiet),
-        )
-        return event_loop.run(
-            partial(work, settings, sources, force=force, retry_failed=retry_failed)
-        )
+    work = partial(
+        command.dry_run if dry_run else command.extract,
+        force=options.force,
+        retry_failed=options.retry_failed,
+    )
+    with options.open_sources(
+        files_or_urls, out=settings.out, layout=settings.layout, quiet=settings.quiet
+    ) as sources:
+        return event_loop.run(work, settings, sources)
 
 
 @app.command(sort_key=1)
 def resume(
-    directory: Annotated[Path | None, Parameter(show_default=False)] = None,
+    directory: Directory = None,
     /,
     *,
     found: Annotated[list[str], LIST] = [],  # noqa: B006 - never changed
@@ -157,13 +141,13 @@ def fetch(
 
 @app.command(sort_key=3)
 def jobs(
-    directory: Annotated[Path | None, Parameter(show_default=False)] = None,
+    directory: Directory = None,
     /,
     *,
-    out: Annotated[Path, Parameter(name=("--out", "-o"))] = DEFAULT_OUT,
-    failed: Annotated[bool, FLAG] = False,
+    out: OutputDirectory = DEFAULT_OUT,
+    failed: Flag = False,
     database: str | None = None,
-    json: Annotated[bool, FLAG] = False,
+    json: Flag = False,
 ) -> int:
     """List what the journal of an output directory holds, or that of a database and its tasks.
 
@@ -189,12 +173,12 @@ def jobs(
 
 @app.command(sort_key=4)
 def report(
-    directory: Annotated[Path | None, Parameter(show_default=False)] = None,
+    directory: Directory = None,
     /,
     *,
-    out: Annotated[Path, Parameter(name=("--out", "-o"))] = DEFAULT_OUT,
+    out: OutputDirectory = DEFAULT_OUT,
     last: Annotated[int, Positive] = 500,
-    quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False,
+    quiet: Quiet = False,
 ) -> int:
     """Write a page about an output directory: waveforms, players, costs and failures.
 
@@ -214,7 +198,7 @@ def report(
 
 @app.command(sort_key=5)
 def doctor(
-    *, webhook: str | None = None, listen: str = "127.0.0.1:8080", journal: str | None = None
+    *, webhook: str | None = None, listen: str = DEFAULT_LISTEN, journal: str | None = None
 ) -> int:
     """Check the key, the API, the webhook URL and the journal, and say how to fix what is wrong.
 
@@ -285,8 +269,8 @@ def emulate(
 @app.command(sort_key=7)
 def demo(
     *,
-    out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("musicgpt-async-demo"),
-    quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False,
+    out: OutputDirectory = Path("musicgpt-async-demo"),
+    quiet: Quiet = False,
 ) -> int:
     """Compose a song, separate it on this machine, measure the stems, and write a report.
 
@@ -303,20 +287,15 @@ def demo(
 
 @app.command(sort_key=8)
 def enqueue(
-    files_or_urls: Annotated[list[str], LIST] = [],  # noqa: B006 - never changed
+    files_or_urls: Tracks = [],  # noqa: B006 - never changed
     /,
     *,
     database: str,
-    stem: Annotated[list[StemName], Parameter(name=("--stem", "-s")), STEMS, LIST] = [],  # noqa: B006 - never changed
-    preprocess: Annotated[list[PreprocessingName], OPTIONS, LIST] = [],  # noqa: B006 - never changed
-    eco: Annotated[bool, FLAG] = False,
-    list: Path | None = None,  # noqa: A002 - the option's name
+    options: TrackOptions = DEFAULT_TRACK_OPTIONS,
     site: str | None = None,
-    force: Annotated[bool, FLAG] = False,
-    retry_failed: Annotated[bool, FLAG] = False,
-    out: Annotated[Path, Parameter(name=("--out", "-o"))] = DEFAULT_OUT,
-    json: Annotated[bool, FLAG] = False,
-    quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False,
+    out: OutputDirectory = DEFAULT_OUT,
+    json: Flag = False,
+    quiet: Quiet = False,
 ) -> int:
     """Make a task of each song in a PostgreSQL database, for `worker` on any number of machines.
 
@@ -326,42 +305,26 @@ def enqueue(
     Args:
         files_or_urls: Audio files, URLs, directories (for all audio files below them) and globs.
         database: Its URL, such as `postgresql://user:password@host/name`. Tables are created.
-        stem: Stems to extract: `vocals,drums`, or the option once for each; by default drums,
-            bass, piano and guitar.
-        preprocess: What to do to the song first; several as with --stem.
-        eco: Ask for MusicGPT's faster parallel separation (second generation of its API).
-        list: A list of tracks, as `extract --list` takes it.
+        options: What `extract` takes, too.
         site: Name of the machines that have these files at these paths; by default this host's
             name. URLs are taken by any worker.
-        force: Extract tracks again, and pay again, that were extracted before; and enqueue files
-            that are not audio by their first bytes.
-        retry_failed: Submit tracks again that MusicGPT could not process before, and pay again.
         out: The workers' output directory: stems in it are not taken for songs.
         json: One JSON object a task on stdout.
         quiet: No summary.
     """
-    from musicgpt_async.cli import track_list  # noqa: PLC0415 - other commands go without
     from musicgpt_async.cli.commands import enqueue as command  # noqa: PLC0415 - other commands go without
-    from musicgpt_async.cli.sources import GeneratedFiles, TrackSources  # noqa: PLC0415 - the same
 
     settings = command.EnqueueSettings(
         database=database,
         site=site,
-        force=force,
-        retry_failed=retry_failed,
+        force=options.force,
+        retry_failed=options.retry_failed,
         json=json,
         quiet=quiet,
     )
-    with track_list.open_list(list) as list_file:
-        sources = TrackSources(
-            named=files_or_urls,
-            list_file=list_file,
-            stems=tuple(stem),
-            preprocessing=tuple(preprocess),
-            eco_mode=eco,
-            generated=GeneratedFiles(out, filenames.DEFAULT_LAYOUT),
-            warn=make_warn(quiet=quiet),
-        )
+    with options.open_sources(
+        files_or_urls, out=out, layout=filenames.DEFAULT_LAYOUT, quiet=quiet
+    ) as sources:
         return event_loop.run(command.enqueue, settings, sources)
 
 
@@ -372,7 +335,7 @@ def worker(
     site: str | None = None,
     format: AudioFormat | None = None,  # noqa: A002 - the option's name
     concurrency: Annotated[int, Positive] = 32,
-    until_empty: Annotated[bool, FLAG] = False,
+    until_empty: Flag = False,
     stalled_after: Annotated[float, Positive] = 30.0,
     common: Common = DEFAULTS,
 ) -> int:
@@ -462,13 +425,3 @@ def _explain(error: CycloptsError) -> str:
 def _refuse(message: str) -> int:
     streams.say(f"musicgpt-async: {plain(message)}")
     return 2
-
-
-def make_warn(*, quiet: bool) -> Callable[[str], None]:
-    """Return a function that shows a warning on stderr, unless the run is quiet."""
-
-    def say(text: str) -> None:
-        if not quiet:
-            streams.say(plain(text))
-
-    return say

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, Token, validators
 
-from musicgpt_async import InvalidOptionError, Preprocessing, Stem
+from musicgpt_async import InvalidOptionError, Preprocessing, PreprocessingName, Stem, StemName
 from musicgpt_async._rules import filenames
+from musicgpt_async.cli import streams
 from musicgpt_async.cli.names import match_case, split_names
 from musicgpt_async.cli.settings import Plan, Settings
+from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
+
+if TYPE_CHECKING:
+    from musicgpt_async.cli.sources import TrackSources
 
 Positive: Parameter = Parameter(validator=validators.Number(gt=0))
 # Without "--no-…" and "--empty-…", which are not needed, and without "[default: False]".
-FLAG = LIST = Parameter(negative=(), show_default=False)
+LIST: Parameter = Parameter(negative=(), show_default=False)
+Flag = Annotated[bool, LIST]
+Quiet = Annotated[bool, Parameter(name=("--quiet", "-q")), LIST]
+Tracks = Annotated[list[str], LIST]
+Directory = Annotated[Path | None, Parameter(show_default=False)]
+OutputDirectory = Annotated[Path, Parameter(name=("--out", "-o"))]
+DEFAULT_OUT = Path("stems")
+DEFAULT_LISTEN = "127.0.0.1:8080"
 
 
 def _convert_names(kind: type[StrEnum], _: Any, tokens: Sequence[Token]) -> list[str]:
@@ -28,9 +41,58 @@ def _convert_names(kind: type[StrEnum], _: Any, tokens: Sequence[Token]) -> list
     return [*match_case(chain.from_iterable(split_names(each.value) for each in tokens), kind)]
 
 
-STEMS = Parameter(converter=partial(_convert_names, Stem))
-OPTIONS = Parameter(converter=partial(_convert_names, Preprocessing))
-DEFAULT_OUT = Path("stems")
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TrackOptions:
+    """Options of all commands that read tracks and say what to do with each."""
+
+    stem: Annotated[
+        list[StemName],
+        Parameter(name=("--stem", "-s"), converter=partial(_convert_names, Stem)),
+        LIST,
+    ] = field(default_factory=list)
+    """Stems to extract: `vocals,drums`, or the option once for each; by default drums, bass, piano
+    and guitar."""
+    preprocess: Annotated[
+        list[PreprocessingName], Parameter(converter=partial(_convert_names, Preprocessing)), LIST
+    ] = field(default_factory=list)
+    """Process the song first; several options as with --stem."""
+    eco: Flag = False
+    """Ask for MusicGPT's faster parallel separation (second generation of its API)."""
+    list_path: Annotated[Path | None, Parameter(name="--list")] = None
+    """File with one track per line: a path or URL; or CSV or JSON lines with source, stems,
+    preprocessing, eco_mode, label, key. Relative paths are resolved against the list's directory.
+    `-` reads it from standard input."""
+    force: Flag = False
+    """Submit tracks again, and pay again, that were submitted before; and files that are not audio
+    by their first bytes."""
+    retry_failed: Flag = False
+    """Submit tracks again that MusicGPT could not process before, and pay again."""
+
+    @contextmanager
+    def open_sources(
+        self, named: Sequence[str], *, out: Path, layout: str, quiet: bool
+    ) -> Iterator[TrackSources]:
+        """Open the list, and yield the tracks that the arguments and the list name.
+
+        Args:
+            named: Files, URLs, directories and globs.
+            out: The output directory; stems in it are not tracks.
+            layout: Names of the stems.
+            quiet: Whether to leave warnings out.
+        """
+        from musicgpt_async.cli import sources, track_list  # noqa: PLC0415 - other commands go without
+
+        with track_list.open_list(self.list_path) as list_file:
+            yield sources.TrackSources(
+                named=named,
+                list_file=list_file,
+                stems=tuple(self.stem),
+                preprocessing=tuple(self.preprocess),
+                eco_mode=self.eco,
+                generated=sources.GeneratedFiles(out, layout),
+                warn=_make_warn(quiet=quiet),
+            )
 
 
 @Parameter(name="*")
@@ -38,7 +100,7 @@ DEFAULT_OUT = Path("stems")
 class Common:
     """Options of all commands that work on tracks."""
 
-    out: Annotated[Path, Parameter(name=("--out", "-o"))] = DEFAULT_OUT
+    out: OutputDirectory = DEFAULT_OUT
     """Directory for the stems and their journal; made if it does not exist."""
     plan: Plan | None = None
     """The account's plan; by default that of MUSICGPT_PLAN, else its limits are learned."""
@@ -53,16 +115,16 @@ class Common:
     below the directory that was given."""
     webhook: str | None = None
     """Public URL for MusicGPT's webhooks, such as https://example.com/musicgpt."""
-    listen: str = "127.0.0.1:8080"
+    listen: str = DEFAULT_LISTEN
     """Address that the webhook receiver listens on, as HOST:PORT."""
-    json: Annotated[bool, FLAG] = False
+    json: Flag = False
     """One JSON object a track on stdout: track, source, ok, state, id, task_id, conversion_id,
     label, stems, preprocessing, eco_mode, format, directory, size, files (stem → format → path),
     duration, credits_estimated, credits_charged, created, accepted, in_work, error (type, message,
     status, vendor_message)."""
-    quiet: Annotated[bool, Parameter(name=("--quiet", "-q")), FLAG] = False
+    quiet: Quiet = False
     """Show only failures."""
-    verbose: Annotated[bool, Parameter(name=("--verbose", "-v")), FLAG] = False
+    verbose: Annotated[bool, Parameter(name=("--verbose", "-v")), LIST] = False
     """Show the library's log on stderr."""
 
     def settings(self, *, directory: Path | None = None, **more: Any) -> Settings:
@@ -89,6 +151,7 @@ class Common:
 
 
 DEFAULTS = Common()
+DEFAULT_TRACK_OPTIONS = TrackOptions()
 
 
 def host_and_port(text: str) -> tuple[str, int]:
@@ -143,3 +206,13 @@ def validate_layout(layout: str) -> str:
         return filenames.validate_layout(layout)
     except InvalidOptionError as error:
         raise UsageError(error.message) from error
+
+
+def _make_warn(*, quiet: bool) -> Callable[[str], None]:
+    """Return a function that shows a warning on stderr, unless the run is quiet."""
+
+    def say(text: str) -> None:
+        if not quiet:
+            streams.say(plain(text))
+
+    return say
