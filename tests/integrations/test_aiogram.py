@@ -10,9 +10,6 @@ from typing import Any
 
 import anyio
 import pytest
-from aiogram import Bot
-from aiogram.client.session.aiohttp import AiohttpSession
-from aiogram.client.telegram import TelegramAPIServer
 from aiohttp import web
 from factories.sessions import SOUND
 
@@ -110,6 +107,11 @@ def telegram() -> Telegram:
 
 async def run_bot(module: ModuleType, telegram: Telegram) -> None:
     """Run the documentation's main() with a bot that talks to the stand-in, until all is said."""
+    # Importing aiogram takes half as long as collecting all tests: only who runs these does it.
+    from aiogram import Bot  # noqa: PLC0415
+    from aiogram.client.session.aiohttp import AiohttpSession  # noqa: PLC0415
+    from aiogram.client.telegram import TelegramAPIServer  # noqa: PLC0415
+
     async with served(telegram) as root, anyio.create_task_group() as tasks:
         api = TelegramAPIServer.from_base(root)
         tasks.start_soon(module.main, Bot(TOKEN, session=AiohttpSession(api=api)))
