@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,15 @@ LOOPS: dict[str, dict[str, Any]] = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the choice of the event loop."""
     parser.addoption("--loop", choices=LOOPS, default="asyncio", help="the event loop to test on")
+
+
+def pytest_configure() -> None:
+    """Compile each module once for all workers and for the hundreds of processes that tests start.
+
+    Container images often set this variable, with which every one of them compiles every import.
+    """
+    sys.dont_write_bytecode = False
+    os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 
 @pytest.hookimpl(optionalhook=True)

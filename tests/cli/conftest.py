@@ -142,7 +142,7 @@ def environment() -> dict[str, str]:
         for name, text in os.environ.items()
         if not name.startswith("MUSICGPT_") and name not in {"LINES", "COLUMNS"}
     }
-    return {**kept, "TERM": "xterm-256color", "PYTHONDONTWRITEBYTECODE": ""}
+    return {**kept, "TERM": "xterm-256color"}
 
 
 @pytest.fixture
