@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +14,7 @@ import anyio
 import pytest
 from aiohttp import web
 
-from musicgpt_async import CreditLimitError, Limits, MusicGPTError, MusicGPTSession
+from musicgpt_async import CreditLimitError, JobState, Limits, MusicGPTError, MusicGPTSession
 
 pytestmark = pytest.mark.anyio
 
@@ -21,9 +23,17 @@ SIZE, RATE, SECONDS = 6 * MEGABYTE, 12.0 * MEGABYTE, 1.5
 
 
 class SlowVendor:
-    """A server with one slot behind an uplink of so many bytes per second."""
+    """A server with few slots behind an uplink of so many bytes per second.
 
-    def __init__(self) -> None:
+    Args:
+        parallel: Its slots.
+        seconds: What a job takes; with infinity it ends when the test says so.
+    """
+
+    def __init__(self, *, parallel: int = 1, seconds: float = SECONDS) -> None:
+        self.parallel = parallel
+        self.seconds = seconds
+        self.accepted: list[str] = []  # file names
         self.received: list[int] = []
         self.ahead: list[int] = []  # bytes of later bodies that were there at each job's end
         self.whole = self.refused = 0
@@ -33,22 +43,29 @@ class SlowVendor:
 
     async def submit(self, request: web.Request) -> web.Response:
         """Take in one body as slowly as the uplink is."""
-        number = len(self.received)
+        number, head = len(self.received), b""
         self.received.append(0)
         async for piece in request.content.iter_any():
+            head += piece[: 4096 - len(head)]
             self.received[number] += len(piece)
             now = time.monotonic()
             self._free_at = max(self._free_at, now) + len(piece) / RATE
             await asyncio.sleep(self._free_at - now)
         self.whole += 1
-        if any(end > time.monotonic() for end in self._ends.values()):
+        if sum(end > time.monotonic() for end in self._ends.values()) >= self.parallel:
             self.refused += 1
             return web.json_response({"success": False}, status=429)
         if self.refuse_with is not None:
             return web.json_response({"success": False, "message": "no"}, status=self.refuse_with)
-        self._ends[f"t{number}"] = time.monotonic() + SECONDS
-        asyncio.get_running_loop().call_later(SECONDS, self._note_end, number)
+        self._ends[f"t{number}"] = time.monotonic() + self.seconds
+        if self.seconds < math.inf:
+            asyncio.get_running_loop().call_later(self.seconds, self._note_end, number)
+        self.accepted.append(re.findall(rb'filename="([^"]+)"', head)[0].decode())
         return web.json_response({"success": True, "task_id": f"t{number}", "eta": 2})
+
+    def finish(self, number: int) -> None:
+        """End the job of a body, the first of which has number 0."""
+        self._ends[f"t{number}"] = time.monotonic()
 
     def _note_end(self, number: int) -> None:
         self.ahead.append(sum(self.received[number + 1 :]))
@@ -65,7 +82,7 @@ class SlowVendor:
 
 @asynccontextmanager
 async def session_with(vendor: SlowVendor) -> AsyncIterator[MusicGPTSession]:
-    """Return a session for the server, which has one slot."""
+    """Return a session for the server, which knows its slots."""
     app = web.Application(client_max_size=1 << 30)
     app.add_routes([web.post("/v1/Extraction", vendor.submit), web.get("/v1/byId", vendor.status)])
     runner = web.AppRunner(app)
@@ -73,7 +90,7 @@ async def session_with(vendor: SlowVendor) -> AsyncIterator[MusicGPTSession]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
-    limits = Limits(parallel=1, polls_per_minute=6000)
+    limits = Limits(parallel=vendor.parallel, polls_per_minute=6000)
     try:
         async with MusicGPTSession(
             "key", base_url=f"http://127.0.0.1:{port}/v1", limits=limits
@@ -123,3 +140,53 @@ async def test_a_held_body_is_never_delivered(how: str, tmp_path: Path) -> None:
             if how == "402" and job is jobs[3]:
                 assert isinstance(raised.value, CreditLimitError)
     assert vendor.whole == (3 if how == "402" else 2)
+
+
+class SlowSource:
+    """A stream whose first byte takes as long as the test likes."""
+
+    name = "slow.wav"
+
+    def __init__(self) -> None:
+        self.began, self.may_go_on = anyio.Event(), anyio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield the track."""
+        self.began.set()
+        await self.may_go_on.wait()
+        yield bytes(SIZE)
+
+
+async def test_a_track_that_opens_slowly_keeps_its_place(tmp_path: Path) -> None:
+    """While a job that runs ahead opens its track, no later job takes the slot that frees up."""
+    vendor, source = SlowVendor(seconds=math.inf), SlowSource()
+    async with session_with(vendor) as session:
+        first, last = write_tracks(tmp_path, 2)
+        jobs = [session.submit(each) for each in (first, source, last)]
+        with anyio.fail_after(60):
+            await source.began.wait()
+        assert not jobs[0].done()
+        vendor.seconds = 0.1
+        vendor.finish(0)
+        await jobs[0]
+        source.may_go_on.set()
+    assert vendor.accepted == [first.name, source.name, last.name]
+
+
+async def test_a_job_that_was_sent_back_goes_before_a_held_body(tmp_path: Path) -> None:
+    """A job that a 429 sent back gets the next slot, though a later job's body is held for one."""
+    vendor = SlowVendor(parallel=2, seconds=math.inf)
+    async with session_with(vendor) as session:
+        jobs = [session.submit(path) for path in write_tracks(tmp_path, 4)]
+        with anyio.fail_after(60):
+            while len(vendor.received) < 4 or min(vendor.received) < 0.9 * SIZE:
+                await anyio.sleep(0.005)
+            vendor.parallel = 1  # another program uses the account now
+            vendor.finish(0)
+            while not vendor.refused or jobs[2].state is not JobState.QUEUED:
+                await anyio.sleep(0.005)
+        assert jobs[3].state is JobState.UPLOADING
+        vendor.seconds = 0.1
+        vendor.finish(1)
+    assert vendor.accepted[2:] == ["2.wav", "3.wav"]
+    assert vendor.refused == 1

@@ -13,9 +13,10 @@ a slot frees it once, however often it is asked to.
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import anyio
@@ -56,7 +57,8 @@ class Turn:
         in_flight: Shielded while a response is on its way.
         scope: Cancelled when the job ends here; what runs in it is the job's submit.
         is_ahead: Whether its upload started before it had a slot, and goes on.
-        left: Bytes of its body that are still to go out, while it is under way.
+        left: Bytes of its body that are still to go out, while it is under way; an estimate while
+            the track of a turn that runs ahead is being opened.
         sent: Bytes of its track that have gone out.
         held_since: When all but the end of its body was out, while it waits for its slot.
     """
@@ -100,7 +102,7 @@ class SubmitQueue:
         self._event_bus = event_bus
         self._ahead = ahead
         self._uplink = uplink
-        self._uploads: dict[str, Turn] = {}  # bodies under way or held
+        self._uploads: dict[str, Turn] = {}  # under way or held, or about to begin ahead
         self._holders: dict[str, Job] = {}  # jobs that hold slots
         self._latest_size = 0  # of a body, in bytes
         self._heap: list[tuple[int, int, Turn]] = []  # position, number of the push, turn
@@ -152,13 +154,14 @@ class SubmitQueue:
         return taken
 
     def _ask_for_slots(self) -> None:
-        """Ask for the slots that the next jobs need: first for bodies held, then in order."""
-        held = [turn for turn in self._without_slot() if turn.held_since is not None]
-        keys = [turn.job.record.id for turn in sorted(held, key=lambda turn: turn.job.position)]
+        """Ask for the slots that the next jobs need, in order: held bodies, and the queue."""
+        held = self._held()
+        wanted = [turn.job for turn in held]
         if self._account.can_reserve():
             count = max(1, self._account.limit - len(self._holders))
-            queued = (turn.job for turn in _first(self._heap, count))
-            keys += [job.record.id for job in queued if not job.has_ended]
+            queued = (turn.job for turn in itertools.islice(_in_order(self._heap), count))
+            wanted += [job for job in queued if not job.has_ended]
+        keys = [job.record.id for job in sorted(wanted, key=lambda job: job.position)]
         self._account.ask(keys, spare=len(self._without_slot()) - len(held))
 
     def _take_first(self, taken: list[Turn | tuple[Turn, CreditLimitError]]) -> bool:
@@ -178,6 +181,9 @@ class SubmitQueue:
             taken.append((turn, error))
             return True
         turn.has_reserved = True
+        if turn.is_ahead:  # from now on: until its track is open, no later job may take its slot
+            self._uploads[turn.job.id] = turn
+            turn.left = self._estimate_size(turn)
         if turn.granted is not None:
             turn.granted.set()
         else:
@@ -185,14 +191,10 @@ class SubmitQueue:
         return True
 
     def _acquire(self, turn: Turn) -> bool:
-        """Give a turn a slot that no body under way or held has been sent for."""
-        is_granted = self._account.is_granted(turn.job.record.id)
-        if not is_granted and self._free <= len(self._without_slot()):
-            return False
-        return self._take_slot(turn)
-
-    def _take_slot(self, turn: Turn) -> bool:
-        if not self._account.try_acquire(turn.job.record.id):
+        """Give a turn a slot that no job before it needs."""
+        key = turn.job.record.id
+        is_free = self._account.is_granted(key) or self._free > self._count_earlier(turn)
+        if not is_free or not self._account.try_acquire(key):
             return False
         self._holders[turn.job.id] = turn.job
         turn.began = anyio.current_time()
@@ -205,6 +207,21 @@ class SubmitQueue:
     def _free(self) -> int:
         return max(self._account.limit - self._account.taken, 0)
 
+    def _count_earlier(self, turn: Turn) -> int:
+        """Count the jobs before a turn that need slots: sent ahead, or sent back by a 429."""
+        position = turn.job.position
+        earlier = sum(each.job.position < position for each in self._without_slot())
+        if self._account.can_reserve():  # else the queue waits for the price of a held body
+            queued = _in_order(self._heap)
+            sent_back = itertools.takewhile(lambda each: each.job.position < position, queued)
+            earlier += sum(not each.job.has_ended for each in sent_back)
+        return earlier
+
+    def _held(self) -> list[Turn]:
+        """Return the jobs whose bodies are held for a slot, in order."""
+        held = [turn for turn in self._without_slot() if turn.held_since is not None]
+        return sorted(held, key=lambda turn: turn.job.position)
+
     def _without_slot(self) -> list[Turn]:
         """Return the jobs whose bodies are under way or held, and need slots."""
         uploads = [turn for turn in self._uploads.values() if not turn.job.has_ended]
@@ -212,30 +229,33 @@ class SubmitQueue:
 
     def _grant_held(self) -> None:
         """Give free slots to the bodies that are held for them, in order."""
-        held = [turn for turn in self._without_slot() if turn.held_since is not None]
-        for turn in sorted(held, key=lambda turn: turn.job.position):
+        for turn in self._held():
             # Others may have spent the credit since it began: then it is taken back.
-            if not self._account.is_exhausted and not self._take_slot(turn):
+            if not self._account.is_exhausted and not self._acquire(turn):
                 break
             if turn.granted is not None:
                 turn.granted.set()
 
     def _may_run_ahead(self, turn: Turn) -> bool:
         """Return whether a turn's upload may start before it has a slot."""
-        content = turn.track.content
-        if turn.granted is not None or content is None or self._account.retry_at() is not None:
+        is_paused = self._account.retry_at() is not None
+        if turn.granted is not None or turn.track.content is None or is_paused:
             return False
         if self._account.is_shared and self._free > len(self._without_slot()):
             return False  # there seems to be a slot for it: the account is being asked
         under_way = [each.left for each in self._uploads.values() if each.left is not None]
         held = sum(turn.held_since is not None for turn in self._without_slot())
         return self._ahead.may_start(
-            len(content) if isinstance(content, bytes) else self._latest_size,
+            self._estimate_size(turn),
             free=self._free,
             uploading=under_way,
             held=held,
             running=[_running(job) for job in self._holders.values() if _is_accepted(job)],
         )
+
+    def _estimate_size(self, turn: Turn) -> int:
+        content = turn.track.content
+        return len(content) if isinstance(content, bytes) else self._latest_size
 
     def on_upload_began(self, turn: Turn, size: int | None) -> Hold | None:
         """Count a body that begins to go out; return what holds its end if it has no slot yet."""
@@ -340,6 +360,10 @@ class SubmitQueue:
     def on_ended(self, turn: Turn) -> None:
         """Take back what a submit reserved that came to nothing."""
         self._cancel_reservation(turn)
+        if self._uploads.get(turn.job.id) is turn:  # its upload never began
+            del self._uploads[turn.job.id]
+            turn.is_ahead, turn.left = False, None
+            self._wakeup.set()
 
     def queued(self) -> list[Turn]:
         """Return what has no slot, in order: what is in the queue and what runs ahead."""
@@ -360,16 +384,15 @@ class SubmitQueue:
             self._wakeup.set()
 
 
-def _first(heap: Sequence[tuple[int, int, Turn]], count: int) -> list[Turn]:
-    """Return the first turns of a heap, in order, without a walk through all of it."""
-    frontier, found = [(heap[0], 0)] if heap else [], list[Turn]()
-    while frontier and len(found) < count:
+def _in_order(heap: Sequence[tuple[int, int, Turn]]) -> Iterator[Turn]:
+    """Yield the turns of a heap in order, without sorting all of it."""
+    frontier = [(heap[0], 0)] if heap else []
+    while frontier:
         (_, _, turn), index = heapq.heappop(frontier)
-        found.append(turn)
+        yield turn
         for child in (2 * index + 1, 2 * index + 2):
             if child < len(heap):
                 heapq.heappush(frontier, (heap[child], child))
-    return found
 
 
 def _is_accepted(job: Job) -> bool:
