@@ -76,7 +76,7 @@ async def fleet(
                 "key": vendor.api_key,
                 "base_url": vendor.base_url,
                 "journal": place,
-                "polls_per_minute": 20,
+                "polls_per_minute": 80,
                 "tracks": [f"{number} {each}" for each in range(jobs)],
             }
             child = await asyncio.create_subprocess_exec(

@@ -311,7 +311,7 @@ async def test_bytes_and_streams_cannot_be_resumed_by_themselves(
         return ("song.mp3", b"ID3" * 3000 if kind == "bytes" else chunks())
 
     journal = tmp_path / "journal.db"
-    vendor.script(Fault("submit", "status", status=429, retry_after=60))
+    vendor.script(Fault("submit", "status", status=429, retry_after=3))
     session = connected(vendor, journal)
     await session.start()
     job: ExtractionJob = session.submit(source(), stems=STEMS)
