@@ -56,7 +56,7 @@ class Outcome:
 
     @property
     def extraction(self) -> Extraction | None:
-        """The finished extraction, ``None`` if it did not get so far."""
+        """The finished extraction, ``None`` if the track did not finish."""
         if self.job is None or not self.job.done() or self.job.exception() is not None:
             return None
         return self.job.result()
@@ -111,9 +111,8 @@ class Batch:
     async def outcomes(self, sources: BatchSources) -> AsyncIterator[Outcome]:
         """Yield one outcome for each track, in order of finishing.
 
-        Leaving the loop early detaches the tracks that are on their way, and takes nothing more
-        from the sources. What the sources raise is raised here, after the outcomes of the tracks
-        before it.
+        Leaving the loop early detaches the tracks in flight, and takes nothing more from the
+        sources. An error of the sources is raised here, after the outcomes of the tracks before it.
         """
         send, receive = anyio.create_memory_object_stream[Outcome](math.inf)
         self._runtime.start_background_task(
@@ -138,7 +137,7 @@ class Batch:
             )
 
     def _on_failure(self, error: Exception) -> None:
-        """Have an error raised to whoever reads the outcomes."""
+        """Have the iterator of the outcomes raise an error at its end."""
         self._source_error = self._source_error or error
 
     async def _submit_all(
@@ -170,7 +169,7 @@ class Batch:
                     on_failure = partial(self._on_track_failure, item, send)
                     tracks.start_soon(run_child, self._process, (item, send), on_failure)
         except BaseException as error:  # noqa: BLE001 - as_error raises again what is no failure
-            # The tracks that were begun go on, and their outcomes come first.
+            # The tracks that were begun continue, and their outcomes come first.
             self._on_failure(as_error(error))
 
     async def _acquire(self) -> None:
@@ -183,7 +182,7 @@ class Batch:
     def _on_track_failure(
         self, item: BatchItem, send: MemoryObjectSendStream[Outcome], error: Exception
     ) -> None:
-        """Make whatever went wrong with a track its outcome, never the batch's."""
+        """Make an error of a track the outcome of that track, never of the batch."""
         if not isinstance(error, MusicGPTError):
             words = f"{str(item.source)[:200]} was not extracted: {error!r}."
             error = InvalidOptionError(words)

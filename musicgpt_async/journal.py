@@ -1,4 +1,4 @@
-"""The durable record of every job: what is to be paid for, and what came of it.
+"""The durable record of every job: what was submitted, and what became of it.
 
 One file of SQLite (or one PostgreSQL database) is shared by any number of processes. Each job has
 at most one owner at a time, whose lease runs out unless it is renewed; only the owner may write. An
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 FILE_SITE = "file"  # a journal in a file is used by the processes of one machine
 SERVER_LEASE, FILE_LEASE = 15.0, 60.0  # seconds
-# Jobs with nothing left to do that are remembered to be this journal's, the newest ones.
+# Finished jobs that are remembered to be this journal's, the newest ones.
 MAX_FINISHED = 1 << 16
 
 
@@ -124,7 +124,7 @@ class Journal:
         path: A file on a local disk, which is created if it does not exist, or a SQLAlchemy URL
             such as ``postgresql+asyncpg://user@host/database``.
         site: The name of the machine, or of all machines on which the paths of sources and outputs
-            lead to the same files; by default the host's name. Without effect for a file.
+            lead to the same files; by default the host's name. No effect for a file.
         lease: Seconds after which another process may take over a job whose owner is silent. The
             jobs of a process that has died on this machine are free at once. By default 15 on a
             server and 60 in a file.
@@ -172,7 +172,7 @@ class Journal:
         await self._close()
 
     async def _open(self) -> Self:
-        """Open the journal, creating it where there is none; each call needs a `_close`.
+        """Open the journal, creating it if it does not exist; each call needs a `_close`.
 
         Raises:
             ConfigurationError: The URL of a server cannot be read.
@@ -209,7 +209,7 @@ class Journal:
         self._transactions = transactions
 
     async def _close(self) -> None:
-        """Close the journal and give back its leases, once everybody who opened it is done."""
+        """Close the journal and give back its leases, once all who opened it have closed it."""
         with anyio.CancelScope(shield=True):
             async with self._opening:
                 self._openings = max(0, self._openings - 1)
@@ -270,12 +270,12 @@ class Journal:
         released_to: str | None = None,
         beside: Work[None] | None = None,
     ) -> None:
-        """Write down all that is known of a job that this journal owns.
+        """Save a job that this journal owns.
 
         Args:
             record: The job.
             release: Whether to give its lease back with it, so that any process may take it.
-            released_to: The dead owner that it is of then, for another process to adopt.
+            released_to: The dead owner to assign it to then, for another process to adopt.
             beside: What else is done in the same transaction, if the job is this journal's.
 
         Raises:
@@ -348,8 +348,8 @@ class Journal:
     async def _adopt(self, account: str) -> list[tuple[JobRecord, Claim]]:
         """Renew all leases, and take the jobs of an account whose owners have died.
 
-        A job that was delivered can go on in any process. What is still to be sent or downloaded
-        needs the files of its site.
+        A job that was delivered can be continued in any process. One that is still to be sent or
+        downloaded needs the files of its site.
 
         Raises:
             JournalError: It could not be written.
@@ -374,7 +374,7 @@ class Journal:
         return claims
 
     async def _hand_over(self, record: JobRecord) -> None:
-        """Tell the owner of a job that was taken over which task it has.
+        """Send the id of a job's task to the process that has taken the job over.
 
         Raises:
             JournalError: It could not be written.
@@ -417,7 +417,7 @@ class Journal:
         return _claim
 
     async def _bind_claimed(self, id: str, task_id: str) -> tuple[JobRecord, Claim]:  # noqa: A002
-        """Give a job the task that was found for it, and take its claim: see `_bind`.
+        """Assign the task that was found to a job, and take its claim: see `_bind`.
 
         Raises:
             InvalidOptionError: As in `_bind`; nothing was written.
@@ -433,14 +433,14 @@ class Journal:
         return record, _claim
 
     async def _bind(self, id: str, task_id: str) -> JobRecord:  # noqa: A002 - the record's own name
-        """Give a job whose answer was lost the task that was found for it, and take its lease.
+        """Assign the task that was found to a job whose response was lost, and take its lease.
 
         Returns:
-            The job, as it is written down now.
+            The job, as it is saved now.
 
         Raises:
-            InvalidOptionError: There is no such job, it has a task, it was never handed over, it is
-                another process's, or the task is another job's; nothing was written.
+            InvalidOptionError: There is no such job, it has a task, it was never delivered, it
+                is another process's, or the task is another job's; nothing was written.
         """
 
         async def work(connection: AsyncConnection) -> JobRecord | str:
@@ -470,7 +470,7 @@ class Journal:
     async def _claim(
         self, *, states: Collection[JobState] | None = None, limit: int | None = None
     ) -> list[JobRecord]:
-        """Take over unfinished jobs that nobody owns, or whose owner died or let its lease run out.
+        """Take over unfinished jobs without an owner, or whose owner died or let its lease expire.
 
         Args:
             states: Only jobs in these states.
@@ -509,12 +509,12 @@ class Journal:
         self._disown(id)
 
     def _give_up_after(self, seconds: float) -> None:
-        """Have writes wait so long at most from now on, if nobody else uses the journal."""
+        """Limit the time of writes from now on, if no other session uses the journal."""
         if self._openings <= 1 and self._transactions is not None:
             self._transactions.give_up_after(seconds)
 
     def _owns(self, id: str) -> bool:  # noqa: A002 - the record's own name for it
-        """Tell whether this journal holds the job's lease, as far as it knows."""
+        """Return whether this journal holds the job's lease, as far as it knows."""
         return id in self._owned or id in self._finished
 
     async def records(self) -> AsyncIterator[JobRecord]:
@@ -526,7 +526,7 @@ class Journal:
                     yield record
 
     async def _find(self, id_or_task_id: str) -> JobRecord | None:
-        """Read the job with this id or task_id, the newest where there are several."""
+        """Read the job with this id or task_id, the newest if there are several."""
         found = await self._read(
             self._sql.find, {"key": id_or_task_id, "grace": 0.0}, self._table.decode
         )
@@ -623,4 +623,4 @@ class Journal:
 
 
 async def _do_nothing(_: AsyncConnection) -> None:
-    """Leave it at renewing the lease."""
+    """Do nothing more: each transaction renews the lease."""

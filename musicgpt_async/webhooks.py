@@ -284,7 +284,7 @@ async def _respond_aiohttp(endpoint: _Endpoint, request: web.Request) -> web.Res
             _in_time(request.content.readany),
         )
     except (ConnectionError, web.RequestPayloadError):
-        reply = _NOT_JSON  # the body broke off: seldom is anybody left to read this
+        reply = _NOT_JSON  # the connection broke; the response is probably not read
     return web.Response(
         status=reply.status,
         body=reply.content,
@@ -304,7 +304,7 @@ def _pattern(base: tuple[str, ...]) -> str:
 
 @attrs.frozen
 class _ASGIApp:
-    """The bare ASGI protocol, so that no web framework is needed to speak it."""
+    """The bare ASGI protocol, so that no web framework is needed."""
 
     endpoint: _Endpoint
 
@@ -324,7 +324,7 @@ class _ASGIApp:
         headers = {
             name.decode("latin-1"): text.decode("latin-1") for name, text in scope["headers"]
         }
-        with suppress(OSError):  # the other side is gone, and nobody is left to answer
+        with suppress(OSError):  # the client has disconnected
             reply = await self.endpoint.respond(
                 scope["method"], path, headers, _in_time(_reader(receive))
             )

@@ -1,6 +1,6 @@
-"""Account: what limits an account, as one process counts it.
+"""Account: the slots and the credit of an account, as one session counts them.
 
-Without a journal a process knows of no other: only its own jobs count. With one, see
+Without a journal a session knows of no other: only its own jobs count. With one, see
 :class:`~musicgpt_async._engine.shared_account.SharedAccount`.
 """
 
@@ -73,7 +73,7 @@ class Account:
         self._slots.release()
 
     def on_delivered(self, key: str) -> None:
-        """Note that MusicGPT may have a job's track, in the record that is about to be saved."""
+        """Record, with the job's next save, that MusicGPT may have its track."""
 
     def on_accepted(self, key: str, *, has_queue: bool) -> None:  # noqa: ARG002 - see SharedAccount
         """Learn from an accepted submit."""
@@ -124,7 +124,7 @@ class Account:
         self._credit.reserve()
 
     def settle(self, key: str, estimate: float | None) -> None:  # noqa: ARG002 - see SharedAccount
-        """Turn a reservation into what MusicGPT estimated, ``None`` where that is not known."""
+        """Replace a reservation by MusicGPT's estimate, ``None`` if that is not known."""
         self._credit.settle(estimate)
 
     def cancel(self) -> None:

@@ -1,8 +1,8 @@
-"""Deliveries: a session's share of the webhooks that its receiver gets.
+"""Deliveries: a session's part of the webhooks that its receiver gets.
 
-A delivery is a hint: it has its job polled at once, and only the answer of that poll counts. One
-that names a task which nothing else has named is acknowledged when the task is durable, because an
-acknowledged delivery is not repeated.
+A delivery is a hint: its job is polled at once, and only the response to that poll changes the job.
+If a delivery names a task id that is not saved yet, it is acknowledged once the id is durable,
+because an acknowledged delivery is not repeated.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from musicgpt_async.webhooks import WebhookReceiver
 
 _log = logging.getLogger(__name__)
 
-MAX_FORWARDING = 256  # deliveries that are being written down for other processes
+MAX_FORWARDING = 256  # deliveries that are being saved for other processes
 _OVER = frozenset({JobState.COMPLETED, JobState.FAILED})
 
 
 class Deliveries:
-    """Subscribes jobs to their webhooks and dispatches what arrives; idle without a receiver.
+    """Subscribes jobs to their webhooks and dispatches deliveries; does nothing without a receiver.
 
     Args:
         receiver: Gets the webhooks.
@@ -65,7 +65,7 @@ class Deliveries:
         self._tokens: dict[str, str] = {}  # by their public part
         self._unread: set[str] = set()  # public parts for which older deliveries may be kept
         self._collecting = Wakeup()
-        self._forwarding = 0  # deliveries that are being written down for other processes
+        self._forwarding = 0  # deliveries that are being saved for other processes
         self._secret: bytes | None = None
         if receiver is not None and self._consumer is not None and store.journal is not None:
             self._secret = store.journal._secret.encode()
@@ -90,7 +90,7 @@ class Deliveries:
             self._consumer.subscribe(token)
             self._subscribed[token] = job
             self._tokens[public_part(token)] = token
-            if job.record.token is not None:  # it is resumed: something may have come before
+            if job.record.token is not None:  # it is resumed, so a delivery may have arrived before
                 self._unread.add(public_part(token))
             self._collecting.set()
             self._jobs.update(job, save=False, token=token)
@@ -122,7 +122,7 @@ class Deliveries:
         return hint.conversion_id if hint and hint.task_id == task_id else None
 
     def on_change(self, job: Job, effects: Effect) -> None:
-        """Receive nothing more for a job that has ended."""
+        """Unsubscribe a job that has ended."""
         if Effect.END in effects and job.record.token is not None:
             self._hints.pop(job.id, None)
             if self._subscribed.get(job.record.token) is job and self._consumer is not None:
@@ -141,7 +141,7 @@ class Deliveries:
         )
 
     async def collect(self) -> None:
-        """Take what other processes have received for these jobs, until the session ends."""
+        """Collect the deliveries that other processes have received, until the session ends."""
         journal = self._store.journal
         assert journal is not None  # noqa: S101 - this part runs with a journal alone
         while True:
@@ -182,7 +182,7 @@ class Deliveries:
             self._collecting.set()
 
     def close(self) -> None:
-        """Leave what has not been dispatched to whoever subscribes next."""
+        """Close; deliveries that are not dispatched yet stay for the next subscriber."""
         if self._consumer is not None:
             self._consumer.close()
 
@@ -195,7 +195,7 @@ class Deliveries:
         delivery.acknowledge()
 
     async def _forward(self, delivery: Delivery) -> None:
-        """Write a delivery down for the process that works on its job, and wake that process."""
+        """Save a delivery for the process that works on its job, and wake that process."""
         if self._store.journal is None:
             return
         if self._forwarding >= MAX_FORWARDING:

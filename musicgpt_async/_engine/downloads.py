@@ -1,4 +1,4 @@
-"""Downloads: the stems of a finished job, in parallel, each whole or absent."""
+"""Downloads: the stems of a finished job, in parallel, each complete or absent."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class JobDownloads:
         self.poller = poller
         self.downloader = downloader
         self._layout = layout
-        # Kept longer than the jobs: their files must not be overwritten by a later namesake's.
+        # Kept longer than the jobs: a later job of the same title must not overwrite their files.
         self._numbers: dict[str, list[str]] = {}
         self._locks: WeakValueDictionary[Path, anyio.Lock] = WeakValueDictionary()
 
@@ -77,7 +77,7 @@ class JobDownloads:
 
         Raises:
             InvalidOptionError: The job has no such stem.
-            DownloadError: A file did not arrive whole; the others are there.
+            DownloadError: A file is incomplete; the others are there.
         """
         target, store = job.primary or job, self.context.store
         if not store.has_claim(target):
@@ -172,7 +172,7 @@ class JobDownloads:
         return job.title
 
     def lock(self, target: Path) -> anyio.Lock:
-        """Return the lock of a file: of two who want it one downloads, and the other finds it."""
+        """Return the lock of a file: one download writes it, a second one finds it there."""
         return self._locks.setdefault(target, anyio.Lock())
 
     async def _collision_number(self, job: Job, key: str) -> int:

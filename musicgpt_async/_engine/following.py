@@ -1,9 +1,9 @@
 """Following: another handle, session or process has this track already.
 
-Who holds a job's claim moves it; every other handle on the same track follows. A handle of the same
-session ends when the first one does; for any other the journal is asked now and then, until the job
-is over or its claim is free. A completed job needs no claim: its record says all that a handle
-needs.
+The holder of a job's claim advances the job; every other handle on the same track follows. A handle
+of the same session ends when the first one does; for any other the journal is read at intervals,
+until the job has ended or its claim is free. A completed job needs no claim: its record has all
+that a handle needs.
 
 A handle that follows keeps its own id, by which its user knows it, while its record becomes the one
 that it follows.
@@ -41,11 +41,11 @@ from musicgpt_async.models import Extraction, JobRecord, JobState
 
 Follow = Callable[[Job, anyio.CancelScope], Awaitable[None]]
 
-OWNER_POLL_INTERVAL = 1.0  # seconds between looks at a job that another process works on
+OWNER_POLL_INTERVAL = 1.0  # seconds between reads of a job that another process works on
 
 
 class Following:
-    """Resumes jobs whose records exist, or follows those who work on them.
+    """Resumes jobs whose records exist, or follows their owners.
 
     Args:
         context: What the parts share.
@@ -99,7 +99,7 @@ class Following:
         self._jobs.adopt(job, record, claim)
         try:
             self._resume(job, record)
-        except MusicGPTError as error:  # one handle's trouble is not the others'
+        except MusicGPTError as error:  # it ends this handle only
             self._jobs.apply(job, Trigger.SESSION_LEFT, outcome=error)
 
     def _resume(self, job: Job, record: JobRecord) -> None:
@@ -109,7 +109,7 @@ class Following:
             self._deliveries.subscribe(job)
             self._queue.force_acquire(job)
             self._jobs.apply(job, Trigger.ACCEPTED)
-            if self._deliveries.is_subscribed(job):  # it may have come while no process listened
+            if self._deliveries.is_subscribed(job):  # one may have arrived before
                 self._jobs.apply(job, Trigger.WEBHOOK_RECEIVED)
         elif records.was_delivered(record):
             self._jobs.apply(job, Trigger.RESPONSE_MISSING)

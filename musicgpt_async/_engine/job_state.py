@@ -1,4 +1,4 @@
-"""Job: one job as a session follows it, which Jobs changes and handles show."""
+"""Job: the state of one job in a session. Jobs changes it, and handles show it."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Job:
     """One job as a session follows it. Only Jobs changes its record and its outcome.
 
     Attributes:
-        id: What its handle is known by. A handle that follows another one's job keeps its own id,
-            while its record is the other's.
-        record: What has to be remembered of it.
+        id: The id of its handle. A handle that follows another job keeps its own id, while its
+            record is that of the other job.
+        record: Its state, as the journal saves it.
         title: The track's name in files and messages.
         source: What was submitted, as it was given.
         deadline: Seconds from acceptance, ``None`` for no end.
         position: Its place in the queue.
         outcome: How it ended.
-        handle: What users have of it.
-        primary: The job of this session whose record stands for this one's, too.
+        handle: The public object.
+        primary: The job of this session that writes the record for this one, too.
         is_response_due: Whether the response to its submit is on its way.
     """
 
@@ -76,7 +76,7 @@ class Job:
 
     @property
     def is_free(self) -> bool:
-        """Whether any process may have the job once it is saved: nothing more happens to it."""
+        """Whether its claim can be given back with the next save: nothing more happens to it."""
         if not self.has_ended or self.is_response_due or self.is_downloading:
             return False
         return self.downloading is None or not self.downloading.writers
@@ -93,7 +93,7 @@ class Job:
 
     async def wait_changed(self) -> None:
         """Wait for the next change of its state."""
-        # Made when somebody waits: of ten thousand handles most are never awaited one by one.
+        # Made on the first wait: of ten thousand handles most are never awaited one by one.
         if self._changed is None:
             self._changed = anyio.Event()
         await self._changed.wait()

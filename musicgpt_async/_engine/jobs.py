@@ -5,8 +5,8 @@ Every change of a job goes through :meth:`Jobs.apply`. It looks the trigger up i
 them, with the effects that the table names. The parts of the engine only say what happened; none of
 them calls another. ``commit`` is ``apply`` and a record that is durable when it returns.
 
-A job ends once: whatever would end it again is ignored, so that no part has to ask after each wait
-whether a job still runs. A late response records what became known and has no other effect.
+A job ends once: a trigger that would end it again is ignored, so no part has to check after each
+await whether the job has ended. A late response records what became known and has no other effect.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from musicgpt_async.job import ExtractionJob, JobRuntime
 from musicgpt_async.journal import Claim
 from musicgpt_async.models import Extraction, JobRecord, JobState
 
-# Ended jobs that are remembered where no journal remembers them, the latest ones.
+# Ended jobs that a session without a journal remembers, the latest ones.
 MAX_ENDED = 1024
-# How a job can end for good: nobody goes on with it, so that memory knows as much as the journal.
+# Final states: no process continues such a job, so memory is as current as the journal.
 _FINAL = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.UNKNOWN})
 _SAVES = Effect.SAVE | Effect.SAVE_FIRST
-# After these nothing is on its way that could still tell what became of a submit.
+# After these triggers no response is awaited that could show the result of a submit.
 _RESPONSES = frozenset(
     {
         Trigger.NOT_DELIVERED,
@@ -68,7 +68,7 @@ class Jobs:
         self._observers: tuple[Observer, ...] = ()
         self._live: dict[str, Job] = {}
         self._last_position = 0
-        self._ended: WeakValueDictionary[str, Job] = WeakValueDictionary()  # in somebody's hands
+        self._ended: WeakValueDictionary[str, Job] = WeakValueDictionary()  # while referenced
         self._remembered: dict[str, Job] = {}
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ class Jobs:
         return self.find(id) or ended if ended is None or self.is_outdated(ended) else ended
 
     def is_outdated(self, job: Job) -> bool:
-        """Return whether a job may have gone on in the journal after its handle here ended."""
+        """Return whether the journal may know more of a job whose handle has ended here."""
         is_final = job.record.state in _FINAL
         return self._store.journal is not None and job.has_ended and not is_final
 
@@ -145,7 +145,7 @@ class Jobs:
             job: The job.
             trigger: What happened.
             outcome: How it ended, if the trigger ends it.
-            facts: What became known with it: attributes of the record.
+            facts: Attributes of the record that change with it.
         """
         if job.has_ended and trigger not in lifecycle.LATE:
             return
@@ -174,7 +174,7 @@ class Jobs:
         outcome: Extraction | MusicGPTError | None = None,
         **facts: Any,
     ) -> None:
-        """Change a job by the table; its record is durable when this returns.
+        """Change a job by the table; when this returns, its record is durable.
 
         Raises:
             JournalError: It could not be saved.
@@ -183,7 +183,7 @@ class Jobs:
         await self._store.save(job)
 
     def update(self, job: Job, *, save: bool = True, **facts: Any) -> None:
-        """Record what became known without a change of state."""
+        """Record facts that do not change the state."""
         job.record = attrs.evolve(job.record, **facts)
         if save:
             self._store.save_later(job)
@@ -194,7 +194,7 @@ class Jobs:
         self._store.give_claim(job, claim)
 
     def restore(self, job: Job, record: JobRecord, *, primary: Job | None = None) -> None:
-        """Have a queued job begin where a record says; it is queued until the next trigger.
+        """Give a queued job an existing record; it is queued until the next trigger.
 
         Args:
             job: The job.
@@ -218,10 +218,10 @@ class Jobs:
             self._event_bus.publish(end)
 
     def mirror(self, job: Job, record: JobRecord) -> None:
-        """Show what another process has written of a job that a handle only follows."""
+        """Show what another process has saved of a job that a handle only follows."""
         if job.has_ended:
             return
-        if record.state in lifecycle.TERMINAL:  # it is followed all the same: it goes on
+        if record.state in lifecycle.TERMINAL:  # this handle still follows it
             state = JobState.QUEUED if record.task_id is None else JobState.PROCESSING
             record = attrs.evolve(record, state=state)
         if record != job.record:
@@ -231,7 +231,7 @@ class Jobs:
     def _end(
         self, job: Job, trigger: Trigger, outcome: Extraction | MusicGPTError | None
     ) -> dict[str, Any]:
-        """Record how a job ended; return what its record says of that."""
+        """Record the outcome of a job; return the attributes of its record that this changes."""
         if isinstance(outcome, MusicGPTError):
             task_id = outcome.task_id or job.record.task_id
             outcome = outcome.copy(task_id=task_id, job=job.handle)

@@ -1,7 +1,7 @@
 """Lifetime: runs the parts of a session, drains them and closes them.
 
-Each part runs as a supervised child for as long as the session is open; one that stops earlier ends
-the session with an error that says so. The whole leave-taking has one bound in time.
+Each part runs as a supervised child for as long as the session is open; if one stops earlier, the
+session ends with an error that says so. One time limit applies to all that closing does.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from musicgpt_async.models import JobRecord
 _log = logging.getLogger(__name__)
 
 RESPONSE_GRACE = 5.0  # seconds that a response may still take when the session is left
-FIRST_ADOPTION = 2.0  # seconds after the start; what a killed process left is not to wait longer
-LEAVE_TIMEOUT = 10.0  # seconds that the whole leave-taking may take
+FIRST_ADOPTION = 2.0  # seconds after the start until jobs of killed processes are adopted
+LEAVE_TIMEOUT = 10.0  # seconds that closing may take
 
 
 class Lifetime(ABC):
@@ -73,7 +73,7 @@ class Lifetime(ABC):
         self._group = group
         self._supervisor = Supervisor(group)
         self._background_tasks = 0
-        self._left_alone: set[str] = set()  # adopted jobs that a session that drains leaves
+        self._left_alone: set[str] = set()  # adopted jobs, which draining does not wait for
         self._calls: set[anyio.CancelScope] = set()
         self._idle, self._leaving = anyio.Event(), anyio.Event()
         self._leave_scope = anyio.CancelScope()
@@ -122,7 +122,7 @@ class Lifetime(ABC):
             self._background_tasks += 1
 
     async def run(self) -> None:
-        """Run the parts until the session is left, and take leave."""
+        """Run the parts until the session is closed, then stop them."""
         parts: dict[str, Callable[[], Awaitable[None]]] = {
             "submit queue": self._runner.run,
             "poller": self._poller.run,
@@ -147,7 +147,7 @@ class Lifetime(ABC):
         self._group.cancel_scope.cancel()
 
     async def finish(self) -> None:
-        """Save and close what there is; nothing else runs any more."""
+        """Save the jobs and close the resources; nothing else runs any more."""
         self._begin_to_leave()
         await self._store.flush()
         self._store.drop_claims()
@@ -160,7 +160,7 @@ class Lifetime(ABC):
         self._settings.executor.shutdown(wait=False)
 
     def _begin_to_leave(self) -> None:
-        """Detach all jobs; from here on the time that the leave-taking takes is bounded."""
+        """Detach all jobs; from here on closing has a time limit."""
         if self._settings.journal is not None:
             self._settings.journal._give_up_after(LEAVE_TIMEOUT)
         self.leave()
@@ -183,7 +183,7 @@ class Lifetime(ABC):
 
     async def _wait_progress(self) -> None:
         """Wait until a job, a background task or a call has ended."""
-        if self._idle.is_set():  # never one that another aclose() waits on
+        if self._idle.is_set():  # a set one is replaced, never one that another aclose() waits for
             self._idle = anyio.Event()
         await self._idle.wait()
 
@@ -193,9 +193,9 @@ class Lifetime(ABC):
         self._idle.set()
 
     def runs_caller(self) -> bool:
-        """Return whether the running task is the session's own, which ends only if that does.
+        """Return whether the running task is a child of the session, so that closing waits for it.
 
-        It runs code of the application as well: sources, iterables and trace hooks.
+        Such tasks run code of the application as well: sources, iterables and trace hooks.
         """
         parents = {task.id: task.parent_id for task in anyio.get_running_tasks()}
         task_id: int | None = anyio.get_current_task().id
@@ -211,8 +211,8 @@ class Lifetime(ABC):
         """
         self.leave()
         interrupted: asyncio.CancelledError | None = None
-        # In a scope that is cancelled already the session is closed in peace; a cancellation that
-        # comes now means that its user does not want to wait.
+        # If the caller's scope was cancelled before, the session is closed normally; a cancellation
+        # that arrives while it is closed means that the caller does not want to wait.
         shield = is_cancellation_requested()
         patience: float | None = None
         while not self._host.done():
@@ -235,7 +235,7 @@ class Lifetime(ABC):
             self._settings.journal._give_up_after(0.0)
 
     def on_change(self, job: Job, effects: Effect) -> None:
-        """Notice that a job has ended: perhaps it was the last."""
+        """Wake what waits for the last job, if a job has ended."""
         if Effect.END in effects:
             self._left_alone.discard(job.id)
             self._idle.set()
@@ -261,7 +261,7 @@ class Lifetime(ABC):
         self.leave()
 
     async def _save_and_renew(self) -> None:
-        is_first = True  # a user who resumes at the start comes before what is adopted
+        is_first = True  # resume() at the start takes precedence over adoption
         while True:
             for record, claim in await self._store.renew(adopt=not is_first):
                 self._adopt(record, claim)

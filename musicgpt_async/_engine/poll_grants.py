@@ -1,9 +1,9 @@
 """PollGrants: the polls that the processes of an account may make, granted one by one.
 
 A grant is one UPDATE of one number in the account's row, the moment at which the next poll is due:
-see :class:`~musicgpt_async._rules.rate_budget.Spacing`. Which job is polled then is the schedule of
-each session to say. What a session has learned of the budget is written with the next grant, if no
-other session has learned something since; else it goes on from that.
+see :class:`~musicgpt_async._rules.rate_budget.Spacing`. The
+schedule of each session decides which job is polled. What a session has learned of the budget is
+saved with the next grant, unless another session has saved something since; then it loads that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MEMORY_SECONDS = 60.0  # in which the polls of all sessions are counted
 
 @attrs.frozen
 class PollGrant:
-    """Leave to make one poll.
+    """Permission to make one poll.
 
     Attributes:
         early: The moment from which an urgent poll may be made, on the loop's clock.
@@ -41,7 +41,7 @@ class PollGrant:
     due: float
 
     def has_expired(self, now: float) -> bool:
-        """Return whether it is too late for the poll: it would go beside another one's."""
+        """Return whether the grant is too old: the poll could coincide with a later grant's."""
         return now > self.due + GRANT_LIFETIME
 
 

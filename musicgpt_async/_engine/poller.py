@@ -1,7 +1,7 @@
 """Poller: one schedule of polls for all jobs of a session, within the account's calls a minute.
 
 A failed poll is never a failed job. A job is polled once more before it is given up at its
-deadline. A task that a poll shows running holds a slot, whoever submitted it.
+deadline. A task that a poll shows running holds a slot, whichever process submitted it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from musicgpt_async.models import JobState
 
 _log = logging.getLogger(__name__)
 
-NEWLY_ACCEPTED = 0.5  # seconds since acceptance that tell a new job from a resumed one
+NEWLY_ACCEPTED = 0.5  # seconds since acceptance; an older job was resumed
 LAST_POLL_TIMEOUT = 10.0  # seconds past its deadline that a job's last poll may take
 # Seconds in which a one-off poll has to be answered; a pause after a 429 takes 120 s at most.
 SINGLE_POLL_TIMEOUT = 300.0
@@ -114,7 +114,7 @@ class Poller:
         self._queue = queue
         self._deliveries = deliveries
         self._grants = grants
-        self._entries: dict[str, _PollEntry] = {}  # the deadlines of all are equally long: in order
+        self._entries: dict[str, _PollEntry] = {}  # in order of their ends
         self._next_end = math.inf  # no entry ends before it
         self._recent_tasks: dict[str, None] = {}
         self._unknown_statuses: set[str] = set()
@@ -210,7 +210,7 @@ class Poller:
             age = 0.0  # it has been followed from its beginning
         entry = _PollEntry(job, None if age is None else now - age)
         if job.deadline is not None:
-            # A timer of the loop for each would take four times the memory of the entry.
+            # A timer of the loop for each job would take four times the memory of its entry.
             entry.ends_at = now + job.deadline
             self._next_end = min(self._next_end, entry.ends_at)
         self._entries[job.id] = entry
@@ -298,7 +298,7 @@ class Poller:
         self._give_up_if_last(entry)
 
     def _on_error(self, entry: _PollEntry | _SinglePoll, error: Exception) -> None:
-        """Go on after a failed poll."""
+        """Handle a failed poll."""
         if isinstance(error, RateLimitError):
             self._on_throttled(entry, error)
         elif isinstance(error, MusicGPTError):

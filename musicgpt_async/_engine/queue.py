@@ -1,13 +1,13 @@
-"""The submit queue: order, slots and credit in one object that tells its own changes.
+"""The submit queue: order, slots and credit in one object that announces its own changes.
 
 A turn is a job that may be submitted now: it is the first in order, a slot is free, and credit is
-left. Whatever could make another turn possible (a job enqueued, a slot freed, an estimate known, a
-limit grown) is done by a method of this class, which wakes whoever waits for turns. Nothing else
-does, so nothing can forget to.
+left. Everything that can make another turn possible (a job enqueued, a slot freed, an estimate
+known, a limit grown) is done by a method of this class, and that method wakes the runner. No caller
+has to, so none can forget it.
 
-What limits the account is for :class:`~musicgpt_async._engine.account.Account` to say. Which jobs
-of this session hold slots is known here alone: a job that has ended can take none, and one that has
-a slot frees it once, however often it is asked to.
+The limits are those of :class:`~musicgpt_async._engine.account.Account`. Only this class knows
+which jobs of the session hold slots: a job that has ended cannot take one, and to free a slot twice
+has no effect.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from musicgpt_async.errors import CreditLimitError, MusicGPTError, TransportTime
 from musicgpt_async.events import EventBus, Queued
 from musicgpt_async.models import JobState
 
-# Queued jobs at or below which a batch brings its next track.
+# Queued jobs at or below which a batch submits its next track.
 LOW_WATER_MARK = 2
-# Seconds between two questions whether an upload may run ahead of its slot.
+# Seconds between two checks whether an upload may run ahead of its slot.
 AHEAD_INTERVAL = 0.25
 # States in which MusicGPT continues to process a job that the session has left.
 _GOES_ON = frozenset({JobState.UNACKNOWLEDGED, JobState.PROCESSING})
@@ -56,7 +56,7 @@ class Turn:
         granted: Set when a submit under way gets its next slot.
         in_flight: Shielded while a response is on its way.
         scope: Cancelled when the job ends here; what runs in it is the job's submit.
-        is_ahead: Whether its upload started before it had a slot, and goes on.
+        is_ahead: Whether its upload started before it had a slot, and continues.
         left: Bytes of its body that are still to go out, while it is under way; an estimate while
             the track of a turn that runs ahead is being opened.
         sent: Bytes of its track that have gone out.
@@ -119,7 +119,7 @@ class SubmitQueue:
         self._wakeup.set()
 
     def on_change(self, job: Job, effects: Effect) -> None:
-        """Free the slot of a job that needs it no more."""
+        """Free the slot of a job that no longer needs it."""
         if Effect.SAVE_FIRST in effects and job.record.state is JobState.UNACKNOWLEDGED:
             self._account.on_delivered(job.record.id)
         if Effect.FREE_SLOT in effects:
@@ -340,7 +340,7 @@ class SubmitQueue:
         self._account.on_accepted(turn.job.record.id, has_queue=bool(self._heap))
 
     def on_not_accepted(self, turn: Turn, error: MusicGPTError) -> None:
-        """Learn from a submit that MusicGPT had no room for, before its slot is freed."""
+        """Learn from a submit that MusicGPT did not accept, before its slot is freed."""
         self._cancel_reservation(turn)
         if self._has_slot(turn):
             self._account.on_rejected(
@@ -349,7 +349,7 @@ class SubmitQueue:
                 full=error.status == 429,
                 began=turn.began,
             )
-        elif error.retry_after is not None:  # refused ahead of its slot: it tells nothing of slots
+        elif error.retry_after is not None:  # refused ahead of a slot: no new limit
             self._account.pause(error.retry_after)
         self._wakeup.set()
 

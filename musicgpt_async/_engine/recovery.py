@@ -1,9 +1,10 @@
 """Recovery: submits whose track went out and whose response never came.
 
-Such a submit may be running and paid for, so it is never sent again by itself. Three things can
+Such a submit may be running and paid for, so it is never sent again automatically. Three things can
 still name its task: its own webhook, which is confirmed by a poll before it is believed; the
-account's listing, compared with all that the journal knows; and the user. What none of them names
-by the job's deadline ends as unknown. It holds no slot meanwhile: nobody knows whether it runs.
+account's listing, compared with all that the journal knows; and the user. A job
+that none of them names by its deadline ends as unknown. It holds no slot meanwhile, because it is
+not known whether it runs.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from musicgpt_async.models import JobRecord, JobState
 _log = logging.getLogger(__name__)
 
 MAX_PAGES = 50  # pages of the listing that are read
-SETTLE_DELAY = 30.0  # seconds after delivery in which MusicGPT may still be taking the track in
+SETTLE_DELAY = 30.0  # seconds after delivery until the listing surely has the task
 WEBHOOK_TIMEOUT = 3600.0  # seconds that a webhook is waited for if jobs have no deadline
-HANDED_OVER_INTERVAL = 1.0  # seconds between questions whether a former owner learned a task
+HANDED_OVER_INTERVAL = 1.0  # seconds between checks whether a former owner learned a task
 RESPONSE_GRACE = 1.0  # seconds that a response may come after its job's webhook
-MAX_MISSES = 5  # times that MusicGPT may not know a task yet which a delivery named
+MAX_MISSES = 5  # polls of a task that a delivery named and MusicGPT does not know yet
 MAX_CONFIRMATIONS = 4  # tasks of one job that are confirmed at once
 
 
@@ -196,7 +197,7 @@ class Recovery:
             self._context.supervisor.spawn(self._confirm, each, task_id, on_failure=on_failure)
 
     async def _confirm(self, each: _Unacknowledged, task_id: str) -> None:
-        """Go on with the task that a delivery named, if it is the job's."""
+        """Adopt the task that a delivery named, if it is the job's."""
         if each.job.is_response_due:
             await anyio.sleep(RESPONSE_GRACE)
         is_its_own = False
@@ -242,7 +243,7 @@ class Recovery:
             return False
         try:
             found = await journal._find(task_id)
-        except JournalError as error:  # rather unknown than another job's stems
+        except JournalError as error:  # unknown is better than another job's stems
             _log.error("Could not look up the owner of task %s: %s", task_id, error)
             return True
         return found is not None and found.id != job.record.id
@@ -261,7 +262,7 @@ class Recovery:
             conversion_id=conversion_id,
             accepted_at=time.time(),
         )
-        if self._deliveries.is_subscribed(job):  # it may have come while no process listened
+        if self._deliveries.is_subscribed(job):  # one may have arrived before
             self._jobs.apply(job, Trigger.WEBHOOK_RECEIVED)
 
     async def _search_listing(self, searched: Sequence[_Unacknowledged]) -> None:
@@ -283,7 +284,7 @@ class Recovery:
         *,
         read_at: float,
     ) -> None:
-        """Take what the listing tells for certain, and give up what it will not tell any more."""
+        """Adopt tasks that the listing identifies; give up jobs that it should show by now."""
         competing, acknowledged = await self._other_submissions(searched, listing, until=read_at)
         claimed = {record.task_id or "" for record in acknowledged} | self._poller.recent_task_ids()
         lost = [*(each.job.record for each in searched), *competing]
@@ -301,7 +302,7 @@ class Recovery:
         each.in_listing = False
         each.error = self._make_unknown_error(each.job, candidates)
         self._give_up_unless_searched(each)
-        if each.is_open:  # whether it runs is not known any more: a dead owner's slot is free
+        if each.is_open:  # it is not known whether it runs: free the slot of a dead owner
             self._jobs.apply(each.job, Trigger.RESPONSE_MISSING)
 
     def _give_up_unless_searched(self, each: _Unacknowledged) -> None:

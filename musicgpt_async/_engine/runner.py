@@ -47,7 +47,7 @@ ACCOUNT_ERRORS = (
     ForbiddenError,
     InsufficientCreditsError,
 )
-MAX_DELIVERIES = 5  # attempts to get a whole track out before the network is blamed
+MAX_DELIVERIES = 5  # attempts to deliver a track before the network error is final
 
 
 class Runner:
@@ -99,13 +99,13 @@ class Runner:
             turn.in_flight.cancel()  # its webhook may have been faster
 
     async def wait_for_responses(self, seconds: float) -> None:
-        """Wait a little for responses that are on their way, so that they are recorded."""
+        """Wait for responses to submits in flight, within a limit, so that they are recorded."""
         with anyio.move_on_after(seconds):
             while any(turn.job.is_response_due for turn in self._active.values()):
                 await self._finished.wait()
 
     def abandon(self) -> None:
-        """Wait for no response any more."""
+        """Stop waiting for responses."""
         for turn in self._active.values():
             turn.in_flight.cancel()
 
@@ -222,7 +222,7 @@ class Runner:
                     self._fail_queued(error)
 
     def _on_response_not_needed(self, turn: Turn) -> None:
-        """Go on without a response: the webhook was faster, or the session is closed."""
+        """Stop waiting for a response: the webhook was faster, or the session is closed."""
         if turn.job.record.task_id is not None:
             self._queue.on_accepted(turn, None)
         else:
@@ -236,7 +236,7 @@ class Runner:
             await self._jobs.commit(job, trigger, sent_at=None)
 
     def _on_failure(self, turn: Turn, error: Exception) -> None:
-        """End a job whose submit failed in a way that no response told of."""
+        """End a job whose submit failed without a response from MusicGPT."""
         job = turn.job
         if not isinstance(error, MusicGPTError):
             _log.error("Submitting %s failed unexpectedly", job.title, exc_info=error)

@@ -1,6 +1,6 @@
 """Runtime: builds the parts of a session, and does what the session and its handles ask for.
 
-It is born when a session is started, in the session's own task, so nothing in it is optional.
+It is made when a session is started, in the session's own task, so nothing in it is optional.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ class Runtime(Lifetime):
             ),
             layout=settings.layout,
         )
-        # The order in which a change is carried out: what is on its way is stopped, then the slot
-        # is free, then polls begin or end, and the record is saved with all that came of it.
+        # The order in which a change is carried out: work in flight is stopped, the slot is freed,
+        # polls begin or end, and the record is saved with all that has changed by then.
         self._jobs.observe(
             self._runner,
             self._following,
@@ -207,7 +207,7 @@ class Runtime(Lifetime):
             )
         with self._user_call():
             await self._poller.poll_once(task_id, ())
-            await self._flush()  # how the job ended must not be saved after this
+            await self._flush()  # the end of the job must not be saved after this
             record, claim = await journal._bind_claimed(job_id, task_id)
         return self._resume(record, claim, format)
 
@@ -277,9 +277,9 @@ class Runtime(Lifetime):
         self,
         format: AudioFormat | None,  # noqa: A002 - as in download()
     ) -> list[ExtractionJob]:
-        """Resume what the journal holds and nobody works on."""
+        """Resume the jobs of the journal that have no live owner."""
         with self._user_call():
-            # Of all accounts: after another key, or another host, it is still one's own.
+            # Of all accounts: jobs submitted with another key or host are the user's own, too.
             found = await self._require_journal()._claim_all()
         adopted, self._adopted = self._adopted, {}
         self._left_alone.clear()
@@ -287,7 +287,7 @@ class Runtime(Lifetime):
         return [*adopted.values(), *resumed]
 
     def _adopt(self, record: JobRecord, claim: Claim) -> None:
-        _log.info("Going on with %s, whose process has died.", _make_title(record))
+        _log.info("Continuing %s, whose process has died.", _make_title(record))
         handle = self._resume(record, claim, None, is_adopted=True)
         if isinstance(self._job_of(handle).outcome, MusicGPTError):
             claim.forget_former_owner()
@@ -326,11 +326,11 @@ class Runtime(Lifetime):
         return self._settings.event_bus.stream(job_id)
 
     def begin_download(self, job: Job) -> None:
-        """Remember that a download is asked for: the claim of its record is kept for it."""
+        """Count a requested download: the claim of the record is kept for it."""
         self._jobs.count_downloads(job, requested=1)
 
     def end_download(self, job: Job) -> None:
-        """Forget a download that was asked for; one that was broken off has no event of its own."""
+        """Count down a requested download; end the streams if it was cancelled without an event."""
         status = self._jobs.count_downloads(job, requested=-1)
         if not status.requested and job.has_ended:
             self._store.save_later(job)
@@ -365,7 +365,7 @@ class Runtime(Lifetime):
             job = self._create(record, record.source or None, _make_title(record))
             if is_adopted:
                 self._left_alone.add(job.id)
-        else:  # a handle that was retrieved, and followed whoever had the claim
+        else:  # a retrieved handle, which followed the holder of the claim
             self._following.stop(job)
         downloads = record.directory is not None and claim.is_here
         if downloads:

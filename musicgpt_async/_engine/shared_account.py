@@ -173,7 +173,7 @@ class SharedAccount(Account):
         self._report(freed=[*self._pending.freed, key])
 
     def on_delivered(self, key: str) -> None:
-        """Note that MusicGPT may have a job's track, in the record that is about to be saved."""
+        """Record, with the job's next save, that MusicGPT may have its track."""
         self._store.write_beside(key, partial(self._table.mark_sent, job=key))
 
     def on_accepted(self, key: str, *, has_queue: bool) -> None:  # noqa: ARG002 - see Account
@@ -196,7 +196,7 @@ class SharedAccount(Account):
         self._teach(PauseLesson(retry_after))
 
     def settle(self, key: str, estimate: float | None) -> None:
-        """Turn a reservation into what MusicGPT estimated, ``None`` where that is not known."""
+        """Replace a reservation by MusicGPT's estimate, ``None`` if that is not known."""
         super().settle(key, estimate)
         self._unpriced.add(key)
         self._report(prices={**self._pending.prices, key: estimate})
@@ -252,7 +252,7 @@ class SharedAccount(Account):
         self._request()
 
     def _request(self) -> None:
-        """Have the journal's next transaction exchange what is new."""
+        """Exchange what is new in the journal's next transaction."""
         if not self._is_requested:
             self._is_requested = True
             self._store.write_later(self._exchange)

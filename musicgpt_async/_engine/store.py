@@ -1,8 +1,8 @@
-"""JobStore: the jobs' way into the journal, which saves what is to be saved and keeps the leases.
+"""JobStore: saves jobs to the journal, and renews their leases.
 
-Without a journal it only remembers which job has which of the caller's keys: for as long as the
+Without a journal it only remembers which job has which of the caller's keys, for as long as the
 session is open, since a key must never be paid for twice. Only the holder of a job's claim can save
-it: a handle that follows another one's job has none, so it cannot write over that job.
+it: a handle that follows another job has no claim, so it cannot overwrite that job.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-RETRY_INTERVAL = 1.0  # seconds between tries to save what the journal would not take
+RETRY_INTERVAL = 1.0  # seconds between tries after a save failed
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -49,12 +49,12 @@ class _KeyClaim(Claim):
         """There is nothing to save to."""
 
     def drop(self) -> None:
-        """Let the job have the key that had it before."""
+        """Give the key back to the job that had it before."""
         self._by_key[self._fingerprint] = self._holder
 
 
 class JobStore:
-    """Saves jobs: at once, or when there is time.
+    """Saves jobs, at once or in the background.
 
     Args:
         journal: The durable record, if there is one.
@@ -103,7 +103,8 @@ class JobStore:
 
         Returns:
             The record that the journal already has of the same track with the same options, and
-            its claim if nobody else had it; ``None`` if the job was new and is saved now.
+            its claim unless another handle or process has it; ``None`` if the job was new and is
+            saved now.
         """
         if self.journal is None:
             return self._add_or_get_by_key(
@@ -169,7 +170,7 @@ class JobStore:
                 self._claims[job] = claim
 
     async def save(self, job: Job) -> None:
-        """Save a job before going on.
+        """Save a job and wait until it is durable.
 
         Raises:
             ClaimLostError: Another process has taken it over.
@@ -192,7 +193,7 @@ class JobStore:
                 await self.reclaim(job)
 
     async def save_now_or_later(self, job: Job) -> None:
-        """Save a job before going on; if that fails it is tried again.
+        """Save a job and wait until it is durable; if that fails, retry in the background.
 
         Raises:
             JournalError: It could not be saved yet.
@@ -204,26 +205,26 @@ class JobStore:
             raise
 
     def save_later(self, job: Job) -> None:
-        """Save a job when there is time: what MusicGPT would tell again."""
+        """Save a job in the background: its facts can be polled from MusicGPT again."""
         if self.journal is not None and self.has_claim(job):
             self._dirty[job.record.id] = job
             self._wakeup.set()
 
     def write_beside(self, record_id: str, work: Work[None]) -> None:
-        """Have a work done in the transaction that saves a record next, in an older one's place."""
+        """Do a work in the transaction that saves a record next, in place of an earlier work."""
         self._beside[record_id] = work
 
     def forget_beside(self, record_id: str) -> None:
-        """Drop what was to be done when a record is saved next: it is done, or outdated."""
+        """Remove the work that the next save of a record was to do: it is done, or outdated."""
         self._beside.pop(record_id, None)
 
     def write_later(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Have something written in the transaction that saves jobs next, again if that fails."""
+        """Write in the transaction that saves jobs next, and again if that fails."""
         self._writes.append(write)
         self._wakeup.set()
 
     async def write(self, work: Work[T]) -> T:
-        """Have a work done in a transaction of the journal.
+        """Do a work in a transaction of the journal.
 
         Raises:
             JournalError: It was not done.
@@ -277,7 +278,7 @@ class JobStore:
         }
 
     async def flush(self) -> list[Job]:
-        """Save all that is to be saved, together: a commit waits for the disk.
+        """Save all jobs that have changed, in one commit, because each commit waits for the disk.
 
         Returns:
             Jobs that another process has taken over.
@@ -310,7 +311,7 @@ class JobStore:
             self._is_failing = False
 
     async def _hand_over(self, job: Job) -> None:
-        """Give what became known of a job to the process that has taken it over."""
+        """Send the task of a job to the process that has taken the job over."""
         if self.journal is not None and records.is_task_id(job.record.task_id or ""):
             try:
                 await self.journal._hand_over(job.record)
@@ -320,7 +321,7 @@ class JobStore:
     async def _write(self, write: Callable[[], Awaitable[None]]) -> None:
         try:
             await write()
-        except asyncio.CancelledError:  # perhaps by code that cancels all tasks: it is not lost
+        except asyncio.CancelledError:  # perhaps by code that cancels all tasks: the write is kept
             self._retry_write(write)
             raise
         except JournalError as error:

@@ -1,9 +1,9 @@
 """Submission: one delivery of a track, and what became of it as a value.
 
 The body goes out up to its closing boundary, which is the commit point: from there on MusicGPT may
-have the track, so the record says so before it goes out, and nothing may cancel the wait for the
-response. The runner gives the scope in which that wait happens; its shield is set right before the
-boundary, in the same step of the loop.
+have the track, so the record says so before the boundary goes out, and nothing may cancel the wait
+for the response. The runner provides the scope of that wait; its shield is set right before the
+boundary is written, in the same step of the loop.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from musicgpt_async.models import Acceptance
 
 _log = logging.getLogger(__name__)
 
-# Seconds that a submit waits for the response to the one before it: of two that a killed process
-# left without a response, the account's listing could not tell which is which.
+# Seconds that a submit waits for the response to the one before it: if the process is killed with
+# two unanswered submits, the account's listing cannot distinguish them.
 SUBMIT_LOCK_TIMEOUT = 2.0
 
 
@@ -42,7 +42,7 @@ class Result:
     """What became of one delivery.
 
     Attributes:
-        outcome: In a word.
+        outcome: The kind of result.
         acceptance: MusicGPT's response, if it accepted the track.
         error: Why it did not, or why that is not known.
     """
@@ -182,14 +182,14 @@ class _HeldLock:
         self._lock = lock
         self._is_held = False
 
-    async def acquire(self, timeout: float) -> None:  # noqa: ASYNC109 - it goes on without it
+    async def acquire(self, timeout: float) -> None:  # noqa: ASYNC109 - the submit continues without it
         """Wait until no other submit waits for its response, for so many seconds at most."""
         with anyio.move_on_after(timeout):
             await self._lock.acquire()
             self._is_held = True
 
     def release(self) -> None:
-        """Let the next submit go on; harmless if it is not held."""
+        """Let the next submit continue; without effect if the lock is not held."""
         if self._is_held:
             self._is_held = False
             self._lock.release()

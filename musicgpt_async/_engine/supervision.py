@@ -1,8 +1,8 @@
-"""One way to start a child: whose owner receives every end of it.
+"""The one way to start a child task, whose owner receives its failure.
 
-A CancelledError is a cancellation only if the child's own scope, or its task, was asked to stop.
-One that comes out of a user's code (a source that awaits a cancelled task, a trace hook) would end
-a child of a task group *silently*: it is turned into an error, and its owner decides what failed.
+A CancelledError is a cancellation only if the child's own scope, or its task, was cancelled. One
+that is raised by a user's code (a source that awaits a cancelled task, a trace hook) would end a
+child of a task group *silently*: it is converted to an error, and the owner decides what failed.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ class Wakeup:
     def __init__(self) -> None:
         self._is_set = False
         self._timer: asyncio.Handle | None = None
-        self._timer_at = math.inf  # uvloop's handles do not always tell
+        self._timer_at = math.inf  # kept, because uvloop's handles do not always have it
         self._waiter: asyncio.Future[None] | None = None
 
     def set(self) -> None:

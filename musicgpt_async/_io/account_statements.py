@@ -54,7 +54,7 @@ def load_account_statements(*, on_server: bool) -> AccountStatements:
     lasting = now + sa.bindparam("lasting", type_=sa.Double)
     return AccountStatements(
         add=accounts.insert(),
-        # Whoever holds this row is alone: what it reads afterwards is as new as its lock.
+        # The holder of this row's lock is alone: what it reads afterwards is as new as the lock.
         lock=sa.select(accounts.c.slots, accounts.c.spent, now.label("now"))
         .where(accounts.c.account == account)
         .with_for_update(),

@@ -1,7 +1,7 @@
 """The database that holds the journal: its engine, its connections and its errors.
 
-A file is inspected before SQLite may touch it, whatever a driver raises is explained, and nobody
-needs SQLAlchemy before a database is prepared. What a row means is for the journal to say.
+A file is inspected before SQLite may change it, each error of a driver is explained, and SQLAlchemy
+is imported only when a database is prepared. The journal decides what a row means.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-# Seconds that SQLite itself waits, off the loop: whoever waits longer can be told to stop.
+# Seconds that SQLite itself waits for a lock, in a thread; longer waits can be cancelled.
 BUSY_TIMEOUT = 1.0
 CONNECTIONS = 3  # the writer's, one for readers, and one that listens
 # Seconds that a server may take to answer a statement, and to accept a connection.
@@ -83,7 +83,7 @@ def _missing_extra(module: str | None) -> ConfigurationError:
 
 @attrs.frozen
 class Database:
-    """Where the journal lies, and how a connection to it is made."""
+    """The location of the journal, and how a connection to it is made."""
 
     path: str = attrs.field(repr=False)
     file: Path | None
@@ -100,7 +100,7 @@ class Database:
 
     @property
     def url(self) -> sa.URL:
-        """Where SQLAlchemy finds it."""
+        """Its URL for SQLAlchemy."""
         from sqlalchemy import URL, make_url  # noqa: PLC0415 - see schema.make_tables
         from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - see schema.make_tables
 

@@ -1,12 +1,12 @@
 """The shared queue between the endpoints that receive webhooks and the sessions that wait for them.
 
-Endpoints put deliveries on it, from whatever thread or event loop they run in. Each session has a
+Endpoints put deliveries on it, from any thread and event loop. Each session has a
 consumer, which subscribes to the tokens of its jobs and takes its own deliveries, in its own loop.
 An endpoint acknowledges a delivery when its consumer has dealt with it. The queue is bounded: an
 endpoint that finds it full says so, and the delivery is repeated later.
 
-A delivery for a token of ours that nobody is subscribed to (its job is over, or is resumed after a
-restart) is kept for whoever subscribes next, the newest ones up to a bound, and acknowledged.
+A delivery for an own token without a subscription (its job has ended, or is resumed after a
+restart) is kept for the next subscriber, the newest ones up to a bound, and acknowledged.
 
 A token is ``<public part>.<secret part>``. A subscription is found by the public part; then the
 whole token is compared in constant time, so that nothing can be learnt by measuring refusals.
@@ -43,7 +43,7 @@ class Receipt(Enum):
     """What an endpoint answers to a delivery."""
 
     ACKNOWLEDGED = "acknowledged"
-    """It was dealt with, or is kept for whoever subscribes next."""
+    """It was dealt with, or is kept for the next subscriber."""
     UNKNOWN_TOKEN = "unknown token"  # noqa: S105 - a description
     """No job has this token."""
     REPEAT = "repeat"
@@ -96,7 +96,7 @@ class DeliveryQueue:
     """Deliveries on their way from endpoints to sessions; safe to use from any thread.
 
     Args:
-        is_own_token: Tells whether a token that was never subscribed to here is one of ours.
+        is_own_token: Returns whether a token that was never subscribed to here is an own one.
         acknowledge_timeout: Seconds that an endpoint waits for a consumer.
 
     Attributes:
@@ -204,8 +204,8 @@ class DeliveryQueue:
 
         Args:
             token: The token.
-            is_over: Whether its job has ended for good; if another process may go on with it, what
-                comes is forwarded instead.
+            is_over: Whether its job has ended for good; if another process may continue it, what
+                arrives is forwarded instead.
         """
         public = public_part(token)
         with self._lock:
@@ -265,7 +265,7 @@ class Consumer:
     def push(self, delivery: Delivery) -> None:
         """Add a delivery, in any thread; for the queue, which holds its lock."""
         self._deliveries.append(delivery)
-        with suppress(RuntimeError):  # the loop is closed, and nobody takes it any more
+        with suppress(RuntimeError):  # the loop is closed, so it is not taken any more
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def get(self) -> Delivery:

@@ -118,7 +118,7 @@ async def run_off_loop(function: Callable[[*Ts], T], *args: *Ts) -> T:
 
 
 async def pause() -> None:
-    """Let others run, if this is the loop; a thread's transaction holds nobody up."""
+    """Yield to the event loop; a transaction in a thread does not block it, and does nothing."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

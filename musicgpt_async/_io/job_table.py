@@ -118,7 +118,7 @@ class JobTable:
         return (await connection.execute(self._sql.save, values)).rowcount == 1
 
     async def claim_one(self, connection: AsyncConnection, job_id: str) -> ClaimedJob | None:
-        """Take a job over if nobody has it and it can go on here; return ``None`` if not."""
+        """Take a job over if it is free and can be continued here; return ``None`` if not."""
         row = await self._row_of(connection, job_id)
         if row is None or row.id != job_id:
             return None
@@ -138,7 +138,7 @@ class JobTable:
         states: Collection[JobState] | None,
         limit: int | None,
     ) -> list[ClaimedJob]:
-        """Take over unfinished jobs that nobody has; return them, the oldest first."""
+        """Take over unfinished jobs without an owner; return them, the oldest first."""
         values = {
             "grace": self._grace(),
             "this_site": self._site,
@@ -156,7 +156,7 @@ class JobTable:
         return [each for each in found if each is not None]
 
     async def adopt(self, connection: AsyncConnection, account: str) -> list[ClaimedJob]:
-        """Take over the jobs of dead owners that can go on here; return them, the oldest first."""
+        """Take over dead owners' jobs that can be continued here; return them, oldest first."""
         values = {"grace": self._grace(), "this_site": self._site, "of_account": account}
         await self._delete_dead_owners(connection)
         rows = await connection.execute(self._sql.adoptable, values)
@@ -185,7 +185,7 @@ class JobTable:
         await connection.execute(self._sql.release, values)
 
     async def release_all(self, connection: AsyncConnection) -> None:
-        """Let any owner have the jobs of this one: a job whose owner is not there is nobody's."""
+        """Free the jobs of this owner: a job whose owner has no row is free."""
         await connection.execute(self._sql.delete_owner, {"owner_id": self._owner_id})
 
     async def bind(self, connection: AsyncConnection, job_id: str, task_id: str) -> JobRecord | str:

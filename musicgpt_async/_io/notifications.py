@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CHANNEL = "musicgpt_journal"
-PROOF = "proof"  # what a process tells itself, to see that notifications arrive
+PROOF = "proof"  # sent by a process to itself, to check that notifications arrive
 NOTIFIED_WAIT, UNNOTIFIED_WAIT = 5.0, 1.0  # seconds that a waiter waits at most
 FILE_POLL_INTERVAL = 0.04  # seconds
 CHECK_INTERVAL = 5.0  # seconds between two proofs that notifications arrive
@@ -79,7 +79,7 @@ class Notifications:
         return False
 
     async def close(self) -> None:
-        """Wait until nothing listens any more, once nobody wants to hear."""
+        """Wait until the listener has stopped; the last subscriber has left by then."""
         if self._stopping:
             await asyncio.wait(self._stopping)
 

@@ -74,7 +74,7 @@ class PsutilProcesses:
         self._psutil = psutil
 
     def machine(self) -> str:
-        """Return the time of the boot; where it moves with the clock nobody is considered dead."""
+        """Return the boot time; if it moves with the clock, no process is considered dead."""
         return f"boot.{self._psutil.boot_time():.0f}"
 
     def start_of(self, pid: int) -> str | None:

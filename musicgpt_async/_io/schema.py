@@ -42,7 +42,7 @@ class Tables:
         metadata: All of them.
         journal: One row: the schema's version, and the secret that signs webhook tokens.
         owners: Who has leases, until when, and the last of its transactions that was committed.
-        jobs: One row for each job. `account` and `site` say who may go on with it.
+        jobs: One row for each job. `account` and `site` say which processes may continue it.
         places: The numbers of tasks whose files would have the same names.
         accounts: What the processes share of an account: the states of the rules for slots and for
             polls, the next poll's time, how many were made, until when none is, credits spent.

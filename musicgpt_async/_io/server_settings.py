@@ -1,4 +1,4 @@
-"""What a PostgreSQL server promises to a journal, as its settings and its statistics tell it."""
+"""What a PostgreSQL server promises to a journal, as its settings and its statistics show."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def load_statements(*, on_server: bool) -> Statements:
         .order_by(jobs.c.seq)
         .limit(sa.bindparam("max_rows", type_=sa.BigInteger))
     )
-    # What needs no file of the machine that it began on can go on everywhere.
+    # A job that needs no file of the machine that it began on can be continued everywhere.
     here = sa.or_(
         jobs.c.site.is_(None),
         jobs.c.site == sa.bindparam("this_site", type_=sa.Text),

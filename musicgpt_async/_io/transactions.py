@@ -123,7 +123,7 @@ class Transactions:
             try:
                 self._pending[:0] = await self._commit(batch)
             except BaseException:
-                # Not cancelled: whoever waits was not, and would take it for a stray cancellation.
+                # An error, not a cancellation: the waiting tasks were not cancelled themselves.
                 for _, outcome in [*batch.pending, *self._pending]:
                     if not outcome.done():
                         outcome.set_exception(self._make_stopped_error())
@@ -272,12 +272,12 @@ class _Batch:
                 raise
 
     def succeed(self) -> None:
-        """Tell what the works returned."""
+        """Set the results of the works."""
         for (_, outcome), result in zip(self.pending, self._results, strict=True):
             outcome.set_result(result)
 
     def fail(self, error: Exception) -> list[Pending]:
-        """Tell the work that failed, if one did, or all of them; return the others."""
+        """Set the error of the work that failed, or of all if none did; return the others."""
         failed = self.pending if self._failed is None else [self._failed]
         for _, outcome in failed:
             outcome.set_exception(error.copy() if isinstance(error, JournalError) else error)

@@ -79,7 +79,7 @@ class RejectedLesson:
     """A submit was not accepted.
 
     Attributes:
-        retry_after: Seconds, as MusicGPT told.
+        retry_after: Seconds, from MusicGPT's response.
         is_full: Whether the account is full; if not, MusicGPT is unwell.
         began: When its slot was acquired, in seconds of the account's clock.
     """
@@ -94,7 +94,7 @@ class PauseLesson:
     """A submit was refused before it had a slot, which says nothing about slots.
 
     Attributes:
-        retry_after: Seconds, as MusicGPT told.
+        retry_after: Seconds, from MusicGPT's response.
     """
 
     retry_after: float
@@ -159,7 +159,7 @@ def decide(
     Args:
         request: What it reports and asks for.
         state: What the rows say; no other process can change them meanwhile.
-        parallel: The account's limit as this process was told, ``None`` to learn it.
+        parallel: The account's limit in this process's options, ``None`` to learn it.
         max_credits: What this process lets the account spend, ``None`` for no limit.
     """
     exchange = _Exchange(request, state, parallel, max_credits)

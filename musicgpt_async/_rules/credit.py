@@ -59,7 +59,7 @@ class CreditBudget:
         return {"estimated": self.estimated, **counted}
 
     def load(self, counted: Mapping[str, Any]) -> None:
-        """Go on from what all processes of the account have counted; empty: nothing yet."""
+        """Load what all processes of the account have counted; empty if nothing yet."""
         self.estimated = counted.get("estimated", 0.0)
         self._unknown, self._largest = counted.get("unknown", 0), counted.get("largest")
 

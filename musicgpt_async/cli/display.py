@@ -24,7 +24,7 @@ def make_screen(
     Args:
         progress: The active tracks.
         totals: Returns the batch's numbers.
-        namesakes: Tells tracks of one title apart.
+        namesakes: Distinguishes tracks of the same title.
         quiet: Whether to report failures only.
         shares_terminal: Whether results are written to the same terminal, between the bars.
     """

@@ -43,7 +43,7 @@ class LiveScreen(Screen):
     Args:
         progress: The active tracks.
         totals: Returns the batch's numbers.
-        namesakes: Tells tracks of one title apart.
+        namesakes: Distinguishes tracks of the same title.
     """
 
     shows_progress = True

@@ -9,7 +9,7 @@ from musicgpt_async.models import JobRecord, JobState
 
 
 class TrackState(StrEnum):
-    """What people and programs are told about a track.
+    """The state of a track, as the command shows it.
 
     Attributes:
         QUEUED: It waits for a slot; nothing was sent.

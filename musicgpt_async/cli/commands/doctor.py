@@ -39,7 +39,7 @@ from musicgpt_async.cli.versions import version_lines
 from musicgpt_async.session import BASE_URL_VARIABLE
 from musicgpt_async.webhooks import SERVICE
 
-# No task has this id, so that a look at it costs nothing and tells what the key is worth.
+# No task has this id: a poll of it costs nothing and shows whether the key is valid.
 NO_TASK = "00000000-0000-0000-0000-000000000000"
 TIMEOUT = 15.0  # seconds
 KEYS_AT = "get one in the MusicGPT API dashboard"

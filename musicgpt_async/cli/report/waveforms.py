@@ -63,7 +63,7 @@ class Waveform:
         They are square roots, which show a quiet stem beside a loud one as one hears it.
 
         Args:
-            top: The amplitude that the largest digit stands for.
+            top: The amplitude that the largest digit represents.
         """
         heights = np.sqrt(np.concatenate([self.peaks, self.levels]) / top)
         scaled = heights * (len(DIGITS) - 1)
