@@ -1,4 +1,4 @@
-"""docs/deployment.md and docs/task-queues.md: what they tell their readers to run exists."""
+"""docs/deployment.md and docs/task-queues.md: the commands in them exist."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_what_users_see_is_at_the_front() -> None:
 
 
 def test_reprs_have_no_signed_links() -> None:
-    """Whoever reads a log could download the files with a link's signature."""
+    """A reader of a log could download the files with a link's signature."""
     links = StemLinks(mp3="https://host/a.mp3?X-Amz-Signature=secret", wav="https://host/a.wav")
     shown = repr(Extraction(task_id="task", stems={"bass": links}))
     assert "secret" not in shown

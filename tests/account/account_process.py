@@ -32,7 +32,7 @@ async def follow(job: ExtractionJob, began: float) -> None:
 
 
 async def main(settings: dict[str, Any]) -> None:
-    """Take up what was left, submit tracks and wait for all jobs."""
+    """Resume the journal's jobs, submit tracks and wait for all jobs."""
     limits = Limits(parallel=settings["parallel"], polls_per_minute=settings["polls_per_minute"])
     session = MusicGPTSession(
         settings["key"],

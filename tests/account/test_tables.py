@@ -50,7 +50,7 @@ async def test_of_two_transactions_at_once_one_takes_the_last_slot(postgres_url:
 
 
 async def test_a_freed_slot_is_found_without_a_notification(place: str) -> None:
-    """What no notification tells of is seen by asking, within a few seconds."""
+    """A change without a notification is seen by polling, within a few seconds."""
     async with Emulator(seconds=0.1, separate=False) as vendor, Journal(place) as journal:
         limits = Limits(parallel=1, polls_per_minute=500)
         session = MusicGPTSession(
@@ -64,7 +64,7 @@ async def test_a_freed_slot_is_found_without_a_notification(place: str) -> None:
             await journal._write(lambda c: c.execute(slots.add_slot, {**row, "until": 9e9}))
             job = session.submit(("song.mp3", b"ID3" + bytes(20_000)))
             await until(lambda: session._runtime.account._is_waiting)
-            await anyio.sleep(2.0)  # it listens by now, and has looked once: nothing else tells it
+            await anyio.sleep(2.0)  # it listens by now, and has polled once
             await journal._write(
                 lambda c: c.execute(sa.text("DELETE FROM musicgpt_slots WHERE job = 'x'"))
             )

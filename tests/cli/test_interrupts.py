@@ -42,7 +42,7 @@ async def test_the_first_interrupt_lets_go_and_resume_takes_up(open_vendor: Any)
         assert "the same command again" in ended.err
         assert "Traceback" not in ended.err
 
-        # Interrupting that is no worse than interrupting what it takes up.
+        # Interrupting that is no worse than interrupting the run that it resumes.
         before = vendor.polls
         async with shell.start("resume", *out, *QUICK) as running:
             await until(lambda: vendor.polls > before)
@@ -103,14 +103,14 @@ async def test_killed_and_run_again_everything_is_there_once(open_vendor: Any) -
         rows = [f"{shell.track(f'{stem}.wav')},{stem}\n" for stem in stems]
         (shell.directory / "list.csv").write_text("".join(["source,stems\n", *rows]))
         command = ("extract", "--list", "list.csv", "--out", "o", "--jobs", "1", *QUICK)
-        # One at a time: while the vendor works no other track is on its way, of which nobody
-        # could say whether the vendor has it.
+        # One at a time: while the vendor works no other track is in flight, of which it would be
+        # unknown whether the vendor has it.
         for submitted in (1, 3):
             async with shell.start(*command) as running:
                 await until(lambda least=submitted: len(answered(vendor)) >= least)
                 running.process.kill()
                 await running.process.wait()
-        # A process of this machine that is dead is known to be: nobody waits for its lease.
+        # A dead process of this machine is known to be dead: its lease is not waited for.
         resumed = await shell.run("resume", "--out", "o", *QUICK)
         assert resumed.code == 0, resumed.err
         assert "0 tracks done" not in resumed.err

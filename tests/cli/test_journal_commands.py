@@ -84,7 +84,7 @@ async def test_jobs_tells_what_the_journal_holds(open_vendor: Any) -> None:
 
 @pytest.mark.anyio
 async def test_resume_takes_up_a_lost_track_with_the_task_that_was_found(open_vendor: Any) -> None:
-    """An unknown track is told with its id; `--found ID=TASK` goes on with it, and pays nothing."""
+    """An unknown track is shown with its id; `--found ID=TASK` resumes it, and pays nothing."""
     async with open_vendor(seconds=0.1, listing=False) as (vendor, shell):
         vendor.script(Fault("submit", "drop_before_answer"))
         lost = await shell.run("extract", shell.track("song.wav"), "--out", "o", "-s", "bass")

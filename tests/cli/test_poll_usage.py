@@ -20,7 +20,7 @@ from musicgpt_async.events import Polled, Throttled
 def test_advice_is_given_if_polls_made_the_batch_slow(
     polls: int, refused: int, plan: str | None, seconds: float, words: str | None
 ) -> None:
-    """A batch of a minute that used up its polls is told how to get more, and no other."""
+    """A batch of a minute that used up its polls shows how to get more, and no other does."""
     usage = PollUsage()
     for _ in range(polls):
         usage.handle(Polled(job_id="1", title="a", status="PROCESSING"))

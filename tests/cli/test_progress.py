@@ -35,12 +35,12 @@ UP = re.compile(r"(?:\x1b\[1A\x1b\[2K)+")
 
 
 class Clock:
-    """Stands still until it is set."""
+    """Does not advance until it is set."""
 
     now = 100.0
 
     def __call__(self) -> float:
-        """Tell the time."""
+        """Return the time."""
         return self.now
 
 
@@ -128,7 +128,7 @@ async def test_waiting_for_a_slot_is_said(open_vendor: Any) -> None:
 
 
 def test_a_vendor_that_does_not_answer_is_known() -> None:
-    """Failed looks in a row are told, one alone is not; neither changes a track's state."""
+    """Several failed polls in a row are shown, one alone is not; neither changes a state."""
     progress = ProgressModel()
     progress.handle(event(Polled, status="PENDING"))
     for trouble in ("", "", UNANSWERED):

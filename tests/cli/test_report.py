@@ -89,7 +89,7 @@ def test_urls_lead_back_to_the_file(tmp_path: Path) -> None:
 
 
 def test_files_are_grouped_by_their_names(tmp_path: Path) -> None:
-    """Stems lie beside their song or in its folder; what is named otherwise is no stem."""
+    """Stems are beside their song or in its folder; a file with another name is not a stem."""
     for name in (
         "a - b.flac", "a - b - bass.wav", "a - b - bass.mp3", "a - b - vocals.wav",
         "a - b - bass (2).wav", "c/drums.mp3", "Artist - Song.mp3", "drums.wav", ".x/bass.wav",
@@ -105,7 +105,7 @@ def test_files_are_grouped_by_their_names(tmp_path: Path) -> None:
 
 
 def test_a_moved_directory_is_found_again(tmp_path: Path) -> None:
-    """Files are looked for where the journal lies now; what is nowhere is told as missing."""
+    """Files are searched beside the journal, too; one that is nowhere is shown as missing."""
     (tmp_path / "now").mkdir()
     (tmp_path / "now" / "x - bass.wav").touch()
     files = tuple(
@@ -121,7 +121,7 @@ def test_a_moved_directory_is_found_again(tmp_path: Path) -> None:
 
 
 def test_attempts_at_one_track_are_one_track(tmp_path: Path) -> None:
-    """The last attempt at a source counts, with the last files; it tells of the others."""
+    """The last attempt at a source is shown, with the last files; it mentions the others."""
     (tmp_path / "a - bass.wav").touch()
     path = str(tmp_path / "a - bass.wav")
     files = (StemFile(stem="bass", format="wav", path=path, size=0, sha256=""),)
@@ -218,7 +218,7 @@ async def test_the_command_says_where_the_report_is(open_vendor: Any, song: Path
         ended = await shell.run("report", "o")
     assert (ended.code, ended.out) == (0, f"{Path('o/report.html')}\n")
     page = read(shell.directory / "o")
-    # Both are on their way at once: either may stand in the journal first.
+    # Both are in flight at once: either may be first in the journal.
     assert sorted(each["data-outcome"] for each in page.all("track")) == ["done", "failed"]
     drawn = [each for each in page.all("wave") if each.get("data-wave")]
     assert len(drawn) == 3

@@ -68,7 +68,7 @@ class Browser:
         WebDriverWait(self.driver, HANG, 0.05).until(lambda _: condition())
 
     def is_playing(self) -> bool:
-        """Tell whether everything plays."""
+        """Return whether everything plays."""
         sounds = self.sounds()
         return bool(sounds) and not any(each["paused"] for each in sounds.values())
 
@@ -80,11 +80,11 @@ class Browser:
         return track
 
     def status(self) -> str:
-        """Return what a screen reader was told last."""
+        """Return the last announcement for screen readers."""
         return str(self.driver.execute_script("return document.getElementById('status').innerText"))
 
     def complaints(self) -> list[str]:
-        """Return what the console has not told yet."""
+        """Return the console's messages since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
@@ -283,7 +283,7 @@ def test_tracks_are_ordered_as_asked(browser: Browser) -> None:
 
 
 def test_a_link_opens_a_player_at_its_time(browser: Browser) -> None:
-    """The copied link names a track and a second; opened anew, that player stands there."""
+    """The copied link names a track and a second; opened anew, the player is at that position."""
     track = browser.track(A_SONG)
     browser.until(lambda: track.find_elements("css selector", ".axis span"))
     axis = track.find_elements("css selector", ".axis span")
@@ -325,7 +325,7 @@ def test_everything_has_a_name(browser: Browser) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_both_schemes(browser: Browser, scheme: str) -> None:
-    """At 390 pixels nothing sticks out, and text stands out from what is behind it."""
+    """At 390 pixels nothing overflows, and text contrasts with its background."""
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
@@ -395,7 +395,7 @@ def luminance(colour: str) -> float:
 
 
 def contrast(one: str, other: str) -> float:
-    """How much two colours stand out from each other, as WCAG defines it."""
+    """The contrast of two colours, as WCAG defines it."""
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 

@@ -25,7 +25,7 @@ LINKS = {"bass": StemLinks(mp3="https://example.org/a.mp3")}
     ],
 )
 def test_the_state_says_what_is_left_to_do(facts: dict[str, object], state: TrackState) -> None:
-    """A finished job is done once its stems are on disk; a detached one goes on if accepted."""
+    """A finished job is done once its stems are on disk; a detached one continues if accepted."""
     assert state_of(JobRecord(id="1", fingerprint="f", source="a.wav", **facts)) is state  # type: ignore[arg-type]
 
 

@@ -130,7 +130,7 @@ def _commands() -> list[Any]:
 
 @pytest.mark.parametrize("line", _commands())
 def test_a_command_line_parses(line: str) -> None:
-    """The command accepts every line that a page tells its reader to run."""
+    """The command accepts every command line on a page."""
     arguments = shlex.split(line, comments=True)[1:]
     command, *_ = app.parse_args(arguments, exit_on_error=False, print_error=False)
     assert command is not None

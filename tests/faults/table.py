@@ -345,7 +345,7 @@ CASES = (*SUBMITS, *LOOKS, *FILES)
 
 
 def markdown() -> str:
-    """Return the table as it stands on the documentation's page of faults."""
+    """Return the table as the documentation's page of faults has it."""
     return "\n".join(_lines())
 
 

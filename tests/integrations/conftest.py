@@ -37,7 +37,7 @@ def snippet(
         module = ModuleType("documented")
         for line in lines:
             (block,) = [block for block in found if line in block.code]
-            code = "\n" * (block.line - 1) + block.code  # tracebacks tell the page's lines
+            code = "\n" * (block.line - 1) + block.code  # tracebacks have the page's lines
             exec(compile(code, str(block.page), "exec"), vars(module))  # noqa: S102 - our own
         return module
 

@@ -1,4 +1,4 @@
-"""The documentation's aiogram bot: its own polling, against a stand-in for Telegram's Bot API."""
+"""The documentation's aiogram bot: its own polling, against an emulated Bot API of Telegram."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def telegram() -> Telegram:
 
 
 async def run_bot(module: ModuleType, telegram: Telegram) -> None:
-    """Run the documentation's main() with a bot that talks to the stand-in, until all is said."""
+    """Run the documentation's main() with a bot on the emulated API, to the last message."""
     # Importing aiogram takes half as long as collecting all tests: only who runs these does it.
     from aiogram import Bot  # noqa: PLC0415
     from aiogram.client.session.aiohttp import AiohttpSession  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""The documentation's discord.py bot: logged in, on a gateway, against a stand-in for Discord."""
+"""The documentation's discord.py bot: logged in, on a gateway, against an emulated Discord."""
 
 from __future__ import annotations
 

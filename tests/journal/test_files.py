@@ -185,7 +185,7 @@ async def test_other_urls_are_refused(url: str) -> None:
 
 
 async def test_a_password_stays_out_of_the_name() -> None:
-    """What shows a journal shows where it lies, without the password."""
+    """A journal's repr shows its location, without the password."""
     pytest.importorskip("asyncpg")
     journal = Journal("postgresql://user:secret@127.0.0.1:1/db")
     assert "secret" not in repr(journal)

@@ -101,7 +101,7 @@ def end(child: asyncio.subprocess.Process) -> None:
 
 
 def tell(child: asyncio.subprocess.Process) -> None:
-    """Let a process go on."""
+    """Let a process continue."""
     assert child.stdin is not None
     child.stdin.write(b"go\n")
 
@@ -249,7 +249,7 @@ async def test_a_delivery_that_cannot_be_written_is_to_be_sent_again(
 
 
 async def test_old_deliveries_are_deleted(journal: Journal) -> None:
-    """A delivery that nobody has wanted for a day is gone when the next one comes."""
+    """A delivery that was not collected for a day is deleted when the next one comes."""
     await journal._forwarding.forward("old", {})
     await let_pass(journal, 90_000.0)
     await journal._forwarding.forward("new", {"task_id": "a"})

@@ -132,7 +132,7 @@ async def test_a_slow_network_is_no_fault(proxy: Proxy) -> None:
 
 
 async def test_leaving_does_not_wait_for_a_server_that_is_away(proxy: Proxy) -> None:
-    """Once it is told to give up, a journal whose server is away closes within seconds."""
+    """With a limit in time, a journal whose server is away closes within seconds."""
     journal = await Journal(proxy.url)._open()
     proxy.cut(refuse=True)
     saving = asyncio.create_task(journal._add_or_get(job()))

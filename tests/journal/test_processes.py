@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 @pytest.mark.skipif(sys.platform != "linux", reason="deaths are seen in Linux's /proc")
 @pytest.mark.parametrize("how", ["claimed", "entered again"])
 async def test_jobs_of_a_killed_process_are_taken_over_at_once(place: str, how: str) -> None:
-    """Nobody waits for the lease of an owner that was killed on this machine."""
+    """The lease of an owner that was killed on this machine is not waited for."""
     killed_owner(place)
     async with Journal(place) as heir:
         await let_pass(heir, -1e6)  # it would hold for ages
@@ -210,7 +210,7 @@ CRAMPED = """
 
 
 async def test_a_disk_without_room_is_an_error_and_no_damage(tmp_path: Path) -> None:
-    """Where a write does not fit an error says so; what was there stays, and room ends it."""
+    """If the disk is full an error says so; saved jobs stay, and free space ends it."""
     path = tmp_path / "journal.db"
     cause, named, errors, number = answer_of(CRAMPED, path)
     assert (cause, named, errors) == ("OperationalError", "1", "3")

@@ -108,7 +108,7 @@ async def test_every_field_comes_back(
 async def test_the_same_track_is_entered_once(
     journal: Journal, there: JobRecord, new: bool
 ) -> None:
-    """Only what failed, or was let go of before delivery, may be submitted a second time."""
+    """Only a job that failed, or was detached before delivery, may be submitted again."""
     await journal._add_or_get(there)
     again = attrs.evolve(there, id="again")
     assert await journal._add_or_get(again) == ((again, True) if new else (there, False))
@@ -132,7 +132,7 @@ async def test_a_failed_second_try_leaves_the_first_in_the_way(journal: Journal)
 
 
 async def test_a_record_found_is_owned_only_where_its_lease_was_free(place: str) -> None:
-    """Entering a known track takes its lease if nobody holds it, and leaves it to a live owner."""
+    """Adding a known track takes its lease if it is free, and leaves it to a live owner."""
     async with Journal(place) as first, Journal(place) as second:
         await first._add_or_get(job())
         assert await second._add_or_get(job()) == (job(), False)
@@ -144,7 +144,7 @@ async def test_a_record_found_is_owned_only_where_its_lease_was_free(place: str)
 
 
 async def test_only_the_owner_saves(place: str) -> None:
-    """A process whose job was taken over cannot write, and what the new owner wrote stands."""
+    """A process whose job was taken over cannot write; what the new owner wrote is kept."""
     async with (
         Journal(place, lease=10) as first,
         Journal(place, lease=10) as second,
@@ -206,7 +206,7 @@ async def test_a_renewed_lease_holds(place: str) -> None:
 async def test_what_still_needs_work_is_claimed(
     journal: Journal, record: JobRecord, unfinished: bool
 ) -> None:
-    """A job is claimed until it failed, was dropped before delivery, or lies whole on disk."""
+    """A job is claimed until it failed, was detached before delivery, or is on disk."""
     await journal._add_or_get(record)
     await journal._release("a")
     assert await journal._claim() == ([record] if unfinished else [])
@@ -244,7 +244,7 @@ async def test_a_download_that_misses_files_is_unfinished(
 
 
 async def test_a_lost_job_takes_the_task_that_was_found(place: str) -> None:
-    """The task is written down, and the job is the binder's to go on with."""
+    """The task is saved, and the caller of bind has the job's claim."""
     lost = job(state=JobState.UNKNOWN, sent_at=5.0, error="no answer")
     async with Journal(place) as first, Journal(place) as second:
         await first._add_or_get(lost)
@@ -332,7 +332,7 @@ async def test_claims_come_in_order_and_within_their_bounds(journal: Journal) ->
 
 
 async def test_owners_are_visible(place: str) -> None:
-    """Anybody sees who holds which job, and whether that lease still holds."""
+    """Any process sees the owner of each job, and whether its lease is valid."""
     async with (
         Journal(place, lease=10) as first,
         Journal(place, lease=10) as second,
@@ -396,7 +396,7 @@ async def test_a_job_is_found_by_either_name(journal: Journal) -> None:
 
 
 async def test_records_stream_in_order_while_others_write(journal: Journal) -> None:
-    """Reading everything goes page by page, so that writing goes on in between."""
+    """All records are read page by page, so that writes continue in between."""
     names = [f"job {number}" for number in range(250)]
     for name_ in names:
         await journal._add_or_get(job(name_))
@@ -472,7 +472,7 @@ async def test_a_writer_waits_for_another_processs_transaction(tmp_path: Path) -
 
 
 async def test_many_may_open_a_new_journal_at_once(tmp_path: Path) -> None:
-    """Whoever is first makes the journal, and the others wait for it instead of failing."""
+    """The first process creates the journal, and the others wait for it."""
     for attempt in range(20):
         journals = [Journal(tmp_path / f"{attempt}.db") for _ in range(6)]
         await asyncio.gather(*(journal._open() for journal in journals))

@@ -1,4 +1,4 @@
-"""Jobs of processes that die are gone on with by others, once, and nobody has to ask for it."""
+"""Other processes continue the jobs of processes that die, once and without being asked."""
 
 from __future__ import annotations
 

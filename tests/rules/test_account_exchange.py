@@ -77,7 +77,7 @@ def test_slots_that_are_spoken_for_are_left() -> None:
     ids=["dead, not sent", "dead, sent", "alive", "past its deadline"],
 )
 def test_the_slot_of_a_dead_process_is_its_jobs(left: SlotRow, free: int) -> None:
-    """What MusicGPT may be working on keeps its slot until its deadline, whoever died."""
+    """A job that MusicGPT may be processing keeps its slot until its deadline."""
     assert len(ask(state(left), "a", "b").granted) == free
 
 
@@ -92,7 +92,7 @@ def test_a_process_that_waits_is_served_before_one_that_asks_again() -> None:
 
 
 def test_a_process_that_stopped_asking_loses_its_place() -> None:
-    """The place of one that died, or has what it wanted, is nobody's after some seconds."""
+    """A waiting process that has died, or has its slot, loses its place after some seconds."""
     full = ask(EMPTY, "a", "b", owner="busy").state
     waiting = ask(full, "single", owner="other").state
     later = attrs.evolve(waiting, now=waiting.now + WAITING_TIMEOUT)
@@ -109,14 +109,14 @@ def test_one_refusal_teaches_all() -> None:
 
 
 def test_a_pause_holds_for_all() -> None:
-    """While one process was told to wait no other submits."""
+    """While one process has a Retry-After to wait for, no other submits."""
     paused = ask(EMPTY, lessons=[PauseLesson(5.0)]).state
     assert ask(paused, "a", owner="other").granted == []
     assert ask(attrs.evolve(paused, now=105.0), "a", owner="other").granted == ["a"]
 
 
 def test_the_limit_grows_by_what_all_have_seen_accepted() -> None:
-    """An account of which nobody said anything is found from the free plan's one slot on."""
+    """An account without a known limit starts at the free plan's one slot."""
     first = ask(EMPTY, "a", "b", parallel=None)
     assert first.granted == ["a"]
     lessons, prices = [AcceptedLesson(has_queue=True)], {"a": 1.0}
@@ -124,7 +124,7 @@ def test_the_limit_grows_by_what_all_have_seen_accepted() -> None:
 
 
 def test_another_plan_begins_anew() -> None:
-    """A session that was told another limit does not go on from what was learned for the old."""
+    """A session with another limit does not use what was learned for the old one."""
     old = ask(EMPTY, parallel=1, has_joined=True).state
     assert ask(old, "a", "b", parallel=2, has_joined=True).granted == ["a", "b"]
 
@@ -143,7 +143,7 @@ def test_with_max_credits_one_submit_of_all_is_without_its_price() -> None:
 
 
 def test_a_price_is_counted_once() -> None:
-    """A report that is repeated, because nobody knew whether it was written, adds nothing."""
+    """A report that is repeated, since its first write may have failed, adds nothing."""
     running = ask(EMPTY, "a").state
     once = ask(running, prices={"a": 2.0}).state
     assert ask(once, prices={"a": 2.0}).credit.expected == 2.0

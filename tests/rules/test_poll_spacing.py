@@ -55,7 +55,7 @@ def test_a_session_with_another_limit_does_not_take_over_what_was_learned() -> N
 
 
 def test_a_session_without_a_limit_takes_over_what_was_learned() -> None:
-    """One that knows nothing goes on from what the others know."""
+    """A process that knows nothing uses what the others have learned."""
     known = Budget(None, 0.02)
     known.on_throttled(0.0, None, held=10.0)
     other = Budget(None, 0.02)

@@ -55,7 +55,7 @@ async def test_all_is_well(open_vendor: Any) -> None:
 
 
 async def test_keys_are_judged(open_vendor: Any) -> None:
-    """A wrong key, a key without rights and no key at all are told apart."""
+    """A wrong key, a key without rights and a missing key get different messages."""
     async with open_vendor(forbidden_keys=["poor"]) as (_, shell):
         wrong, poor, none = await shell.together(
             *(shell.run("doctor", MUSICGPT_API_KEY=key) for key in ("wrong", "poor", ""))
@@ -69,7 +69,7 @@ async def test_keys_are_judged(open_vendor: Any) -> None:
 
 
 async def test_what_is_not_the_api_is_found_out(open_vendor: Any) -> None:
-    """Nobody there, something else there, and an API that is unwell each get their advice."""
+    """No server, another server, and an API that fails each get their advice."""
     fault = Fault("byId", "status", status=503, early=True)
     async with open_vendor(faults=[fault]) as (_, shell), serving(page) as url:
         nowhere = f"http://127.0.0.1:{free_port()}"
@@ -90,7 +90,7 @@ async def test_what_is_not_the_api_is_found_out(open_vendor: Any) -> None:
 
 
 async def test_a_wrong_webhook_url_is_found_out(open_vendor: Any) -> None:
-    """A redirect, a stranger, another receiver and nobody at the URL each get their advice."""
+    """A redirect, a foreign server, another receiver and no server at all get their advice."""
     async with open_vendor() as (_, shell):
         listen = ("--listen", f"127.0.0.1:{free_port()}")
 
@@ -113,7 +113,7 @@ async def test_a_wrong_webhook_url_is_found_out(open_vendor: Any) -> None:
 
 async def test_a_private_webhook_url_is_found_out(shell: Any) -> None:
     """Against the real vendor an address of a private network is refused without asking."""
-    # A name that never resolves stands in for the real vendor.
+    # A name that never resolves replaces the real API.
     base = {"MUSICGPT_API_KEY": "key", "MUSICGPT_BASE_URL": "https://vendor.invalid"}
     ended = await shell.run("doctor", "--webhook", "http://192.168.1.2/hook", **base)
     assert ended.code == 1

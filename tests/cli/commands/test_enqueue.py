@@ -57,7 +57,7 @@ async def test_the_same_command_again_adds_what_is_new(shell: Any, postgres_url:
 
 @one_version
 async def test_what_is_not_audio_is_left_out(shell: Any, postgres_url: str) -> None:
-    """A page that is named like a song is told with exit code 1, and the others are enqueued."""
+    """A page that is named like a song is reported with exit code 1; the others are enqueued."""
     shell.track("in/song.wav")
     (shell.directory / "in/page.wav").write_text("<!DOCTYPE html><html></html>")
     command = ("enqueue", "in", "--database", postgres_url)

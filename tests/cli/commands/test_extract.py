@@ -23,7 +23,7 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 async def test_tracks_go_in_and_stems_lie_there(open_vendor: Any) -> None:
-    """Files, directories and globs are found, each once, and all their stems lie in --out."""
+    """Files, directories and globs are found, each once, and all their stems are in --out."""
     async with open_vendor(seconds=0.1) as (vendor, shell):
         named = shell.track("a song.wav")
         shell.track("album/one.wav")
@@ -100,7 +100,7 @@ async def test_json_is_one_object_a_track_and_nothing_else(open_vendor: Any) -> 
 
 
 async def test_failures_are_grouped_by_reason(open_vendor: Any) -> None:
-    """One bad track fails alone, and the summary tells each reason once, with its tracks."""
+    """One bad track fails alone, and the summary shows each reason once, with its tracks."""
 
     def is_bad(occasion: FaultContext) -> bool:
         return occasion.submission.upload.file_name.startswith("bad")
@@ -163,7 +163,7 @@ def test_wrong_usage_is_refused_before_anything_is_sent(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Each mistake is one clear line on stderr and exit code 2, and nobody is connected to."""
+    """Each mistake is one clear line on stderr and exit code 2, without any connection."""
     monkeypatch.chdir(tmp_path)
     Path("song.wav").write_bytes(b"RIFF")
     Path("empty").mkdir()
@@ -293,7 +293,7 @@ def piped(text: str) -> int:
 
 
 async def test_a_dry_run_sends_nothing_and_says_what_it_would(open_vendor: Any) -> None:
-    """--dry-run lists every track, knows what the journal has already, and asks nobody."""
+    """--dry-run lists every track, knows what the journal has already, and sends no request."""
     async with open_vendor(seconds=0.1) as (vendor, shell):
         shell.track("in/one.wav")
         command = ("extract", "in", "--out", "o", "--stem", "bass", *QUICK)
@@ -320,7 +320,7 @@ async def test_the_same_command_again_pays_and_fetches_nothing(open_vendor: Any)
     async with open_vendor(seconds=0.1) as (vendor, shell):
         for name in ("one", "two"):
             shell.track(f"{name}.wav")
-        # The stems lie beside the tracks: they are not taken for tracks.
+        # The stems are beside the tracks, and are not submitted as tracks.
         command = ("extract", ".", "*.wav", "--out", ".", "--stem", "bass", *QUICK)
         assert (await shell.run(*command)).code == 0
         asked = len(vendor.requests)
@@ -432,7 +432,7 @@ async def test_without_sqlalchemy_it_goes_on_and_says_so_once(
 
 
 async def test_a_reader_that_goes_away_ends_the_run_cleanly(open_vendor: Any) -> None:
-    """When nobody reads stdout any more, tracks are let go of and no traceback is shown."""
+    """When the reader of stdout is gone, tracks are detached and no traceback is shown."""
     async with open_vendor(seconds=0.3) as (vendor, shell):
         for number in range(9):
             shell.track(f"in/{number}.wav")
@@ -464,7 +464,7 @@ async def test_a_foreign_journal_is_refused_and_left_alone(open_vendor: Any) -> 
 
 
 async def test_a_file_that_is_not_audio_is_not_sent(open_vendor: Any) -> None:
-    """It fails by itself, in one sentence, and the others go on; --force sends it all the same."""
+    """It fails alone, in one sentence, and the others continue; --force sends it anyway."""
     options = (*BARE, "-s", "bass", "--out", "o")
     async with open_vendor(seconds=0.1) as (vendor, shell):
         good, page = shell.track("good.wav"), shell.track("page.mp3")

@@ -1,4 +1,4 @@
-"""`fetch`: tasks that somebody else submitted."""
+"""`fetch`: tasks that were submitted elsewhere."""
 
 from __future__ import annotations
 
