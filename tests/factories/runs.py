@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,6 +13,7 @@ from typing import Any
 import aiohttp
 import anyio
 import attrs
+from factories.forked import BatchProcess
 from factories.sessions import connected
 
 from musicgpt_async import (
@@ -24,7 +23,6 @@ from musicgpt_async.emulator import Emulator
 from musicgpt_async.journal import Journal
 from musicgpt_async.models import JobRecord
 
-PROCESS = Path(__file__).parents[1] / "faults" / "batch_process.py"
 SECRET = "kept between runs"
 STEMS = ["bass", "drums"]
 LONG = 24 << 20
@@ -111,7 +109,7 @@ async def reference(vendor: Emulator, folder: Path, *tracks: Path) -> dict[str, 
 @asynccontextmanager
 async def process(
     vendor: Emulator, folder: Path, *tracks: Path, **changes: Any
-) -> AsyncIterator[asyncio.subprocess.Process]:
+) -> AsyncIterator[BatchProcess]:
     """Run a batch in another process, which is killed at the end of the block."""
     settings = {
         "base_url": vendor.base_url,
@@ -127,15 +125,8 @@ async def process(
         "force": False,
         **changes,
     }
-    running = await asyncio.create_subprocess_exec(
-        sys.executable, str(PROCESS), json.dumps(settings), stdout=asyncio.subprocess.PIPE
-    )
-    try:
+    async with BatchProcess(settings).running() as running:
         yield running
-    finally:
-        if running.returncode is None:
-            running.kill()
-        await running.communicate()
 
 
 async def until_leases_expire(path: Path) -> None:

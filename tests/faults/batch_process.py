@@ -1,6 +1,6 @@
 """A batch as users run one, in a process that may be killed at any moment.
 
-Takes its settings as JSON in its only argument; prints a JSON object a line of what happens.
+Takes its settings as JSON; prints a JSON object a line of what happens.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,8 @@ async def main(settings: dict[str, Any]) -> None:
             tell(track=outcome.source.name, error=error, words=str(outcome.error or ""))
 
 
-if __name__ == "__main__":
+def run(settings: str) -> None:
+    """Run the batch of this process."""
     logging.getLogger("musicgpt_async").addHandler(Found())
     logging.getLogger("musicgpt_async").setLevel(logging.INFO)
-    asyncio.run(main(json.loads(sys.argv[1])))
+    asyncio.run(main(json.loads(settings)))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
 import random
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -20,6 +18,7 @@ import aiohttp
 import anyio
 import attrs
 import pytest
+from factories.forked import BatchProcess
 from factories.sessions import free_port
 
 from musicgpt_async import JobState
@@ -29,7 +28,6 @@ from musicgpt_async.models import JobRecord
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
-PROCESS = Path(__file__).with_name("batch_process.py")
 STEMS = ["bass", "drums"]
 # Most tracks are sent at once; a long one fills the sockets of a server that stops reading.
 SHORT, LONG = 200_000, 24 << 20
@@ -38,6 +36,8 @@ SHORT, LONG = 200_000, 24 << 20
 KILLED = (0.5, 2.8)
 TAKES = (1.0, 6.0)
 DEADLINE = 25.0
+# No unit is shorter: the kills shall spread over answers and leases, which take seconds.
+SHORTEST = 0.4
 LEASE = 1.0
 # A wait that ends in a failure rather than in a hang.
 HANG = 300.0
@@ -99,7 +99,7 @@ class Batch:
     @asynccontextmanager
     async def process(
         self, tracks: list[Path] | None = None, *, force: bool = False
-    ) -> AsyncIterator[asyncio.subprocess.Process]:
+    ) -> AsyncIterator[BatchProcess]:
         """Run a process that works on the batch; it has ended at the end of the block."""
         settings = {
             "base_url": self.vendor.base_url,
@@ -114,21 +114,13 @@ class Batch:
             "tracks": [str(track) for track in tracks or self.tracks],
             "force": force,
         }
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(PROCESS), json.dumps(settings), stdout=asyncio.subprocess.PIPE
-        )
-        try:
+        async with BatchProcess(settings).running() as process:
             yield process
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
 
     async def time_to_start(self) -> float:
         """Return the seconds that a process takes until it is ready; this one is killed then."""
         began = time.monotonic()
         async with self.process() as process:
-            assert process.stdout is not None
             assert await process.stdout.readline()
             return time.monotonic() - began
 
@@ -150,7 +142,8 @@ class Batch:
 
     async def killed_often(self, times: int, pace: Pace) -> None:
         """Kill processes so often, while more and more of the tracks are completed."""
-        pace.start = await self.time_to_start()
+        await self.time_to_start()  # the first one waits for its server to import everything
+        pace.start = max(SHORTEST, await self.time_to_start())
         self.deadline = DEADLINE * pace.start
         given = 3.0
         while self.figures.kills < times:
@@ -185,8 +178,7 @@ class Batch:
         async with Journal(self.journal) as journal:
             return [record async for record in journal.records()]
 
-    async def _note(self, process: asyncio.subprocess.Process) -> list[dict[str, Any]]:
-        assert process.stdout is not None
+    async def _note(self, process: BatchProcess) -> list[dict[str, Any]]:
         lines = []
         while line := await process.stdout.readline():
             if line.endswith(b"\n"):

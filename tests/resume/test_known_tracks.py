@@ -266,7 +266,7 @@ async def test_two_processes_share_a_journal_without_doing_anything_twice(tmp_pa
         async with AsyncExitStack() as stack:
             running = [await stack.enter_async_context(each) for each in both]
             with anyio.fail_after(HANG):
-                outs = [(await each.communicate())[0].decode() for each in running]
+                outs = [(await each.read()).decode() for each in running]
         for out in outs:
             lines = [json.loads(line) for line in out.splitlines()]
             assert sorted(each["track"] for each in lines if "track" in each) == sorted(
