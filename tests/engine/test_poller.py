@@ -264,7 +264,8 @@ async def test_uploads_and_downloads_that_hang_hold_up_no_look(tmp_path: Any) ->
         stuck = [session.submit((f"{n}.mp3", TRACK[1])) for n in range(12)]
         downloads = [asyncio.create_task(job.download(tmp_path)) for job in stuck]
         await asyncio.gather(*stuck)
-        uploads = [session.submit((f"long{n}.mp3", bytes(8 << 20))) for n in range(4)]
+        long = bytes(64 << 20)  # more than the sockets' buffers can grow to
+        uploads = [session.submit((f"long{n}.mp3", long)) for n in range(4)]
         while vendor.faults.fired("stall") < 4 or vendor.faults.fired("stall_read") < 4:
             await asyncio.sleep(0.01)
         later = [session.submit((f"later{n}.mp3", TRACK[1])) for n in range(3)]
