@@ -47,10 +47,13 @@ class Uploading(Event):
     Attributes:
         sent: Bytes sent so far; a repeated upload starts at 0.
         total: Bytes of the track, or ``None`` if MusicGPT downloads a URL.
+        is_waiting_for_slot: Whether the upload is ready except for its end, which is sent as soon
+            as a slot is free. Until then MusicGPT has no complete track and charges nothing.
     """
 
     sent: int
     total: int | None
+    is_waiting_for_slot: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -216,6 +216,8 @@ class _Telemetry:
         # `sent` decreases when an attempt starts over.
         new_bytes = event.sent - job.sent if event.sent >= job.sent else event.sent
         job.sent = event.sent
+        if event.is_waiting_for_slot:
+            job.phase.add_event("waiting for slot", timestamp=_nanoseconds(event))
         self._bytes.add(new_bytes, {"musicgpt.direction": "sent"})
 
     def _on_accepted(self, event: Accepted) -> None:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +268,32 @@ async def test_a_webhook_is_seen_on_the_span(vendor: Emulator, told: Told) -> No
         await runner.cleanup()
     (whole,) = told.spans("musicgpt.job")
     assert [event.name for event in whole.events] == ["webhook"]
+
+
+class _Recorded:
+    """A session whose events are known beforehand."""
+
+    slots = (0, 1)
+
+    def __init__(self, *recorded: events.Event) -> None:
+        self._recorded = recorded
+
+    async def events(self) -> AsyncIterator[events.Event]:
+        """Yield the events."""
+        for event in self._recorded:
+            yield event
+
+
+async def test_the_wait_of_a_ready_upload_is_seen_on_its_span(told: Told) -> None:
+    """An upload that is ready and waits for a slot says when on the upload's span."""
+    ids = {"job_id": "job", "title": "song"}
+    waiting = events.Uploading(**ids, sent=9, total=10, is_waiting_for_slot=True)
+    sent = events.Uploading(**ids, sent=10, total=10)
+    await instrument(_Recorded(waiting, sent), **told.providers)
+    (upload,) = told.spans("musicgpt.upload")
+    assert [(each.name, each.timestamp) for each in upload.events] == [
+        ("waiting for slot", int(waiting.at * 1e9))
+    ]
 
 
 async def test_spans_go_below_the_current_one(vendor: Emulator, told: Told) -> None:

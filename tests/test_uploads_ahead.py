@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from musicgpt_async import CreditLimitError, JobState, Limits, MusicGPTError, MusicGPTSession
+from musicgpt_async.events import Accepted, Uploading
 
 pytestmark = pytest.mark.anyio
 
@@ -140,6 +141,30 @@ async def test_a_held_body_is_never_delivered(how: str, tmp_path: Path) -> None:
             if how == "402" and job is jobs[3]:
                 assert isinstance(raised.value, CreditLimitError)
     assert vendor.whole == (3 if how == "402" else 2)
+
+
+async def test_a_ready_upload_says_that_it_waits_for_a_slot(tmp_path: Path) -> None:
+    """The events of a held body say so once, and again when its slot has come."""
+    vendor = SlowVendor(seconds=math.inf)
+    async with session_with(vendor) as session:
+        jobs = [session.submit(path) for path in write_tracks(tmp_path, 2)]
+        stream, seen = jobs[1].events(), list[Uploading | Accepted]()
+        with anyio.fail_after(60):
+            async for event in stream:
+                if isinstance(event, Uploading | Accepted):
+                    seen.append(event)
+                if isinstance(event, Uploading) and event.is_waiting_for_slot:
+                    assert jobs[1].state is JobState.UPLOADING
+                    assert not jobs[0].done()
+                    vendor.seconds = 0.1
+                    vendor.finish(0)
+                if isinstance(event, Accepted):
+                    break
+    waiting, sent, _ = seen[-3:]
+    assert isinstance(waiting, Uploading)
+    assert isinstance(sent, Uploading)
+    assert [each.is_waiting_for_slot for each in (waiting, sent)] == [True, False]
+    assert 0.9 * SIZE < waiting.sent < waiting.total == sent.sent == sent.total == SIZE
 
 
 class SlowSource:

@@ -29,7 +29,7 @@ from musicgpt_async._io.upload import Hold
 from musicgpt_async._rules.lifecycle import Effect
 from musicgpt_async._rules.upload_ahead import Running, Uplink, UploadAhead
 from musicgpt_async.errors import CreditLimitError, MusicGPTError, TransportTimeoutError
-from musicgpt_async.events import EventBus, Queued
+from musicgpt_async.events import EventBus, Queued, Uploading
 from musicgpt_async.models import JobState
 
 # Queued jobs at or below which a batch submits its next track.
@@ -294,7 +294,14 @@ class SubmitQueue:
         self._wakeup.set()
 
     def _on_held(self, turn: Turn) -> None:
+        """Count a body that is out but for its end, and show that it waits."""
         now = anyio.current_time()
+        if self._event_bus:
+            total = turn.sent + (turn.left or 0)
+            waiting = turn.job.make_event(
+                Uploading, sent=turn.sent, total=total, is_waiting_for_slot=True
+            )
+            self._event_bus.publish(waiting)
         self._uplink.stopped(now=now)
         turn.left, turn.held_since = None, now
         self._wakeup.set()

@@ -18,7 +18,7 @@ from musicgpt_async.cli.screen import Screen, Totals
 from musicgpt_async.cli.text import count, credit, span
 
 # Columns of a bar, of a state and of a speed or time; titles have the rest.
-BAR, STATE, DETAIL = 14, 11, 20
+BAR, STATE, DETAIL = 14, 11, 25
 # Columns that are used at most: further apart, a title and its state are hard to read together.
 WIDEST = 120
 # A terminal of fewer columns shows no bars.

@@ -28,6 +28,7 @@ QUEUED_BY_LIMIT = "queued: MusicGPT accepts no more tracks of this account for n
 # Shown once this many polls in a row have failed; one or two are normal.
 UNANSWERED, MAX_FAILED_POLLS = "MusicGPT does not answer status requests; they are repeated", 3
 LATE = "longer than expected"
+READY = "ready, waiting for a slot"  # but for the end of its upload
 # A track is late after its estimate and this: estimates are rough, and polls are seconds apart.
 LATE_FACTOR, LATE_MARGIN = 1.25, 5.0  # of the estimate; seconds
 SPEED_WINDOW = 0.5  # seconds over which a speed is measured, so that it can be read
@@ -63,6 +64,7 @@ class TrackProgress:
         since: When it was accepted.
         eta: Seconds that MusicGPT expected from then on.
         downloaded: (stem, format) → bytes received and in total, while it is downloaded.
+        is_ready: Whether its upload waits for a slot to be completed.
     """
 
     title: str
@@ -74,6 +76,7 @@ class TrackProgress:
     eta: float | None = None
     downloaded: dict[tuple[str, str], tuple[int, int]] = attrs.field(factory=dict)
     meter: Meter = attrs.field(factory=Meter)
+    is_ready: bool = False
 
     @property
     def is_finished(self) -> bool:
@@ -87,7 +90,9 @@ class TrackProgress:
         return now - self.since > LATE_FACTOR * self.eta + LATE_MARGIN
 
     def detail(self, now: float) -> str:
-        """Return a speed or a time, for people."""
+        """Return a speed or a time, or what it waits for, for people."""
+        if self.is_ready:
+            return READY
         if self.since is None or self.is_finished:
             return f"{size(self.meter.speed)}/s" if self.meter.speed else ""
         if self.is_late(now):
@@ -172,12 +177,12 @@ class ProgressModel:
         if track.is_finished and state is not TrackState.DOWNLOADING:
             return track  # a poll that was in flight when the job ended
         if state != track.state:
-            track.state, track.done, track.meter = state, None, Meter()
+            track.state, track.done, track.meter, track.is_ready = state, None, Meter(), False
         return track
 
     def _uploading(self, event: Uploading) -> None:
         track = self._get_track(event, TrackState.UPLOADING)
-        track.since = None
+        track.since, track.is_ready = None, event.is_waiting_for_slot
         track.meter.measure(event.sent, self._clock())
         track.done = event.sent / event.total if event.total else None
 

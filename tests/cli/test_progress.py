@@ -15,6 +15,7 @@ import pytest
 from rich.cells import cell_len
 
 from musicgpt_async import Extraction, TransportError
+from musicgpt_async.cli.live import DETAIL
 from musicgpt_async.cli.progress import QUEUED_BY_LIMIT, UNANSWERED, ProgressModel
 from musicgpt_async.emulator import Fault
 from musicgpt_async.events import (
@@ -81,6 +82,22 @@ def test_a_track_is_shown_from_its_upload_to_its_last_file() -> None:
     assert (track.state, track.share(clock.now)) == ("downloading", 0.5)
     progress.handle(event(Downloaded, files={}))
     assert not progress.active
+
+
+def test_a_ready_upload_says_that_it_waits_for_a_slot() -> None:
+    """An upload ahead of its slot stays "uploading", and says what its end waits for."""
+    progress = ProgressModel()
+    progress.handle(event(Uploading, sent=9, total=10))
+    progress.handle(event(Uploading, sent=9, total=10, is_waiting_for_slot=True))
+    track = progress.active["job"]
+    assert (track.state, track.detail(0.0)) == ("uploading", "ready, waiting for a slot")
+    assert cell_len(track.detail(0.0)) <= DETAIL
+    progress.handle(event(Uploading, sent=10, total=10))
+    assert (track.state, track.detail(0.0)) == ("uploading", "")
+    progress.handle(event(Uploading, sent=9, total=10, is_waiting_for_slot=True))
+    progress.handle(event(Accepted, eta=None, credit_estimate=None))
+    assert track.state == "processing"
+    assert track.detail(track.since or 0.0) == "0:00"
 
 
 def test_a_track_that_is_refused_goes_back_in_line() -> None:
