@@ -571,6 +571,17 @@ class Journal:
             return None
         return await self._write(read_server_settings)
 
+    async def _read_webhooks(self, most: int) -> list[tuple[float, bool]]:
+        """Read of the latest finished jobs with webhooks when each was submitted, and if it came.
+
+        A webhook that came only after a poll had found the end is not known here.
+        """
+        return await self._read(
+            self._sql.webhooks,
+            {"max_rows": most},
+            lambda row: (float(row.created_at), bool(row.has_arrived)),
+        )
+
     def _account_table(self, account: str, hold_time: float) -> AccountTable:
         """Return what an account's processes share in this journal: see `AccountTable`."""
         sql = load_account_statements(on_server=self._database.file is None)

@@ -59,6 +59,7 @@ class Statements:
     last_delivery: sa.Select[Any]
     deliveries_after: sa.Select[Any]
     deliveries_for: sa.Select[Any]
+    webhooks: sa.Select[Any]
 
 
 # States in which a process dies with work to do. In all others its user or an error ended the job.
@@ -189,6 +190,16 @@ def load_statements(*, on_server: bool) -> Statements:
         .where(sa.or_(jobs.c.id == key, jobs.c.task_id == key))
         .order_by(jobs.c.seq.desc())
         .limit(1),
+        webhooks=sa.select(
+            jobs.c.created_at, (jobs.c.candidate_task_id == jobs.c.task_id).label("has_arrived")
+        )
+        .where(
+            jobs.c.token.is_not(None),
+            jobs.c.task_id.is_not(None),
+            jobs.c.state.in_([str(JobState.COMPLETED), str(JobState.FAILED)]),
+        )
+        .order_by(jobs.c.seq.desc())
+        .limit(sa.bindparam("max_rows", type_=sa.BigInteger)),
         owned=sa.select(
             jobs.c.id,
             jobs.c.owner,

@@ -205,8 +205,8 @@ def doctor(
     Args:
         webhook: Public URL for MusicGPT's webhooks; a receiver runs during the check.
         listen: Address that the receiver listens on, as HOST:PORT.
-        journal: Path or URL of a journal: whether its server keeps what was committed, and whether
-            processes are notified of each other's changes.
+        journal: Path or URL of a journal: whether its server keeps what was committed, whether
+            processes are notified of each other's changes, and whether webhooks arrived.
     """
     from musicgpt_async.cli.commands import doctor as command  # noqa: PLC0415 - other commands go without
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import itertools
+import time
+from collections.abc import AsyncIterator, Sequence
 
 import attrs
 
@@ -14,6 +16,8 @@ from musicgpt_async.journal import Journal
 LISTEN_TIMEOUT = 5.0  # seconds
 MAX_CLOCK_OFFSET = 5.0  # seconds
 CONNECTIONS_EACH = 4  # that one process may use
+LATEST_WEBHOOKS = 20  # jobs whose webhooks are judged
+MIN_MISSING = 3  # jobs in a row without a webhook from which it is reported; one or two can be late
 
 
 @attrs.frozen
@@ -29,6 +33,19 @@ class JournalCheck:
     advice: str = ""
 
 
+@attrs.frozen
+class WebhookOfJob:
+    """The webhook of a finished job.
+
+    Attributes:
+        submitted_at: When the job was submitted, in seconds since the epoch.
+        has_arrived: Whether a delivery arrived before the job was known to be finished.
+    """
+
+    submitted_at: float
+    has_arrived: bool
+
+
 async def check_journal(place: str) -> AsyncIterator[JournalCheck]:
     """Open a journal, creating it if there is none, and check what it is on."""
     try:
@@ -39,8 +56,42 @@ async def check_journal(place: str) -> AsyncIterator[JournalCheck]:
                 for check in _check_settings(settings):
                     yield check
                 yield _check_listen(is_proven=await journal._notifications.prove(LISTEN_TIMEOUT))
+            if webhooks := check_webhooks(await _read_webhooks(journal)):
+                yield webhooks
     except MusicGPTError as error:
         yield JournalCheck(f"the journal {place.rpartition('@')[2]}", error.message)
+
+
+async def _read_webhooks(journal: Journal) -> list[WebhookOfJob]:
+    """Read the webhooks of the latest finished jobs that asked for one, the newest first."""
+    return [WebhookOfJob(*each) for each in await journal._read_webhooks(LATEST_WEBHOOKS)]
+
+
+def check_webhooks(latest: Sequence[WebhookOfJob]) -> JournalCheck | None:
+    """Return whether webhooks arrive, or ``None`` if too few jobs asked for one.
+
+    Args:
+        latest: The webhooks of the latest finished jobs, the newest first.
+    """
+    missing = list(itertools.takewhile(lambda each: not each.has_arrived, latest))
+    if len(missing) >= MIN_MISSING:
+        first, last = _format_time(missing[-1].submitted_at), _format_time(missing[0].submitted_at)
+        return JournalCheck(
+            f"no webhook arrived in time for the latest {len(missing)} finished jobs that asked "
+            f"for one (submitted {first} to {last})",
+            "polls finished these jobs; check the public URL of the receiver with --webhook URL",
+        )
+    if len(missing) == len(latest):
+        return None
+    arrived = sum(each.has_arrived for each in latest)
+    return JournalCheck(
+        f"webhooks arrived for {arrived} of the latest {len(latest)} finished jobs that asked "
+        "for one"
+    )
+
+
+def _format_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _check_settings(found: ServerSettings) -> list[JournalCheck]:
