@@ -8,13 +8,14 @@ pytest loads the plugin if the package is installed with its extra ``emulator``:
             assert (await session.submit(("song.mp3", b"ID3..."))).stems
 
 The fixtures are synchronous, so they work with anyio's plugin, with pytest-asyncio and with tests
-that run their own loop. They set ``MUSICGPT_API_KEY`` and ``MUSICGPT_BASE_URL``, so that a program
-under test that creates its own session uses the emulator too.
+that run their own loop. They set ``MUSICGPT_API_KEY``, ``MUSICGPT_BASE_URL`` and ``MUSICGPT_PLAN``,
+so that a program under test that creates its own session uses the emulator too, at its full speed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from musicgpt_async.emulator import Emulator
 
 MARKER = "musicgpt(**settings): the emulator's settings for this test, including faults="
+OWN_LIMITS = {"parallel", "polls_per_minute"}  # settings that make the plan another than pro
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,15 +44,36 @@ def musicgpt_emulator(
 ) -> Iterator[Emulator]:
     """Run the emulator on a loopback port, in its own thread, with the marker's settings.
 
-    It serves small pseudo-audio; with ``separate=True`` it separates the audio instead.
+    It serves small pseudo-audio; with ``separate=True`` it separates the audio instead. Its limits
+    are those of the plan pro. With other ones, ``parallel=`` or ``polls_per_minute=``, no plan is
+    set, and sessions learn them.
     """
     settings: dict[str, Any] = {"seconds": 0.05, "separate": False}
     for marker in reversed(list(request.node.iter_markers("musicgpt"))):
         settings |= marker.kwargs
+    _check_names(settings)
     with running_emulator(**settings) as vendor:
         monkeypatch.setenv("MUSICGPT_API_KEY", vendor.api_key)
         monkeypatch.setenv("MUSICGPT_BASE_URL", vendor.base_url)
+        if settings.keys() & OWN_LIMITS:
+            monkeypatch.delenv("MUSICGPT_PLAN", raising=False)
+        else:
+            monkeypatch.setenv("MUSICGPT_PLAN", "pro")
         yield vendor
+
+
+def _check_names(settings: Iterable[str]) -> None:
+    """Fail the test if the marker has a setting that the emulator does not have."""
+    from musicgpt_async.emulator import Emulator  # noqa: PLC0415 - slow to import
+
+    names = inspect.signature(Emulator).parameters
+    for each in settings:
+        if each not in names:
+            pytest.fail(
+                f"@pytest.mark.musicgpt has no setting {each!r}; it takes the arguments of "
+                f"Emulator: {', '.join(names)}.",
+                pytrace=False,
+            )
 
 
 @pytest.fixture

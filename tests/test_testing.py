@@ -124,7 +124,7 @@ def test_each_test_has_a_vendor_of_its_own_that_its_program_finds(project: Proje
 
 
 def test_a_setting_that_does_not_exist_is_named(project: Project) -> None:
-    """A slip in the marker is an error of that test that names it, not a hang."""
+    """A slip in the marker is an error of that test that names it and what there is."""
     project.write(
         "test_app.py",
         """
@@ -137,7 +137,32 @@ def test_a_setting_that_does_not_exist_is_named(project: Project) -> None:
     )
     said = project.run()
     assert "1 error" in said, said
-    assert "secnds" in said
+    assert "no setting 'secnds'" in said
+    assert "seconds, eta" in said
+    assert "Traceback" not in said
+    assert "testing.py" not in said
+
+
+def test_a_program_uses_the_emulator_at_its_full_speed(project: Project) -> None:
+    """Its sessions have the limits of the emulator; other limits are left to be learned."""
+    project.write(
+        "test_app.py",
+        """
+        import os
+        import pytest
+
+        def test_default(musicgpt_emulator):
+            assert os.environ["MUSICGPT_PLAN"] == "pro"
+
+        @pytest.mark.musicgpt(polls_per_minute=20)
+        def test_other_limits(monkeypatch, request):
+            monkeypatch.setenv("MUSICGPT_PLAN", "pro")
+            request.getfixturevalue("musicgpt_emulator")
+            assert "MUSICGPT_PLAN" not in os.environ
+        """,
+    )
+    said = project.run()
+    assert "2 passed" in said, said
 
 
 def test_an_hour_at_the_vendor_takes_no_hour(project: Project) -> None:
