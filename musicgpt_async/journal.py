@@ -57,7 +57,8 @@ class Lease:
     Attributes:
         owner: Host, boot and process namespace, process id, its start and a random part, separated
             by colons.
-        until: When the lease runs out, in seconds since the epoch.
+        until: When the lease runs out, in seconds since the epoch, by the journal's clock.
+        seconds_left: Seconds until then.
         is_live: Whether it holds now; otherwise any process may take the job over. It does not if
             its process has died on this machine, as far as that can be seen (on Linux).
         is_own: Whether the asking journal holds it.
@@ -65,6 +66,7 @@ class Lease:
 
     owner: str
     until: float
+    seconds_left: float = attrs.field(eq=False)
     is_live: bool
     is_own: bool
 
@@ -536,9 +538,13 @@ class Journal:
         """Read who works on which job: id → lease, for every job that has an owner."""
 
         def lease(row: sa.Row[Any]) -> tuple[str, Lease]:
-            until, is_live = row.lease_until, bool(row.is_live)
-            is_own = row.owner == self._owner_id
-            return row.id, Lease(owner=row.owner, until=until, is_live=is_live, is_own=is_own)
+            return row.id, Lease(
+                owner=row.owner,
+                until=row.lease_until,
+                seconds_left=row.seconds_left,
+                is_live=bool(row.is_live),
+                is_own=row.owner == self._owner_id,
+            )
 
         leases = dict(await self._read(self._sql.owned, {}, lease))
         dead = await find_dead_owners(

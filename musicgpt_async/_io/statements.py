@@ -204,6 +204,7 @@ def load_statements(*, on_server: bool) -> Statements:
             jobs.c.id,
             jobs.c.owner,
             owners.c.lease_until,
+            (owners.c.lease_until - now).label("seconds_left"),
             (owners.c.lease_until > now).label("is_live"),
         ).join(owners, owners.c.id == jobs.c.owner),
         number_of=sa.select(places.c.number).where(

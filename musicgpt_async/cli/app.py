@@ -30,6 +30,7 @@ from musicgpt_async.cli.options import (
     OutputDirectory,
     Positive,
     Quiet,
+    SharedJournal,
     TrackOptions,
     Tracks,
     choose_directory,
@@ -61,7 +62,7 @@ def extract(
     options: TrackOptions = DEFAULT_TRACK_OPTIONS,
     format: AudioFormat = "best",  # noqa: A002 - the option's name
     dry_run: Flag = False,
-    journal: Annotated[bool, Parameter(negative="--no-journal", show_default=False)] = True,
+    no_journal: Flag = False,
     common: Common = DEFAULTS,
 ) -> int:
     """Split songs into stems.
@@ -75,12 +76,14 @@ def extract(
         format: File format: `best` is WAV if MusicGPT has it, else MP3; `both` is every format
             there is.
         dry_run: List what would be submitted and its price; send nothing.
-        journal: Keep a journal of submitted tracks in the output directory (the default).
+        no_journal: Keep no journal of submitted tracks; by default it is in the output directory.
         common: What other commands take, too.
     """
     from musicgpt_async.cli.commands import extract as command  # noqa: PLC0415 - other commands go without
 
-    settings = common.settings(format=format, journal=journal)
+    if no_journal and common.journal is not None:
+        raise UsageError("Give --journal or --no-journal, not both.")
+    settings = common.settings(format=format, keeps_journal=not no_journal)
     work = partial(
         command.dry_run if dry_run else command.extract,
         force=options.force,
@@ -146,6 +149,7 @@ def jobs(
     *,
     out: OutputDirectory = DEFAULT_OUT,
     failed: Flag = False,
+    journal: SharedJournal = None,
     database: str | None = None,
     json: Flag = False,
 ) -> int:
@@ -159,6 +163,7 @@ def jobs(
         directory: The output directory; the same as --out.
         out: The output directory.
         failed: Only tracks that failed, or whose response was lost, with the reason.
+        journal: Path or URL of a journal.
         database: URL of a PostgreSQL database that `enqueue` and `worker` use, in place of a
             directory.
         json: One JSON object a job, with the fields that `extract --json` has.
@@ -167,7 +172,8 @@ def jobs(
     from musicgpt_async.cli.task_database import libpq_url  # noqa: PLC0415 - the same
 
     url = None if database is None else libpq_url(database)
-    settings = Settings(out=choose_directory(directory, out), database=url, json=json)
+    out = choose_directory(directory, out)
+    settings = Settings(out=out, journal=journal, tasks=url, json=json)
     return event_loop.run(partial(command.show, settings, only_failed=failed))
 
 
@@ -178,6 +184,7 @@ def report(
     *,
     out: OutputDirectory = DEFAULT_OUT,
     last: Annotated[int, Positive] = 500,
+    journal: SharedJournal = None,
     quiet: Quiet = False,
 ) -> int:
     """Write a page about an output directory: waveforms, players, costs and failures.
@@ -188,12 +195,13 @@ def report(
         directory: The output directory; the same as --out.
         out: The output directory.
         last: Tracks to show, the last ones; the sums are of all.
+        journal: Path or URL of a journal.
         quiet: No progress.
     """
     from musicgpt_async.cli import report as page  # noqa: PLC0415 - other commands go without
 
-    directory = choose_directory(directory, out)
-    return event_loop.run(partial(page.report, directory, last=last, quiet=quiet))
+    settings = Settings(out=choose_directory(directory, out), journal=journal, quiet=quiet)
+    return event_loop.run(partial(page.report, settings, last=last))
 
 
 @app.command(sort_key=5)
@@ -332,7 +340,6 @@ def enqueue(
 def worker(
     *,
     database: str,
-    site: str | None = None,
     format: AudioFormat | None = None,  # noqa: A002 - the option's name
     concurrency: Annotated[int, Positive] = 32,
     until_empty: Flag = False,
@@ -345,9 +352,8 @@ def worker(
     tasks go back; when it dies, others take them over. Neither pays for a song twice.
 
     Args:
-        database: URL of the tasks and of the journal, as for `enqueue`.
-        site: Name of the machines that have the same files at the same paths; by default this
-            host's name. Tasks of other sites are left to their workers; URLs are taken by any.
+        database: URL of the tasks and, without --journal, of the journal, as for `enqueue`. Tasks
+            of another --site are left to its workers; URLs are taken by any.
         format: Which files of each stem: `best` is WAV if the vendor has it, else MP3.
         concurrency: Tasks in work at once.
         until_empty: End when no task is due, in place of waiting for more.
@@ -364,7 +370,7 @@ def worker(
         until_empty=until_empty,
         stalled_after=stalled_after,
     )
-    settings = common.settings(format=format, database=libpq_url(database), site=site)
+    settings = common.settings(format=format, tasks=libpq_url(database))
     return event_loop.run(command.work, settings, options)
 
 

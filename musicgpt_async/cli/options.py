@@ -32,6 +32,15 @@ Quiet = Annotated[bool, Parameter(name=("--quiet", "-q")), LIST]
 Tracks = Annotated[list[str], LIST]
 Directory = Annotated[Path | None, Parameter(show_default=False)]
 OutputDirectory = Annotated[Path, Parameter(name=("--out", "-o"))]
+SharedJournal = Annotated[
+    str | None,
+    Parameter(
+        name="--journal",
+        help="Path or URL of a journal in place of the one in the output directory, such as "
+        "`postgresql://user@host/name`. Commands and services on one journal share the account: "
+        "its slots, its polls and --max-credits, and they pay for no track twice.",
+    ),
+]
 DEFAULT_OUT = Path("stems")
 DEFAULT_LISTEN = "127.0.0.1:8080"
 
@@ -102,6 +111,10 @@ class Common:
 
     out: OutputDirectory = DEFAULT_OUT
     """Directory for the stems and their journal; made if it does not exist."""
+    journal: SharedJournal = None
+    site: str | None = None
+    """Name of the machines that have the same files at the same paths, for a journal on a server;
+    by default this host's name."""
     plan: Plan | None = None
     """The account's plan; by default that of MUSICGPT_PLAN, else its limits are learned."""
     jobs: Annotated[int | None, Parameter(name=("--jobs", "-j")), Positive] = None
@@ -146,6 +159,8 @@ class Common:
             json=self.json,
             quiet=self.quiet,
             verbose=self.verbose,
+            journal=self.journal,
+            site=self.site,
             **more,
         )
 

@@ -230,6 +230,12 @@ def record_of(job: ExtractionJob) -> JobRecord:
     return job._job.record  # noqa: SLF001 - the command shows what the engine knows
 
 
+def is_for_this_machine(job: ExtractionJob) -> bool:
+    """Return whether a resumed job's stems are downloaded here, and not where it was submitted."""
+    status = job._job.downloads()  # noqa: SLF001 - as above
+    return record_of(job).directory is None or status.requested > 0 or status.end is not None
+
+
 def _task(task_id: str | None) -> str:
     return f"task {task_id}" if task_id else "(no response: it may have been accepted)"
 

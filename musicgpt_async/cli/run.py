@@ -117,7 +117,7 @@ class Run:
 
     @property
     def has_journal(self) -> bool:
-        """Whether the run is remembered in the output directory."""
+        """Whether the run is remembered in a journal."""
         return self._journal is not None
 
     def say(self, text: str, style: str = "") -> None:
@@ -151,20 +151,20 @@ class Run:
         return session
 
     async def _open_journal(self, stack: AsyncExitStack) -> Journal | None:
-        if not self._settings.journal:
+        if not self._settings.keeps_journal:
             return None
-        path = self._settings.database or self._settings.journal_path
+        place = self._settings.journal_place
         try:
-            journal = Journal(path, site=self._settings.site, lease=LEASE_SECONDS)
+            journal = Journal(place, site=self._settings.site, lease=LEASE_SECONDS)
             return await stack.enter_async_context(journal)
         except ConfigurationError as error:
-            if self._settings.database is not None:
+            if self._settings.shared_journal is not None:
                 raise
             self._screen.say(f"This run keeps no journal: {plain(error.message)}", "yellow")
             return None
 
     async def _report_other_owners(self) -> None:
-        if self._settings.database is not None:  # other workers are no news
+        if self._settings.shared_journal is not None:  # others are expected there
             return
         if number := len(await self.held_by_others()):
             self.say(

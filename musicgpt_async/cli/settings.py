@@ -10,6 +10,7 @@ from typing import Literal
 import attrs
 
 from musicgpt_async._rules import filenames, plans
+from musicgpt_async.cli.text import mask_password
 from musicgpt_async.models import AudioFormat
 
 JOURNAL = ".musicgpt-async.sqlite"
@@ -31,8 +32,9 @@ class Settings:
         max_credits: Credits after which nothing more is submitted.
         webhook: The public URL for MusicGPT's webhooks.
         listen: Host and port that the receiver listens on.
-        journal: Whether to keep a journal in the output directory.
-        database: URL of the database that holds the journal in place of the output directory.
+        keeps_journal: Whether to keep a journal.
+        journal: Path or URL of a journal that others share, in place of the output directory's.
+        tasks: URL of the database of the task queue, which holds the journal, too.
         site: Name of the machines that have the same files; ``None`` for this host's name.
         json: Whether to write outcomes to stdout as JSON.
         quiet: Whether to report failures only.
@@ -50,8 +52,9 @@ class Settings:
     max_credits: float | None = None
     webhook: str | None = None
     listen: tuple[str, int] = ("127.0.0.1", 8080)
-    journal: bool = True
-    database: str | None = attrs.field(default=None, repr=False)
+    keeps_journal: bool = True
+    journal: str | None = attrs.field(default=None, repr=False)
+    tasks: str | None = attrs.field(default=None, repr=False)
     site: str | None = None
     json: bool = False
     quiet: bool = False
@@ -69,16 +72,22 @@ class Settings:
         return self.plan or plans.check_plan(os.environ.get(plans.PLAN_VARIABLE))
 
     @property
-    def journal_path(self) -> Path:
-        """Path of the journal."""
-        return self.out / JOURNAL
+    def shared_journal(self) -> str | None:
+        """Path or URL of the journal if other processes are expected on it."""
+        return self.journal or self.tasks
+
+    @property
+    def journal_place(self) -> str | Path:
+        """Path or URL of the journal."""
+        return self.shared_journal or self.out / JOURNAL
 
     @property
     def resume_command(self) -> str:
-        """The command that resumes the tracks that a run has detached."""
-        if self.database is not None:
+        """The command that resumes the tracks that a run has detached, without a password."""
+        if self.tasks is not None:
             return "musicgpt-async worker, on any machine that has the tracks"
-        return shlex.join(["musicgpt-async", "resume", "--out", os.fspath(self.out)])
+        place = () if self.journal is None else ("--journal", mask_password(self.journal))
+        return shlex.join(["musicgpt-async", "resume", *place, "--out", os.fspath(self.out)])
 
     @property
     def fetch_command(self) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
 
+from musicgpt_async.cli.text import mask_password
 from musicgpt_async.cli.usage import UsageError
 
 if TYPE_CHECKING:
@@ -106,11 +106,6 @@ def libpq_url(database: str) -> str:
             f"not {mask_password(database)!r}."
         )
     return f"postgresql://{rest}"
-
-
-def mask_password(database: str) -> str:
-    """Return a URL for messages."""
-    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", database)
 
 
 def describe_failure(database: str, error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
@@ -47,3 +48,8 @@ def dollars(amount: float) -> str:
 def count(number: int, noun: str) -> str:
     """Return a number and its noun: ``"1 track"``, ``"2 tracks"``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def mask_password(url: str) -> str:
+    """Return a database's URL for messages."""
+    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)

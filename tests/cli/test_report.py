@@ -19,7 +19,7 @@ from musicgpt_async.cli.report.markup import element
 from musicgpt_async.cli.report.track_card import url
 from musicgpt_async.cli.report.tracks import Attempts, TrackStatus, from_files
 from musicgpt_async.cli.report.waveforms import BLOCK, PARTS, Waveform
-from musicgpt_async.cli.settings import JOURNAL
+from musicgpt_async.cli.settings import JOURNAL, Settings
 from musicgpt_async.cli.usage import UsageError
 from musicgpt_async.models import StemFile
 
@@ -151,7 +151,7 @@ async def test_a_page_shows_the_last_tracks_and_the_sums_of_all(tmp_path: Path) 
     ]
     retried = record("0", id="again", state=JobState.FAILED, cost=None, credit_estimate=2.0)
     await with_journal(tmp_path, *jobs, retried)
-    assert await report(tmp_path, last=4) == 0
+    assert await report(Settings(out=tmp_path), last=4) == 0
     page = read(tmp_path)
     assert len(page.all("track")) == 4
     html = (tmp_path / "report.html").read_text("utf-8").partition("<main>")[0]
@@ -175,7 +175,7 @@ async def test_the_report_tells_what_the_journal_knows(tmp_path: Path) -> None:
         record("d", state=JobState.PROCESSING, label=HOSTILE, task_id="the-task", cost=0.75),
         record("e", state=JobState.COMPLETED, duration=61.0, files=(gone,)),
     )
-    assert await report(tmp_path) == 0
+    assert await report(Settings(out=tmp_path)) == 0
     page = read(tmp_path)
     html = (tmp_path / "report.html").read_text("utf-8").partition("<main>")[0]
     assert dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html)) == {
@@ -198,13 +198,13 @@ async def test_the_report_tells_what_the_journal_knows(tmp_path: Path) -> None:
 async def test_what_cannot_be_reported_is_wrong_usage(tmp_path: Path) -> None:
     """No directory, or nothing in it: it says so and writes nothing."""
     with pytest.raises(UsageError, match="no such directory"):
-        await report(tmp_path / "nowhere")
+        await report(Settings(out=tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="no tracks"):
-        await report(tmp_path)
+        await report(Settings(out=tmp_path))
     (tmp_path / "x - bass.wav").touch()
     (tmp_path / "report.html").mkdir()
     with pytest.raises(UsageError, match="cannot be written"):
-        await report(tmp_path)
+        await report(Settings(out=tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -245,7 +245,7 @@ def test_hundreds_of_tracks_make_a_small_page(tmp_path: Path) -> None:
     for number in range(1, 200):
         for path in files:
             os.link(path, tmp_path / path.name.replace("0", str(number), 1))
-    assert anyio.run(report, tmp_path) == 0
+    assert anyio.run(report, Settings(out=tmp_path)) == 0
     page = read(tmp_path)
     assert len(page.all("track")) == 200
     assert len(page.all("wave")) == 1000

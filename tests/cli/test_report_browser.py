@@ -13,6 +13,7 @@ import pytest
 from factories.reports import HANG, HOSTILE_FILE, stem_files
 
 from musicgpt_async.cli.report import report
+from musicgpt_async.cli.settings import Settings
 from musicgpt_async.emulator.audio.song import compose
 
 
@@ -121,7 +122,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stem_files(directory, HOSTILE_FILE, seconds=3)
     for name in ("Third", "Fourth", "Fifth"):
         compose(directory / f"{name} - vocals.mp3", seconds=1)
-    anyio.run(report, directory)
+    anyio.run(report, Settings(out=directory))
     return directory
 
 
@@ -403,7 +404,7 @@ def contrast(one: str, other: str) -> float:
 def test_a_file_that_went_away_is_said_and_the_others_play(driver: Any, tmp_path: Path) -> None:
     """A stem deleted since is marked; the rest of the track plays on without it."""
     stem_files(tmp_path, "x", seconds=5)
-    anyio.run(report, tmp_path)
+    anyio.run(report, Settings(out=tmp_path))
     (tmp_path / "x - bass.wav").unlink()
     browser = Browser(driver)
     browser.open(tmp_path)

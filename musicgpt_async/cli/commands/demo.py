@@ -56,7 +56,7 @@ async def demonstrate(settings: Settings) -> int:
 
     async with vendor:
         here = attrs.evolve(
-            settings, journal=False, api_key=vendor.api_key, base_url=vendor.base_url
+            settings, keeps_journal=False, api_key=vendor.api_key, base_url=vendor.base_url
         )
         code = await Run(here, total=1).execute(outcomes)
     if code == 0:
@@ -70,7 +70,7 @@ async def _write_report(settings: Settings) -> None:
     from musicgpt_async.cli.report import report  # noqa: PLC0415 - an extra, slow to import
 
     try:
-        await report(settings.out, quiet=True)
+        await report(attrs.evolve(settings, quiet=True))
     except UsageError as error:  # its extra is not installed; the stems are there
         streams.say(str(error))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
@@ -30,6 +29,7 @@ from musicgpt_async._rules.formats import DEFAULT_FORMAT
 from musicgpt_async._rules.records import may_be_submitted_again
 from musicgpt_async.cli import output, streams
 from musicgpt_async.cli.durations import read_duration
+from musicgpt_async.cli.journals import has_journal, require_journal
 from musicgpt_async.cli.run import Run
 from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.sources import TrackRequest, TrackSources, iter_lazily, why_not_audio
@@ -79,7 +79,7 @@ def _refusal(source: str, reason: str) -> Outcome:
 
 
 async def resume(settings: Settings, *, found: Mapping[str, str]) -> int:
-    """Resume the unfinished jobs of the output directory's journal; return the exit code.
+    """Resume the unfinished jobs of a journal; return the exit code.
 
     Args:
         settings: The command's options.
@@ -102,10 +102,15 @@ async def _iterate_resumed(
         for job_id, task_id in found.items()
     ]
     jobs = {job.id: job for job in [*bound, *await session.resume(format=settings.format)]}
+    elsewhere = [job_id for job_id, job in jobs.items() if not output.is_for_this_machine(job)]
+    for job_id in elsewhere:
+        del jobs[job_id]
     run.summary.total = len(jobs)
+    if elsewhere:  # leaving the session waits until MusicGPT has finished them
+        run.say(f"{count(len(elsewhere), 'track')} to be downloaded on the machine that sent them.")
     if others := len(await run.held_by_others()):
         run.say(f"{count(others, 'track')} left to another process, which works on them.")
-    elif not jobs:
+    elif not jobs and not elsewhere:
         run.say("There is nothing to resume.")
     async with aclosing(iterate_outcomes(jobs, events, settings)) as each:
         async for outcome in each:
@@ -142,25 +147,12 @@ async def _wait_for_leases(run: Run) -> None:
     """Wait until the leases of a dead process have expired; a living one renews them."""
     leases = await run.held_by_others()
     if leases:
-        await anyio.sleep(max(lease.until for lease in leases.values()) - time.time() + 0.1)
+        await anyio.sleep(max(lease.seconds_left for lease in leases.values()) + 0.1)
 
 
 async def _download(job: ExtractionJob, settings: Settings) -> None:
     with suppress(MusicGPTError):  # reported by the session's events
         await job.download(settings.out, format=settings.format or DEFAULT_FORMAT)
-
-
-def require_journal(settings: Settings) -> None:
-    """Refuse to start without a journal.
-
-    Raises:
-        UsageError: There is none.
-    """
-    if not settings.journal_path.is_file():
-        raise UsageError(
-            f"There is no journal in {settings.out}; `extract --out` keeps one there "
-            f"({settings.journal_path.name})."
-        )
 
 
 async def dry_run(
@@ -298,9 +290,9 @@ async def _look_at(
 
 async def _read_known_states(settings: Settings, *, retry_failed: bool) -> dict[str, TrackState]:
     """Return the states of the journal's jobs, by fingerprint."""
-    if not settings.journal or not await anyio.Path(settings.journal_path).is_file():
+    if not settings.keeps_journal or not await anyio.to_thread.run_sync(has_journal, settings):
         return {}
-    async with Journal(settings.journal_path) as journal:
+    async with Journal(settings.journal_place) as journal:
         return {
             record.fingerprint: state_of(record)
             async for record in journal.records()

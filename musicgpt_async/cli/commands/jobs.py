@@ -12,8 +12,8 @@ from musicgpt_async import Journal
 from musicgpt_async._rules import filenames
 from musicgpt_async._rules.records import is_unfinished, was_delivered
 from musicgpt_async.cli import streams
-from musicgpt_async.cli.commands.extract import require_journal
 from musicgpt_async.cli.commands.task_list import show_tasks
+from musicgpt_async.cli.journals import require_journal
 from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.states import TrackState, state_of
 from musicgpt_async.cli.text import count, plain
@@ -31,7 +31,7 @@ EXPLAINED = (TrackState.FAILED, TrackState.UNKNOWN)
 
 
 async def show(settings: Settings, *, only_failed: bool = False) -> int:
-    """Print the jobs of the journal in the output directory; return the exit code.
+    """Print the jobs of a journal; return the exit code.
 
     Args:
         settings: The command's options.
@@ -41,9 +41,8 @@ async def show(settings: Settings, *, only_failed: bool = False) -> int:
         UsageError: There is no journal.
         JournalError: It cannot be read.
     """
-    if settings.database is None:
-        await anyio.to_thread.run_sync(require_journal, settings)
-    async with Journal(settings.database or settings.journal_path) as journal:
+    await anyio.to_thread.run_sync(require_journal, settings)
+    async with Journal(settings.journal_place) as journal:
         owners = await journal._owners()
         write_job = _choose_format(settings)
         left = 0
@@ -55,8 +54,8 @@ async def show(settings: Settings, *, only_failed: bool = False) -> int:
     if left and not settings.json:
         command = plain(settings.resume_command)
         streams.say(f"{count(left, 'track')} not finished; to resume them: {command}")
-    if settings.database is not None:
-        await show_tasks(settings.database, as_json=settings.json)
+    if settings.tasks is not None:
+        await show_tasks(settings.tasks, as_json=settings.json)
     return 0
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.usage import UsageError
 
 # Tracks that a page shows unless asked: with four stems and a song each, about six megabytes.
 DEFAULT_LAST = 500
 
 
-async def report(directory: Path, *, last: int = DEFAULT_LAST, quiet: bool = False) -> int:
+async def report(settings: Settings, *, last: int = DEFAULT_LAST) -> int:
     """Write the report of an output directory, print its path, and return the exit code.
 
     Args:
-        directory: The output directory.
+        settings: The command's options.
         last: Tracks to show, the last ones; the others are only counted.
-        quiet: Whether to show no progress.
 
     Raises:
         UsageError: The directory holds nothing to report, may not be written to, or what reads
@@ -29,4 +27,4 @@ async def report(directory: Path, *, last: int = DEFAULT_LAST, quiet: bool = Fal
         raise UsageError(
             'The report needs packages that are not installed: pip install "musicgpt-async[report]"'
         ) from error
-    return await writing.report(directory, last=last, quiet=quiet)
+    return await writing.report(settings, last=last)

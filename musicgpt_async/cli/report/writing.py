@@ -13,30 +13,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from musicgpt_async import Journal
 from musicgpt_async.cli import streams
+from musicgpt_async.cli.journals import has_journal
 from musicgpt_async.cli.report import tracks
 from musicgpt_async.cli.report.page import Page
 from musicgpt_async.cli.report.tracks import LeftOut, ReportTrack
 from musicgpt_async.cli.report.waveforms import Waveform
-from musicgpt_async.cli.settings import JOURNAL
+from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.text import plain
 from musicgpt_async.cli.usage import UsageError
 
 NAME = "report.html"
 
 
-async def report(directory: Path, *, last: int, quiet: bool = False) -> int:
+async def report(settings: Settings, *, last: int) -> int:
     """Write the report of an output directory, print its path, and return the exit code.
 
     Args:
-        directory: The output directory.
+        settings: The command's options.
         last: Tracks to show, the last ones; the others are only counted.
-        quiet: Whether to show no progress.
 
     Raises:
         UsageError: The directory holds nothing to report, or may not be written to.
         JournalError: Its journal cannot be read.
     """
-    found, left_out = await _tracks(directory, last)
+    directory, quiet = settings.out, settings.quiet
+    found, left_out = await _tracks(settings, last)
     title = await anyio.to_thread.run_sync(_name, directory)
     page = Page(directory, title, left_out)
     with _progress(quiet=quiet) as progress:
@@ -56,13 +57,17 @@ async def report(directory: Path, *, last: int, quiet: bool = False) -> int:
     return 0
 
 
-async def _tracks(directory: Path, last: int) -> tuple[list[ReportTrack], LeftOut]:
+async def _tracks(settings: Settings, last: int) -> tuple[list[ReportTrack], LeftOut]:
+    directory = settings.out
     is_there = await anyio.Path(directory).is_dir()
-    if is_there and await anyio.Path(directory / JOURNAL).is_file():
+    if is_there and await anyio.to_thread.run_sync(has_journal, settings):
         attempts = tracks.Attempts(last)
-        async with Journal(directory / JOURNAL) as journal:
+        # A journal that others share has tracks of other directories, too.
+        only = str(await anyio.Path(directory).resolve()) if settings.journal else None
+        async with Journal(settings.journal_place) as journal:
             async for record in journal.records():
-                attempts.add(record)
+                if only is None or record.directory == only:
+                    attempts.add(record)
         found = await anyio.to_thread.run_sync(attempts.tracks, directory)
         left_out = attempts.left_out
     else:
