@@ -11,6 +11,7 @@ that it follows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -39,9 +40,39 @@ from musicgpt_async.errors import (
 from musicgpt_async.journal import Claim
 from musicgpt_async.models import Extraction, JobRecord, JobState
 
-Follow = Callable[[Job, anyio.CancelScope], Awaitable[None]]
-
 OWNER_POLL_INTERVAL = 1.0  # seconds between reads of a job that another process works on
+
+
+class _Deadline:
+    """The end of a follower's wait for an owner that lives.
+
+    Before the track is delivered there is none: its owner may wait for a slot for any time, as a
+    job of this session may. From then on the follower needs no option of the owner's to end.
+
+    Args:
+        seconds: From delivery to acceptance, and from acceptance to the end; ``None`` for no limit.
+
+    Attributes:
+        scope: Cancelled when the deadline has passed.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self.scope = anyio.CancelScope()
+        self._seconds = seconds
+        self._is_accepted = False
+
+    def observe(self, record: JobRecord) -> None:
+        """Start the time when a record is seen delivered, and again when it is seen accepted."""
+        if not records.was_delivered(record):
+            self.scope.deadline = math.inf  # a 429 may have sent it back
+        elif self._seconds is not None:
+            is_accepted = record.task_id is not None
+            if self.scope.deadline == math.inf or is_accepted != self._is_accepted:
+                self.scope.deadline = anyio.current_time() + self._seconds
+            self._is_accepted = is_accepted
+
+
+Follow = Callable[[Job, _Deadline], Awaitable[None]]
 
 
 class Following:
@@ -140,14 +171,12 @@ class Following:
     async def _limited(
         self, job: Job, record_id: str, scope: anyio.CancelScope, follow: Follow
     ) -> None:
-        """Follow until the job has ended here, is resumed here, or its deadline has passed.
-
-        The deadline counts once the job is seen to be accepted: its owner may wait for a slot.
-        """
+        """Follow until the job has ended here, is resumed here, or its deadline has passed."""
+        deadline = _Deadline(job.deadline)
         try:
-            with scope, anyio.CancelScope() as limit:
-                await follow(job, limit)
-            if limit.cancelled_caught:
+            with scope, deadline.scope:
+                await follow(job, deadline)
+            if deadline.scope.cancelled_caught:
                 found = await self._context.store.find(record_id)
                 overdue = _make_overdue_error(job, None if found is None else found.task_id)
                 self._jobs.apply(job, Trigger.DETACHED, outcome=overdue)
@@ -155,7 +184,7 @@ class Following:
             if self._scopes.get(job.id) is scope:
                 del self._scopes[job.id]
 
-    async def _watch_owner(self, job: Job, limit: anyio.CancelScope) -> None:
+    async def _watch_owner(self, job: Job, deadline: _Deadline) -> None:
         """Show what the record says, until it has ended or its claim is free."""
         store, record_id = self._context.store, job.record.id
         scope = self._scopes[job.id]
@@ -179,13 +208,13 @@ class Following:
                 self.resume(job, found, claim)
             else:
                 self._jobs.mirror(job, found)
-                _begin_deadline(job, found, limit)
+                deadline.observe(found)
                 await anyio.sleep(OWNER_POLL_INTERVAL)
                 continue
             return
 
     async def _follow_owner(
-        self, job: Job, limit: anyio.CancelScope, record: JobRecord, claim: Claim | None
+        self, job: Job, deadline: _Deadline, record: JobRecord, claim: Claim | None
     ) -> None:
         """Wait until the job is over, or its claim is free."""
         store = self._context.store
@@ -194,9 +223,9 @@ class Following:
                 error = ExtractionFailedError(record.error or "It failed.", task_id=record.task_id)
                 self._jobs.apply(job, Trigger.EXTRACTION_FAILED, outcome=error)
                 return
-            _begin_deadline(job, record, limit)
             primary = self._jobs.find(record.id)
-            if primary is None:
+            if primary is None:  # else it has a deadline of its own here
+                deadline.observe(record)
                 await anyio.sleep(OWNER_POLL_INTERVAL)
             elif await self._copy_outcome(job, primary):
                 return
@@ -264,11 +293,6 @@ def make_outcome(record: JobRecord) -> Extraction | MusicGPTError | None:
 
 def _drop(claim: Claim, _: Exception) -> None:
     claim.drop()
-
-
-def _begin_deadline(job: Job, record: JobRecord, limit: anyio.CancelScope) -> None:
-    if record.task_id is not None and job.deadline is not None:
-        limit.deadline = min(limit.deadline, anyio.current_time() + job.deadline)
 
 
 def make_taken_over_error(job: Job) -> JobDetachedError:

@@ -115,6 +115,25 @@ async def test_a_follower_has_its_own_deadline(
         assert len(vendor.submissions) == 1
 
 
+async def test_a_follower_ends_though_the_owner_gets_no_response(
+    connect: Any, make_track: Any, tmp_path: Path, read_records: Any
+) -> None:
+    """A track that another process has delivered, and waits for, is overdue by our own deadline."""
+    song, path = make_track(), tmp_path / "journal.db"
+    faults = [Fault("submit", "stall_answer", times=None)]
+    async with Emulator(seconds=0.1, separate=False, faults=faults) as vendor:
+        owner = await connect(vendor, journal=path, deadline=None).start()
+        owner.submit(song)
+        await read_records(path, once=lambda record: record.sent_at)
+        follower = await connect(vendor, journal=path, deadline=1.0).start()
+        job = follower.submit(song)
+        with pytest.raises(DeadlineError, match="Another process has not finished"):
+            await job
+        assert sum(each.method == "POST" for each in vendor.requests) == 1
+        await follower.aclose(drain=False)
+        await owner.aclose(drain=False)
+
+
 async def test_a_followers_deadline_counts_from_acceptance(
     connect: Any, make_track: Any, tmp_path: Path, read_records: Any
 ) -> None:
