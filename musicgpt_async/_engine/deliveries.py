@@ -61,8 +61,7 @@ class Deliveries:
         self._event_bus = event_bus
         self._supervisor = supervisor
         self._consumer = None if receiver is None else Consumer(receiver._queue)
-        self._subscribed: dict[str, Job] = {}  # by token
-        self._tokens: dict[str, str] = {}  # by their public part
+        self._subscribed: dict[str, Job] = {}  # by the public part of their tokens
         self._unread: set[str] = set()  # public parts for which older deliveries may be kept
         self._collecting = Wakeup()
         self._forwarding = 0  # deliveries that are being saved for other processes
@@ -86,12 +85,12 @@ class Deliveries:
         if self._receiver is None or self._consumer is None or not self._store.may_write(job):
             return None
         token = job.record.token or self._receiver._token_for(job.id, self._secret)
-        if token not in self._subscribed:
+        public = public_part(token)
+        if public not in self._subscribed:
             self._consumer.subscribe(token)
-            self._subscribed[token] = job
-            self._tokens[public_part(token)] = token
+            self._subscribed[public] = job
             if job.record.token is not None:  # it is resumed, so a delivery may have arrived before
-                self._unread.add(public_part(token))
+                self._unread.add(public)
             self._collecting.set()
             self._jobs.update(job, save=False, token=token)
         return self._receiver._url_for(token)
@@ -125,9 +124,9 @@ class Deliveries:
         """Unsubscribe a job that has ended."""
         if Effect.END in effects and job.record.token is not None:
             self._hints.pop(job.id, None)
-            if self._subscribed.get(job.record.token) is job and self._consumer is not None:
-                del self._subscribed[job.record.token]
-                self._tokens.pop(public_part(job.record.token), None)
+            public = public_part(job.record.token)
+            if self._subscribed.get(public) is job and self._consumer is not None:
+                del self._subscribed[public]
                 self._consumer.unsubscribe(job.record.token, is_over=job.record.state in _OVER)
 
     async def run(self) -> None:
@@ -156,7 +155,7 @@ class Deliveries:
             try:
                 if last is None:
                     last = await journal._forwarding.find_last()
-                    self._unread.update(self._tokens)
+                    self._unread.update(self._subscribed)
                 last = await self._collect_after(journal, last)
             except JournalError as error:
                 _log.debug("Webhooks of other processes could not be read: %s", error)
@@ -169,8 +168,8 @@ class Deliveries:
         newer = await journal._forwarding.read_after(last)
         self._unread -= unread
         for _, public, payload in [*found, *newer]:
-            if (token := self._tokens.get(public)) is not None:
-                self._start_dispatch(Delivery(token, payload, 0))
+            if public in self._subscribed:
+                self._start_dispatch(Delivery(public, payload, 0))
         if newer:
             last = newer[-1][0]
             self._collecting.set()  # there may be more
@@ -178,7 +177,7 @@ class Deliveries:
 
     def _on_notification(self, text: str) -> None:
         kind, _, public = text.partition(" ")
-        if not kind or (kind == DELIVERY and public in self._tokens):
+        if not kind or (kind == DELIVERY and public in self._subscribed):
             self._collecting.set()
 
     def close(self) -> None:
@@ -187,7 +186,7 @@ class Deliveries:
             self._consumer.close()
 
     async def _dispatch(self, delivery: Delivery) -> None:
-        job = self._subscribed.get(delivery.token)
+        job = self._subscribed.get(public_part(delivery.token))
         if job is not None:
             await self._take_hint(job, delivery)
         else:

@@ -80,9 +80,9 @@ class JobDownloads:
             DownloadError: A file is incomplete; the others are there.
         """
         target, store = job.primary or job, self.context.store
-        if not store.has_claim(target):
+        if target.claim is None:
             await store.reclaim(target)
-            if store.has_claim(target):  # while another process has it, each file is looked up
+            if target.claim is not None:  # while another process has it, each file is looked up
                 await self.merge_saved_files(target)
         with self._writing(target):
             absolute = Path(os.path.abspath(directory))  # noqa: ASYNC240, PTH100 - no IO, no ".."
@@ -258,7 +258,7 @@ class _JobDownload:
             if await self._is_there(planned):
                 return
             # While another process has the claim, that may have downloaded the file since.
-            if not self._context.store.has_claim(self._target):
+            if self._target.claim is None:
                 await self._downloads.merge_saved_files(self._target)
                 if await self._is_there(planned):
                     return

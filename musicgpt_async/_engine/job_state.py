@@ -10,6 +10,7 @@ import attrs
 from musicgpt_async.errors import MusicGPTError
 from musicgpt_async.events import Downloaded, Event, EventStream, Failed
 from musicgpt_async.job import Callback, ExtractionJob
+from musicgpt_async.journal import Claim
 from musicgpt_async.models import Extraction, JobRecord
 
 _E = TypeVar("_E", bound=Event)
@@ -48,6 +49,7 @@ class Job:
         handle: The public object.
         primary: The job of this session that writes the record for this one, too.
         is_response_due: Whether the response to its submit is on its way.
+        claim: The right to save its record, while it has that; the store's to change.
     """
 
     id: str
@@ -60,6 +62,7 @@ class Job:
     handle: ExtractionJob = attrs.field(init=False)
     primary: Job | None = None
     is_response_due: bool = False
+    claim: Claim | None = None
     downloading: DownloadStatus | None = None
     _changed: anyio.Event | None = None
     _callbacks: list[Callback] | None = None

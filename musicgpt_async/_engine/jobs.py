@@ -11,7 +11,7 @@ await whether the job has ended. A late response records what became known and h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -68,8 +68,10 @@ class Jobs:
         self._observers: tuple[Observer, ...] = ()
         self._live: dict[str, Job] = {}
         self._last_position = 0
-        self._ended: WeakValueDictionary[str, Job] = WeakValueDictionary()  # while referenced
-        self._remembered: dict[str, Job] = {}
+        # With a journal, only while referenced: the journal has the record.
+        self._ended: MutableMapping[str, Job] = (
+            {} if store.journal is None else WeakValueDictionary()
+        )
 
     def __len__(self) -> int:
         return len(self._live)
@@ -112,10 +114,8 @@ class Jobs:
 
     def _remember(self, job: Job) -> None:
         self._ended[job.id] = job
-        if self._store.journal is None:
-            self._remembered[job.id] = job
-            if len(self._remembered) > MAX_ENDED:
-                del self._remembered[next(iter(self._remembered))]
+        if self._store.journal is None and len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
 
     def find(self, record_id: str) -> Job | None:
         """Return the job of this session that writes a record."""
@@ -126,7 +126,7 @@ class Jobs:
             (
                 job
                 for job in self._live.values()
-                if job.record.id == record_id and self._store.has_claim(job)
+                if job.record.id == record_id and job.claim is not None
             ),
             None,
         )

@@ -28,6 +28,7 @@ from musicgpt_async.journal import Claim, ClaimLostError, Journal
 from musicgpt_async.models import JobRecord, JobState
 
 T = TypeVar("T")
+Write = Callable[[], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,21 @@ class _KeyClaim(Claim):
         self._by_key[self._fingerprint] = self._holder
 
 
+@attrs.define(eq=False)
+class _Unsaved:
+    """What one flush did not save.
+
+    Attributes:
+        lost: Jobs that another process has taken over.
+        jobs: Jobs to try again.
+        writes: Other writes to try again.
+    """
+
+    lost: list[Job] = attrs.field(factory=list)
+    jobs: dict[str, Job] = attrs.field(factory=dict)
+    writes: list[Write] = attrs.field(factory=list)
+
+
 class JobStore:
     """Saves jobs, at once or in the background.
 
@@ -65,12 +81,9 @@ class JobStore:
         self.journal = journal
         self.account = account
         self._dirty: dict[str, Job] = {}
-        self._failed: dict[str, Job] = {}
         self._by_key: dict[str, Job] = {}
-        self._claims: dict[Job, Claim] = {}  # a job that follows another handle's has none
         self._beside: dict[str, Work[None]] = {}
-        self._writes: list[Callable[[], Awaitable[None]]] = []
-        self._failed_writes: list[Callable[[], Awaitable[None]]] = []
+        self._writes: list[Write] = []
         self._is_failing = False  # logged once, not for each job and second
         self._flushing = anyio.Lock()
         self._wakeup = Wakeup()
@@ -79,16 +92,12 @@ class JobStore:
         """Save a job later, if a change asks for it."""
         if Effect.SAVE in effects:
             self.save_later(job)
-        if not self.has_claim(job):  # it will not be saved
+        if job.claim is None:  # it will not be saved
             self.forget_beside(job.record.id)
 
     def may_write(self, job: Job) -> bool:
         """Return whether a job is this session's to save, and to receive webhooks for."""
-        return self.journal is None or self.has_claim(job)
-
-    def has_claim(self, job: Job) -> bool:
-        """Return whether a job has the claim of its record."""
-        return job in self._claims
+        return self.journal is None or job.claim is not None
 
     async def add_or_get(
         self, job: Job, *, force: bool, retry_failed: bool = True, followed: str | None = None
@@ -149,7 +158,7 @@ class JobStore:
     def give_claim(self, job: Job, claim: Claim | None) -> None:
         """Let a job write its record; one that has ended meanwhile is saved as it ended."""
         if claim is not None:
-            self._claims[job] = claim
+            job.claim = claim
             if job.has_ended:
                 self.save_later(job)
 
@@ -167,7 +176,7 @@ class JobStore:
         if not self.may_write(job):
             claim = await self.claim(job.record.id)
             if claim is not None:  # of two downloads at once one has got it
-                self._claims[job] = claim
+                job.claim = claim
 
     async def save(self, job: Job) -> None:
         """Save a job and wait until it is durable.
@@ -177,8 +186,7 @@ class JobStore:
             JournalError: It could not be saved.
         """
         self._dirty.pop(job.record.id, None)
-        self._failed.pop(job.record.id, None)
-        claim, record = self._claims.get(job), job.record
+        claim, record = job.claim, job.record
         if self.journal is None or claim is None:
             return
         release = job.is_free
@@ -187,7 +195,7 @@ class JobStore:
         if beside is not None and self._beside.get(record.id) is beside:
             del self._beside[record.id]
         if release:
-            self._claims.pop(job, None)
+            job.claim = None
             # Meanwhile a download began, or there is more to save.
             if not job.is_free or record.id in self._dirty:
                 await self.reclaim(job)
@@ -201,12 +209,16 @@ class JobStore:
         try:
             await self.save(job)
         except JournalError:
-            self._retry(job)
+            self._dirty[job.record.id] = job
+            self._retry_soon()
             raise
+
+    def _retry_soon(self) -> None:
+        self._wakeup.set_at(anyio.current_time() + RETRY_INTERVAL)
 
     def save_later(self, job: Job) -> None:
         """Save a job in the background: its facts can be polled from MusicGPT again."""
-        if self.journal is not None and self.has_claim(job):
+        if self.journal is not None and job.claim is not None:
             self._dirty[job.record.id] = job
             self._wakeup.set()
 
@@ -218,7 +230,7 @@ class JobStore:
         """Remove the work that the next save of a record was to do: it is done, or outdated."""
         self._beside.pop(record_id, None)
 
-    def write_later(self, write: Callable[[], Awaitable[None]]) -> None:
+    def write_later(self, write: Write) -> None:
         """Write in the transaction that saves jobs next, and again if that fails."""
         self._writes.append(write)
         self._wakeup.set()
@@ -239,8 +251,6 @@ class JobStore:
 
     async def wait_due(self, until: float) -> None:
         """Wait until something is to be saved, or until a moment of the loop's clock."""
-        if self._failed or self._failed_writes:
-            until = min(until, anyio.current_time() + RETRY_INTERVAL)
         await self._wakeup.wait(until=until)
 
     async def renew(self, *, adopt: bool) -> list[tuple[JobRecord, Claim]]:
@@ -283,30 +293,34 @@ class JobStore:
         Returns:
             Jobs that another process has taken over.
         """
-        lost: list[Job] = []
+        unsaved = _Unsaved()
         async with self._flushing:  # what another flush is saving is saved when this returns
-            self._dirty, self._failed = {**self._failed, **self._dirty}, {}
-            self._writes, self._failed_writes = self._failed_writes + self._writes, []
-            while self._dirty or self._writes:
-                async with anyio.create_task_group() as saves:
-                    for job in tuple(self._dirty.values()):
-                        saves.start_soon(self._save, job, lost)
-                    writes, self._writes = self._writes, []
-                    for write in writes:
-                        saves.start_soon(self._write, write)
-        return lost
+            try:
+                while self._dirty or self._writes:
+                    async with anyio.create_task_group() as saves:
+                        for job in tuple(self._dirty.values()):
+                            saves.start_soon(self._save, job, unsaved)
+                        writes, self._writes = self._writes, []
+                        for write in writes:
+                            saves.start_soon(self._write, write, unsaved)
+            finally:
+                self._dirty = {**unsaved.jobs, **self._dirty}
+                self._writes = unsaved.writes + self._writes
+                if unsaved.jobs or unsaved.writes:
+                    self._retry_soon()
+        return unsaved.lost
 
-    async def _save(self, job: Job, lost: list[Job]) -> None:
+    async def _save(self, job: Job, unsaved: _Unsaved) -> None:
         try:
             await self.save(job)
         except ClaimLostError as error:
             self._log_failure(job.title, error)
-            self._claims.pop(job, None)
-            lost.append(job)
+            job.claim = None
+            unsaved.lost.append(job)
             await self._hand_over(job)
         except JournalError as error:
             self._log_failure(job.title, error)
-            self._retry(job)
+            unsaved.jobs[job.record.id] = job
         else:
             self._is_failing = False
 
@@ -318,19 +332,15 @@ class JobStore:
             except JournalError as error:
                 _log.error("The task of %s was not handed over: %s", job.title, error)
 
-    async def _write(self, write: Callable[[], Awaitable[None]]) -> None:
+    async def _write(self, write: Write, unsaved: _Unsaved) -> None:
         try:
             await write()
         except asyncio.CancelledError:  # perhaps by code that cancels all tasks: the write is kept
-            self._retry_write(write)
+            unsaved.writes.append(write)
             raise
         except JournalError as error:
             self._log_failure("What limits the account", error)
-            self._retry_write(write)
-
-    def _retry_write(self, write: Callable[[], Awaitable[None]]) -> None:
-        self._failed_writes.append(write)
-        self._wakeup.set_at(anyio.current_time() + RETRY_INTERVAL)
+            unsaved.writes.append(write)
 
     def _log_failure(self, what: str, error: JournalError) -> None:
         # No traceback: its frames hold webhook tokens.
@@ -338,12 +348,9 @@ class JobStore:
         _log.log(level, "%s was not written to the journal: %s", what, error)
         self._is_failing = True
 
-    def _retry(self, job: Job) -> None:
-        self._failed[job.record.id] = job
-        self._wakeup.set_at(anyio.current_time() + RETRY_INTERVAL)
-
     def drop_claims(self) -> None:
         """Let other sessions of this process have the jobs that could not be saved."""
-        for job in (*self._dirty.values(), *self._failed.values()):
-            if (claim := self._claims.pop(job, None)) is not None:
-                claim.drop()
+        for job in self._dirty.values():
+            if job.claim is not None:
+                job.claim.drop()
+                job.claim = None
