@@ -120,26 +120,32 @@ async def test_the_next_body_is_there_when_its_slot_is(tmp_path: Path) -> None:
     assert sum(there > 0.9 * SIZE for there in vendor.ahead[1:5]) >= 3
 
 
+async def wait_until_held(vendor: SlowVendor, count: int) -> None:
+    """Wait until all but the end of so many bodies is there."""
+    with anyio.fail_after(60):
+        while len(vendor.received) < count or min(vendor.received) < 0.9 * SIZE:
+            await anyio.sleep(0.005)
+
+
 @pytest.mark.parametrize("how", ["detach", "402"])
 async def test_a_held_body_is_never_delivered(how: str, tmp_path: Path) -> None:
     """Detached, or after a 402 of another track, a body that is held stays without its end."""
-    vendor = SlowVendor()
+    vendor = SlowVendor(parallel=2, seconds=math.inf)
     async with session_with(vendor) as session:
         jobs = [session.submit(path) for path in write_tracks(tmp_path, 4)]
-        await jobs[1].accepted()
-        with anyio.fail_after(60):
-            while len(vendor.received) < 3 or vendor.received[2] < 0.9 * SIZE:
-                await anyio.sleep(0.005)
+        await wait_until_held(vendor, 4)
         if how == "402":
             vendor.refuse_with = 402
         else:
             for job in jobs[2:]:
                 job.cancel()
+        vendor.finish(0)  # the slot that the third track has waited for
         for job in jobs[2:]:
             with pytest.raises(MusicGPTError) as raised:
                 await job
             if how == "402" and job is jobs[3]:
                 assert isinstance(raised.value, CreditLimitError)
+        vendor.finish(1)
     assert vendor.whole == (3 if how == "402" else 2)
 
 
@@ -203,9 +209,8 @@ async def test_a_job_that_was_sent_back_goes_before_a_held_body(tmp_path: Path) 
     vendor = SlowVendor(parallel=2, seconds=math.inf)
     async with session_with(vendor) as session:
         jobs = [session.submit(path) for path in write_tracks(tmp_path, 4)]
+        await wait_until_held(vendor, 4)
         with anyio.fail_after(60):
-            while len(vendor.received) < 4 or min(vendor.received) < 0.9 * SIZE:
-                await anyio.sleep(0.005)
             vendor.parallel = 1  # another program uses the account now
             vendor.finish(0)
             while not vendor.refused or jobs[2].state is not JobState.QUEUED:
