@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from musicgpt_async import (
-    AuthenticationError,
-    DeadlineError,
-    ExtractionJob,
-    MusicGPTError,
-    Outcome,
-    SubmissionUnknownError,
-)
+from musicgpt_async import DeadlineError, ExtractionJob, MusicGPTError, Outcome
 from musicgpt_async._rules import filenames
 from musicgpt_async._rules.formats import describe_formats
+from musicgpt_async.cli.messages import for_shell
 from musicgpt_async.cli.progress import TrackProgress
+from musicgpt_async.cli.states import TrackState, state_of
 from musicgpt_async.cli.text import count, credit, plain, span
 from musicgpt_async.cli.track_json import describe_outcome
 from musicgpt_async.models import JobRecord
@@ -27,12 +23,9 @@ from musicgpt_async.models import JobRecord
 MAX_GROUPS = 12
 MAX_NAMES = 3
 
-# Advice of the command in place of the library's.
+# Advice of the command beside the library's.
 ADVICE: Mapping[type[MusicGPTError], str] = {
-    AuthenticationError: "The command reads the key from MUSICGPT_API_KEY.",
     DeadlineError: "Run the same command again to wait for it; --deadline S waits longer.",
-    SubmissionUnknownError: "If the dashboard shows it, `resume --found JOB_ID=TASK_ID` "
-    "downloads it (`jobs` shows the ids); if not, --force submits it again.",
 }
 
 
@@ -66,6 +59,12 @@ def as_json(outcome: Outcome) -> str:
     return describe_outcome(outcome, record, files(outcome)).encode()
 
 
+def state_of_failure(outcome: Outcome) -> TrackState:
+    """Return the state of a track with an error: what is said of it decides what to do next."""
+    state = state_of(record_of(outcome.job)) if outcome.job else TrackState.FAILED
+    return state if state in (TrackState.UNKNOWN, TrackState.PROCESSING) else TrackState.FAILED
+
+
 def as_line(outcome: Outcome, name: str) -> str:
     """Return one line for people.
 
@@ -74,8 +73,8 @@ def as_line(outcome: Outcome, name: str) -> str:
         name: The track's name for people.
     """
     if outcome.error is not None:
-        words = plain(outcome.error.message)
-        return f"failed  {words}" if name in words else f"failed  {name}: {words}"
+        words, state = for_shell(outcome.error.message), state_of_failure(outcome)
+        return f"{state:<7} {words}" if name in words else f"{state:<7} {name}: {words}"
     there = files(outcome)
     parts = [count(sum(map(len, there.values())), "file"), describe_formats(there)]
     if outcome.extraction and outcome.extraction.cost is not None:
@@ -102,7 +101,7 @@ class Summary:
         began: Seconds since the epoch.
         done: Tracks whose stems are on disk.
         earlier: Those of them that an earlier run had submitted.
-        failed: Tracks that failed.
+        failed: Tracks that ended in an error.
         charged: Credits for tracks that this run submitted.
         charged_earlier: Credits for those that an earlier run had submitted.
         compared: Estimate and charge of the tracks of this run that have both.
@@ -117,6 +116,7 @@ class Summary:
     charged_earlier: float = 0.0
     compared: tuple[float, float] = (0.0, 0.0)
     _groups: dict[Any, _Group] = attrs.field(factory=dict)
+    _states: Counter[TrackState] = attrs.field(factory=Counter)  # of those in `failed`
 
     @property
     def ended(self) -> int:
@@ -135,6 +135,7 @@ class Summary:
             self._compare(outcome)
         if outcome.error is not None:
             self.failed += 1
+            self._states[state_of_failure(outcome)] += 1
             self._group(outcome.error, title(outcome))
         else:
             self.done += 1
@@ -152,7 +153,7 @@ class Summary:
         if key not in self._groups and len(self._groups) >= MAX_GROUPS:
             key = (MusicGPTError, None, "and others")
         advice = next((words for kind, words in ADVICE.items() if isinstance(error, kind)), None)
-        group = self._groups.setdefault(key, _Group(plain(error.message), advice))
+        group = self._groups.setdefault(key, _Group(for_shell(error.message), advice))
         group.number += 1
         if len(group.tracks) < MAX_NAMES:
             group.tracks.append(track)
@@ -166,7 +167,8 @@ class Summary:
         """
         found = [f"{count(self.done, 'track')} done in {span(seconds)}{self._format_earlier()}"]
         if self.failed:
-            found.append(f"{count(self.failed, 'track')} failed:")
+            states = self._states.most_common()
+            found.append(", ".join(f"{count(n, 'track')} {state}" for state, n in states) + ":")
             groups = sorted(self._groups.values(), key=lambda group: -group.number)
             found += [line for group in groups for line in _format_group(group)]
         if left := self.total - self.ended:

@@ -41,6 +41,7 @@ from musicgpt_async._rules.records import was_delivered
 from musicgpt_async.cli import output, streams
 from musicgpt_async.cli.display import make_screen
 from musicgpt_async.cli.interrupts import Interrupts
+from musicgpt_async.cli.messages import for_shell
 from musicgpt_async.cli.namesakes import Namesakes
 from musicgpt_async.cli.poll_usage import PollUsage
 from musicgpt_async.cli.progress import ProgressModel
@@ -223,7 +224,8 @@ class Run:
             return
         reason = output.reason_of(outcome)
         if reason == self._last_reason:
-            line = f"failed  {self._namesakes.name(title, source)} (same reason)"
+            state = output.state_of_failure(outcome)
+            line = f"{state:<7} {self._namesakes.name(title, source)} (same reason)"
         self._last_reason = reason
         # The summary says in one line what stopped a thousand tracks.
         is_reported = self.should_stop and isinstance(outcome.error, FATAL_ERRORS)
@@ -269,9 +271,9 @@ class Run:
             self._screen.say(_format_rejection(self._rejection), "red")
             return
         if self._rejection is not None:  # the first refusals were held back
-            self._screen.say(f"failed  {plain(self._rejection.message)}", "red")
+            self._screen.say(f"failed  {for_shell(self._rejection.message)}", "red")
         if self._failure is not None and not getattr(self._failure, "is_closed", False):
-            self._screen.say(plain(str(self._failure)), "red")
+            self._screen.say(for_shell(str(self._failure)), "red")
         seconds = time.time() - self.summary.began
         if self.summary.total:
             for line in self.summary.lines(seconds=seconds, estimated=session.credits_estimated):

@@ -16,10 +16,11 @@ from musicgpt_async import MusicGPTError, MusicGPTSession, Outcome
 from musicgpt_async._rules.formats import DEFAULT_FORMAT
 from musicgpt_async._rules.retrying import backoff
 from musicgpt_async.cli import output, streams
+from musicgpt_async.cli.messages import for_shell
 from musicgpt_async.cli.run import FATAL_ERRORS, Run
 from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.task_database import describe_failure, open_app
-from musicgpt_async.cli.text import count, plain, span
+from musicgpt_async.cli.text import count, span
 
 if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectSendStream
@@ -106,7 +107,7 @@ def _report(
     elif outcome.error is None or delay is None:
         send.send_nowait(outcome)
     else:
-        words = plain(outcome.error.message)
+        words = for_shell(outcome.error.message)
         run.say(f"again   {output.title(outcome)} in {span(delay)}: {words}", "yellow")
 
 

@@ -14,6 +14,7 @@ from string import Template
 import attrs
 
 from musicgpt_async._version import __version__
+from musicgpt_async.cli.messages import for_shell
 from musicgpt_async.cli.report.markup import Markup, element, join
 from musicgpt_async.cli.report.track_card import track_card, when
 from musicgpt_async.cli.report.tracks import LeftOut, ReportTrack, TrackStatus
@@ -197,7 +198,7 @@ def _seconds_of(track: ReportTrack, waveforms: Waveforms) -> float:
 def _reason_of(track: ReportTrack) -> str:
     """Return why a track failed, the same for all that failed alike."""
     record = track.record
-    reason = (record and record.error) or "No reason is known."
+    reason = for_shell(record.error) if record and record.error else "No reason is known."
     if record is not None:
         own = (record.source, Path(record.source).name, track.title, record.task_id, record.id)
         for name in sorted(filter(None, own), key=len, reverse=True):

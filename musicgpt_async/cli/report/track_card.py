@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from musicgpt_async.cli.messages import for_shell
 from musicgpt_async.cli.report.markup import Markup, element, join
 from musicgpt_async.cli.report.tracks import SONG, WHOLES, ReportTrack, TrackStatus
 from musicgpt_async.cli.report.waveforms import Waveform, top_of
@@ -41,7 +42,7 @@ def track_card(
     sounds = list(_sounds(track, waveforms, directory, is_playable=is_playable))
     transport = _transport(track, seconds) if is_playable else None
     title = f"t{number}"
-    error = track.record.error if track.record and track.outcome is not TrackStatus.DONE else None
+    error = _error_of(track)
     return element(
         "article",
         element(
@@ -275,7 +276,13 @@ def _credits(record: JobRecord) -> Iterator[str]:
 
 
 def _ending(record: JobRecord) -> str:
-    return record.error or state_of(record).capitalize()
+    return for_shell(record.error) if record.error else state_of(record).capitalize()
+
+
+def _error_of(track: ReportTrack) -> str | None:
+    if track.record is None or not track.record.error or track.outcome is TrackStatus.DONE:
+        return None
+    return for_shell(track.record.error)
 
 
 def _moment(moment: float | None, before: float | None = None) -> str | None:
