@@ -84,17 +84,21 @@ async def test_jobs_tells_what_the_journal_holds(open_vendor: Any) -> None:
 
 @pytest.mark.anyio
 async def test_resume_takes_up_a_lost_track_with_the_task_that_was_found(open_vendor: Any) -> None:
-    """An unknown track is shown with its id; `--found ID=TASK` resumes it, and pays nothing."""
+    """An unknown track is shown with its id and the command that resumes it, for nothing."""
     async with open_vendor(seconds=0.1, listing=False) as (vendor, shell):
         vendor.script(Fault("submit", "drop_before_answer"))
         lost = await shell.run("extract", shell.track("song.wav"), "--out", "o", "-s", "bass")
         assert lost.code == 1
-        assert "resume --found JOB_ID=TASK_ID" in lost.err
+        assert re.search("^unknown song was sent whole", lost.err, re.MULTILINE)
+        assert "1 track unknown:" in lost.err
         (job,) = (await shell.run("jobs", "--out", "o", "--json")).tracks
         assert job["state"] == "unknown"
-        assert job["id"] in lost.err
         jobs = await shell.run("jobs", "--out", "o")
-        assert job["id"] in jobs.out
+        assert "1 track" in jobs.err
+        for said in (lost.err, jobs.out):
+            assert f"`resume --found {job['id']}=TASK_ID` downloads it" in said
+            assert "--force submits it again" in said
+            assert "session." not in said
         assert "1 track not finished; to resume them: musicgpt-async resume --out o" in jobs.err
         (submission,) = vendor.submissions
         wrong, found = f"nobody={submission.task_id}", f"{job['id']}={submission.task_id}"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 
 import anyio.to_thread
 
 from musicgpt_async import Journal
-from musicgpt_async._rules import filenames
 from musicgpt_async._rules.records import is_unfinished, was_delivered
 from musicgpt_async.cli import streams
+from musicgpt_async.cli.attempts import Overview
 from musicgpt_async.cli.commands.task_list import show_tasks
 from musicgpt_async.cli.journals import require_journal
+from musicgpt_async.cli.messages import for_shell
 from musicgpt_async.cli.settings import Settings
 from musicgpt_async.cli.states import TrackState, state_of
 from musicgpt_async.cli.text import count, plain
@@ -33,6 +35,8 @@ EXPLAINED = (TrackState.FAILED, TrackState.UNKNOWN)
 async def show(settings: Settings, *, only_failed: bool = False) -> int:
     """Print the jobs of a journal; return the exit code.
 
+    The table leaves out an attempt that cost nothing if its track was submitted again later.
+
     Args:
         settings: The command's options.
         only_failed: Whether to show only tracks that failed or whose response was lost.
@@ -44,11 +48,16 @@ async def show(settings: Settings, *, only_failed: bool = False) -> int:
     await anyio.to_thread.run_sync(require_journal, settings)
     async with Journal(settings.journal_place) as journal:
         owners = await journal._owners()
-        write_job = _choose_format(settings)
+        overview = None
+        if not settings.json:
+            overview = Overview()
+            await overview.read(journal.records())
+        write_job = _choose_format(overview)
         left = 0
         async for record in journal.records():
             lease = owners.get(record.id)
-            if not only_failed or state_of(record) in EXPLAINED:
+            is_shown = overview is None or not overview.is_outdated(record)
+            if is_shown and (not only_failed or state_of(record) in EXPLAINED):
                 write_job(record, lease)
             left += is_unfinished(record) and not (lease and lease.is_live)
     if left and not settings.json:
@@ -59,9 +68,9 @@ async def show(settings: Settings, *, only_failed: bool = False) -> int:
     return 0
 
 
-def _choose_format(settings: Settings) -> Callable[[JobRecord, Lease | None], None]:
-    """Return what writes a job; a table begins with its header."""
-    if settings.json:
+def _choose_format(overview: Overview | None) -> Callable[[JobRecord, Lease | None], None]:
+    """Return what writes a job as JSON, or as a line of a table, which begins with its header."""
+    if overview is None:
         return lambda record, lease: streams.write_result(
             describe_record(record, in_work=_is_in_work(lease)).encode()
         )
@@ -69,36 +78,38 @@ def _choose_format(settings: Settings) -> Callable[[JobRecord, Lease | None], No
     streams.write_result(_columns(("STATE", "TASK", "CREDITS", "FILES", "TRACK"), width))
 
     def write_lines(record: JobRecord, lease: Lease | None) -> None:
-        for line in format_lines(record, lease, width):
+        for line in format_lines(record, lease, width, name=overview.name(record)):
             streams.write_result(line)
 
     return write_lines
 
 
-def format_lines(record: JobRecord, lease: Lease | None, width: int | None) -> Iterator[str]:
+def format_lines(
+    record: JobRecord, lease: Lease | None, width: int | None, *, name: str
+) -> Iterator[str]:
     """Yield a job as lines of the table.
 
     Args:
         record: The job.
         lease: Who works on it.
         width: Columns of the terminal, whose lines are kept short; ``None`` for one line a job.
+        name: The track's name for people.
     """
     state = state_of(record)
     cost = record.credit_estimate if record.cost is None else record.cost
     credits_ = "" if cost is None else f"{'~' if record.cost is None else ''}{cost:g}"
-    track = record.label or filenames.name_of(record.source) or record.id
     busy = "  (in work)" if _is_in_work(lease) else ""
-    reason = record.error if state in EXPLAINED else None
+    reason = for_shell(record.error) if record.error and state in EXPLAINED else None
     task = record.task_id or (f"job {record.id}" if was_delivered(record) else "-")
     suffix = f": {reason}" if reason and width is None else ""
-    values = (str(state), task, credits_, str(len(record.files)), plain(f"{track}{busy}{suffix}"))
+    values = (str(state), task, credits_, str(len(record.files)), f"{name}{busy}{suffix}")
     yield _columns(values, width)
     if width is None:
         return
     if record.task_id is None and was_delivered(record):
         yield f"  job {record.id}"  # for `resume --found`
     if reason:
-        yield f"  {plain(reason)}"
+        yield from textwrap.wrap(reason, width, initial_indent="  ", subsequent_indent="  ")
 
 
 def _is_in_work(lease: Lease | None) -> bool:

@@ -14,6 +14,7 @@ import attrs
 
 from musicgpt_async import JobState, Stem
 from musicgpt_async._rules.records import is_unfinished
+from musicgpt_async.cli.attempts import track_key
 from musicgpt_async.cli.sources import is_audio, is_url
 from musicgpt_async.cli.track_json import title_of
 from musicgpt_async.models import JobRecord
@@ -154,7 +155,7 @@ class Attempts:
 
     def add(self, record: JobRecord) -> None:
         """Add a record; the oldest come first."""
-        key = _track_key(record)
+        key = track_key(record)
         attempts = self._kept.pop(key, [])
         self._kept[key] = [*attempts, record]  # again at the end
         self.left_out.remove_track(key)
@@ -176,14 +177,6 @@ class Attempts:
             directory: Current directory of the journal; it may have been moved.
         """
         return [_of_attempts(each, directory) for each in self._kept.values()]
-
-
-def _track_key(record: JobRecord) -> Hashable:
-    """Return what all attempts at the same track with the same options have in common."""
-    if not record.source:
-        return record.fingerprint
-    options = (frozenset(record.stems), frozenset(record.preprocessing), record.eco_mode)
-    return (record.source, *options)
 
 
 def _of_attempts(records: Sequence[JobRecord], directory: Path) -> ReportTrack:
