@@ -86,10 +86,11 @@ def describe_record(record: JobRecord, *, in_work: bool) -> TrackJSON:
     for file in record.files:
         files.setdefault(file.stem, {})[file.format] = file.path
     state = state_of(record)
+    is_done = state is TrackState.DONE
     return TrackJSON(
         track=title_of(record),
         source=record.source,
-        ok=state is TrackState.DONE,
+        ok=is_done,
         state=state,
         id=record.id,
         task_id=record.task_id,
@@ -108,7 +109,7 @@ def describe_record(record: JobRecord, *, in_work: bool) -> TrackJSON:
         created=_format_time(record.created_at or None),
         accepted=_format_time(record.accepted_at),
         in_work=in_work,
-        error=describe_error(None, record.error) if record.error else None,
+        error=describe_error(None, record.error) if record.error and not is_done else None,
     )
 
 

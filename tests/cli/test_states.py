@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from musicgpt_async.cli.states import TrackState, state_of
+from musicgpt_async.cli.track_json import describe_record
 from musicgpt_async.models import JobRecord, JobState, StemFile, StemLinks
 
 DOWNLOADED = (StemFile(stem="bass", format="mp3", path="/o/a.mp3", size=1, sha256=""),)
@@ -33,3 +34,11 @@ def test_the_state_says_what_is_left_to_do(facts: dict[str, object], state: Trac
 def test_every_state_has_a_word(state: JobState) -> None:
     """No state of a job is without a word for people."""
     assert state_of(JobRecord(id="1", fingerprint="f", source="a.wav", state=state)) in TrackState
+
+
+def test_a_track_that_is_done_has_no_error() -> None:
+    """What once stopped it, such as a Ctrl-C, is over: programs that read JSON see no failure."""
+    done = JobRecord(
+        id="1", fingerprint="f", source="a.wav", state=JobState.COMPLETED, error="It was detached."
+    )
+    assert describe_record(done, in_work=False).error is None
