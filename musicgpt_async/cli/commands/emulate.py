@@ -61,7 +61,12 @@ async def emulate(settings: EmulatorSettings) -> int:
                 faults=scripted,
             )
             await emulator.__aenter__()
-        except (ImportError, OSError) as error:
+        except ImportError as error:
+            raise UsageError(
+                "The emulator needs numpy and soundfile to separate tracks: "
+                'pip install "musicgpt-async[emulator]". Without them, --pretend makes quick noise.'
+            ) from error
+        except OSError as error:
             raise UsageError(f"The emulator cannot run: {error}") from error
         try:
             streams.write_result(f"export MUSICGPT_BASE_URL={shlex.quote(emulator.base_url)}")

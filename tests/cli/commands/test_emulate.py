@@ -93,3 +93,15 @@ def test_a_fault_that_does_not_exist_is_refused(
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+async def test_without_its_extra_it_names_it_and_the_option(shell: Any) -> None:
+    """A user of the shell reads what to install, and the option that does without."""
+    missing = shell.directory / "missing"
+    missing.mkdir()
+    (missing / "soundfile.py").write_text("raise ModuleNotFoundError(name='soundfile')")
+    ended = await shell.run("emulate", PYTHONPATH=str(missing))
+    assert (ended.code, ended.out) == (2, "")
+    assert 'pip install "musicgpt-async[emulator]"' in ended.err
+    assert "--pretend" in ended.err
+    assert "Emulator(" not in ended.err
