@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import unicodedata
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable
 from concurrent.futures import Executor
@@ -41,6 +42,7 @@ All but paths and URLs can have a name: ``("song.mp3", data)``.
 """
 
 DEFAULT_NAME = "audio"  # file name of a source that has none
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)  # "C://" is a drive
 
 
 @attrs.frozen
@@ -73,10 +75,8 @@ def parse_source(source: AudioSource, *, label: str | None = None) -> Track:
     Raises:
         InvalidOptionError: The source has a type or a URL that cannot be submitted.
     """
-    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-        if not _is_printable(source):
-            raise InvalidOptionError(f"{source[:200]!r} is not a URL (it has a control character).")
-        return Track(_name_from_url(source), source, None)
+    if isinstance(source, str) and (scheme := _SCHEME.match(source)):
+        return _parse_url(source, scheme[1].lower())
     if isinstance(source, (str, os.PathLike)):
         plain = os.fsdecode(source)
         path = Path(os.path.abspath(plain))  # noqa: PTH100 - Path.absolute() keeps the ".."
@@ -98,6 +98,16 @@ def parse_source(source: AudioSource, *, label: str | None = None) -> Track:
     if name is None:
         name = _find_name(content) or label or DEFAULT_NAME
     return Track(PurePath(name).name or DEFAULT_NAME, "", content)
+
+
+def _parse_url(source: str, scheme: str) -> Track:
+    if scheme not in ("http", "https"):
+        raise InvalidOptionError(
+            f"{source[:200]!r} cannot be submitted: MusicGPT downloads http and https URLs only."
+        )
+    if not _is_printable(source):
+        raise InvalidOptionError(f"{source[:200]!r} is not a URL (it has a control character).")
+    return Track(_name_from_url(source), source, None)
 
 
 def _cannot_submit(source: object) -> InvalidOptionError:

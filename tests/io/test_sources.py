@@ -279,8 +279,11 @@ def test_a_track_is_named_after_its_source(
     assert ".." not in track.location
 
 
-@pytest.mark.parametrize("source", [None, 3, ["a.wav"], ("a.wav", 3), (1, b"x"), ("a", "b"), {}])
+@pytest.mark.parametrize(
+    "source",
+    [None, 3, ["a.wav"], ("a.wav", 3), (1, b"x"), ("a", "b"), {}, "ftp://example.org/a.wav"],
+)
 def test_what_cannot_be_sent_is_refused_at_once(source: Any) -> None:
-    """A wrong type is named, and what would be right."""
+    """A wrong type or scheme is named, and what would be right."""
     with pytest.raises(InvalidOptionError, match="cannot be submitted"):
         parse_source(source)
