@@ -418,7 +418,7 @@ class Runtime(Lifetime):
 
 
 def _describe_missing(job_id: str, journal: Journal | None) -> str:
-    where = "this session" if journal is None else f"{journal!r}"
+    where = "this session" if journal is None else "the journal"
     advice = " Give the session a journal= to find jobs after a restart." if journal is None else ""
     return f"There is no job {job_id[:80]!r} in {where}; MusicGPT was not asked.{advice}"
 
