@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=POSTGRES[-1:])
+@pytest.fixture(params=POSTGRES)
 def server(
     request: pytest.FixtureRequest, postgres_servers: PostgresServers
 ) -> Iterator[PostgresServer]:
-    """A server of the newest version for this test alone."""
+    """A server of each version for this test alone."""
     server = postgres_servers.start(request.param)
     yield server
     server.remove()
 
 
-@pytest.fixture(params=POSTGRES[-1:])
+@pytest.fixture(params=POSTGRES)
 async def proxy(
     request: pytest.FixtureRequest, postgres_servers: PostgresServers
 ) -> AsyncIterator[Proxy]:
-    """A proxy before an empty database of the newest version."""
+    """A proxy before an empty database of each version."""
     with postgres_servers.shared(request.param).database() as url:
         async with proxied(url) as proxy:
             yield proxy
