@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import groupby
 from typing import Any
@@ -18,6 +18,7 @@ from musicgpt_async import (
     DownloadError,
     ExtractionFailedError,
     InsufficientCreditsError,
+    JournalError,
     MusicGPTError,
     ProtocolError,
     SubmissionUnknownError,
@@ -25,7 +26,7 @@ from musicgpt_async import (
     TransportTimeoutError,
     ValidationError,
 )
-from musicgpt_async.emulator import Fault, FaultContext
+from musicgpt_async.emulator import Emulator, Fault, FaultContext
 
 # More than the buffers of two sockets hold, so that the end of a track cannot slip out unread.
 LONG = 24 << 20
@@ -69,8 +70,42 @@ class Case:
     @property
     def row(self) -> str:
         """The case as a row of the table."""
-        ends = f"{self.gets}: `{self.error.__name__}`" if self.error else self.gets
-        return f"| {self.what} | {self.submissions} | {ends} |"
+        return make_row(self)
+
+
+@attrs.frozen(kw_only=True)
+class Outage:
+    """A time for which the database of the journal is away, and its consequences.
+
+    Attributes:
+        what: The fault, as text.
+        gets: The result for the user, as text.
+        begins: Whether the moment has come at which the database goes away.
+        faults: The faults that the emulator injects.
+        is_killed: Whether the process is killed meanwhile; another one resumes its jobs.
+        submissions: Conversions that the emulator accepted, each of which is paid for.
+        error: The class of the error that the user gets, if any.
+    """
+
+    on: str = "Database"
+    what: str
+    gets: str
+    begins: Callable[[Emulator], object]
+    faults: tuple[Fault, ...] = ()
+    is_killed: bool = False
+    submissions: int = 1
+    error: type[MusicGPTError] | None = None
+
+    @property
+    def row(self) -> str:
+        """The case as a row of the table."""
+        return make_row(self)
+
+
+def make_row(case: Case | Outage) -> str:
+    """Return a case as a row of the table."""
+    ends = f"{case.gets}: `{case.error.__name__}`" if case.error else case.gets
+    return f"| {case.what} | {case.submissions} | {ends} |"
 
 
 def submit(what: str, gets: str, *faults: tuple[str, dict[str, Any]], **facts: Any) -> Case:
@@ -343,6 +378,53 @@ FILES = (
 
 CASES = (*SUBMITS, *LOOKS, *FILES)
 
+SLOW = {"seconds": 1.0}  # longer than the database has been away for when the response comes
+OUTAGES = (
+    Outage(
+        what="away before the submit",
+        gets="submitted when it is back; all stems complete",
+        begins=lambda _: True,
+    ),
+    Outage(
+        what="away when the submit is answered",
+        gets="saved when it is back; all stems complete",
+        begins=lambda vendor: vendor.submissions,
+        faults=(Fault("submit", "slow_answer", **SLOW),),
+    ),
+    Outage(
+        what="the same, and the process is killed",
+        gets="the next process finds the task in the account's listing; all stems complete",
+        begins=lambda vendor: vendor.submissions,
+        faults=(Fault("submit", "slow_answer", **SLOW),),
+        is_killed=True,
+    ),
+    Outage(
+        what="away while MusicGPT works on the track",
+        gets="polled again when it is back; all stems complete",
+        begins=lambda vendor: vendor.polls,
+    ),
+    Outage(
+        what="the same, and the process is killed",
+        gets="the next process continues; all stems complete",
+        begins=lambda vendor: vendor.polls,
+        is_killed=True,
+    ),
+    Outage(
+        what="away while the stems are downloaded",
+        gets=WHOLE,
+        begins=lambda vendor: any("/files" in each.path for each in vendor.requests),
+        faults=(Fault("file", "slow_answer", **SLOW),),
+    ),
+    Outage(
+        what="away when the session starts",
+        gets="fails at once, nothing was sent",
+        begins=lambda _: True,
+        submissions=0,
+        error=JournalError,
+    ),
+)
+ROWS = (*CASES, *OUTAGES)
+
 
 def markdown() -> str:
     """Return the table as the documentation's page of faults has it."""
@@ -350,7 +432,7 @@ def markdown() -> str:
 
 
 def _lines() -> Iterator[str]:
-    for on, cases in groupby(CASES, lambda case: case.on):
+    for on, cases in groupby(ROWS, lambda case: case.on):
         yield f"| {on}: what goes wrong | accepted submissions | what the user gets |"
         yield "| --- | --- | --- |"
         yield from (case.row for case in cases)
