@@ -69,8 +69,9 @@ async def test_a_restart_under_load_loses_nothing(server: PostgresServer) -> Non
             await anyio.to_thread.run_sync(server.restart, "immediate")
         await anyio.sleep(0.3)
         is_over = True
-        counts = [str(count) for count in await asyncio.gather(*workers)]
-        assert [record.label async for record in journal.records()] == counts
+        counts = await asyncio.gather(*workers)
+        saved = {record.id: record.label async for record in journal.records()}
+        assert saved == {f"job {number}": str(count) for number, count in enumerate(counts)}
 
 
 @pytest.mark.parametrize("force", [False, True])
