@@ -15,7 +15,7 @@ from musicgpt_async import Limits, MusicGPTSession, events
 from musicgpt_async.emulator import Emulator, Submission
 
 # Half an emulated hour takes two seconds.
-pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(900)]
+pytestmark = [pytest.mark.anyio, pytest.mark.accelerated(900), pytest.mark.long]
 
 
 def about(seconds: float) -> Callable[[Submission], float]:

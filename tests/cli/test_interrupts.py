@@ -24,6 +24,7 @@ def names(vendor: Emulator) -> Counter[str | None]:
     return Counter(each.upload.file_name for each in vendor.submissions)
 
 
+@pytest.mark.long
 async def test_the_first_interrupt_lets_go_and_resume_takes_up(open_vendor: Any) -> None:
     """What runs on at the vendor is named with its task, and `resume` finishes just that."""
     async with open_vendor(seconds=10) as (vendor, shell):
@@ -96,6 +97,7 @@ async def test_without_a_journal_an_interrupt_says_what_is_left(open_vendor: Any
         assert "resume --out" not in ended.err
 
 
+@pytest.mark.long
 async def test_killed_and_run_again_everything_is_there_once(open_vendor: Any) -> None:
     """After kill -9 at several moments every track is submitted once and comes out whole."""
     stems = ("vocals", "drums", "bass", "piano", "guitar", "keys")

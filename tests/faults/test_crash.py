@@ -26,7 +26,7 @@ from musicgpt_async.emulator import Emulator, Fault, FaultContext
 from musicgpt_async.journal import Journal
 from musicgpt_async.models import JobRecord
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.long]
 
 STEMS = ["bass", "drums"]
 # Most tracks are sent at once; a long one fills the sockets of a server that stops reading.

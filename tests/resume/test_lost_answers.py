@@ -152,6 +152,7 @@ async def test_a_task_that_was_found_is_checked_before_it_is_written_down(tmp_pa
         assert len(vendor.submissions) == 1
 
 
+@pytest.mark.long
 async def test_a_submit_that_is_under_way_elsewhere_is_not_taken_for_a_lost_one(
     tmp_path: Path,
 ) -> None:
@@ -238,6 +239,7 @@ async def test_a_task_that_a_webhook_names_is_on_disk_once_it_is_acknowledged(
         assert len(vendor.submissions) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hint", ["no task", "another job's"])
 async def test_a_task_that_a_webhook_named_wrongly_is_nobodys(hint: str, tmp_path: Path) -> None:
     """A task that MusicGPT does not know, or that another job has, is not adopted."""

@@ -49,6 +49,7 @@ def states(url: str) -> list[str]:
     return [task["status"] for task in tasks_of(url)]
 
 
+@pytest.mark.long
 async def test_a_killed_worker_costs_nothing_twice(open_vendor: Any, postgres_url: str) -> None:
     """20 tasks, 3 workers, one SIGKILLed: each track is paid for once, and its stems are there.
 
