@@ -16,10 +16,11 @@ import anyio.abc
 import psycopg
 import pytest
 from factories.postgres_fixtures import POSTGRES
+from factories.runs import asked
 from factories.sessions import SOUND
 from factories.watching import until
 
-from musicgpt_async.emulator import Emulator
+from musicgpt_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.anyio
 
@@ -155,9 +156,13 @@ async def test_procrastinate_in_an_application(
     assert len(vendor.submissions) == 1
 
 
-@pytest.mark.musicgpt(seconds=12.0)
+@pytest.mark.musicgpt(seconds=2.0)
 async def test_taskiq(vendor: Emulator, song_path: Path) -> None:
     """A message whose worker was killed, or stopped, is delivered again and paid for once."""
+    is_known = anyio.Event()  # before, no worker sees the end of the conversion
+    vendor.script(
+        Fault("byId", "status", status=503, times=None, when=lambda _: not is_known.is_set())
+    )
     Path("messages").mkdir()
     Path("brokers.py").write_text(BROKER)
     Path("music.py").write_text(recipe("taskiq"))
@@ -169,11 +174,12 @@ async def test_taskiq(vendor: Emulator, song_path: Path) -> None:
         os.utime(song_path, (1, 1))
         await first.end(signal.SIGKILL)
     assert list(Path("messages").iterdir())
-    polls = vendor.polls
+    polls = asked(vendor, "byId")
     async with worker(*command, JOURNAL="journal.db") as second:
-        await until(lambda: vendor.polls > polls)
+        await until(lambda: asked(vendor, "byId") > polls)
         await second.end(signal.SIGTERM)
     assert list(Path("messages").iterdir())
+    is_known.set()
     async with worker(*command, JOURNAL="journal.db") as third:
         await until(Path("stems/song - bass.wav").exists)
         await until(lambda: not list(Path("messages").iterdir()))
