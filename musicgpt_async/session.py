@@ -174,14 +174,18 @@ class MusicGPTSession:
 
         What is left to do takes ten seconds at most; cancelled once more it ends at once. Called by
         code that the session itself runs (a source, an iterable, a hook of ``http``) it returns at
-        once, and the session ends as soon as that code does, without waiting for jobs.
+        once, and the session ends as soon as that code does, without waiting for jobs. A task that
+        such code started with asyncio may not drain, because that code may wait for it.
 
         Args:
             drain: Whether to wait for the jobs that still run, or to detach them.
 
         Raises:
+            ConfigurationError: Such a task would drain the session; nothing was closed.
             MusicGPTError: A part of the session had stopped before.
         """
+        if drain and self._runtime is not None:
+            self._runtime.check_caller_may_drain()
         self._is_closed = True
         if not self._is_started:
             return

@@ -7,6 +7,7 @@ session ends with an error that says so. One time limit applies to all that clos
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
@@ -70,6 +71,7 @@ class Lifetime(ABC):
         self._is_failure_raised = False
         self._settings = settings
         self._loop = asyncio.get_running_loop()
+        self._outside = contextvars.copy_context()
         self._group = group
         self._supervisor = Supervisor(group)
         self._background_tasks = 0
@@ -203,6 +205,19 @@ class Lifetime(ABC):
             task_id = parents.get(task_id)
         return task_id is not None
 
+    def check_caller_may_drain(self) -> None:
+        """Refuse a caller that jobs may be waiting for: they would wait for each other.
+
+        Raises:
+            ConfigurationError: The caller was started by code that the session runs.
+        """
+        if self.is_open and self._supervisor.may_wait_for_caller() and not self.runs_caller():
+            raise ConfigurationError(
+                "aclose() would wait for the source, iterable or hook that started this task, and "
+                "that may wait for this task. Nothing was closed; use aclose(drain=False), or call "
+                "aclose() outside."
+            )
+
     async def close(self) -> None:
         """Leave, and wait until all is closed.
 
@@ -283,7 +298,7 @@ class Lifetime(ABC):
     @contextmanager
     def _user_call(self) -> Iterator[None]:
         """End a call that waits in a user's task when the session is closed."""
-        with anyio.CancelScope() as scope:
+        with self._supervisor.work(), anyio.CancelScope() as scope:
             self._calls.add(scope)
             try:
                 yield

@@ -319,7 +319,8 @@ class Runtime(Lifetime):
 
     def call_soon(self, callback: Callback, handle: Any) -> None:
         """Call a done callback in the loop."""
-        self._loop.call_soon(callback, handle)
+        # Not in the context of the part that has ended the job: it is the application's code.
+        self._loop.call_soon(callback, handle, context=self._outside.copy())
 
     def event_stream(self, job_id: str) -> EventStream:
         """Return a stream of one job's events."""

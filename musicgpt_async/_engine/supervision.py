@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVarTuple
 
 import anyio
 import anyio.abc
+import attrs
 
 from musicgpt_async.errors import MusicGPTError
 
@@ -45,6 +48,23 @@ def as_error(error: BaseException) -> Exception:
     raise error
 
 
+@attrs.define(eq=False)
+class _Work:
+    """Code that a session waits for before it ends.
+
+    Attributes:
+        session: The session's supervisor, ``None`` once the code has ended.
+        outer: The work inside which it began.
+    """
+
+    session: Supervisor | None
+    outer: _Work | None
+
+
+# Inherited by every task that the code of the application starts, whichever way it does.
+_work: ContextVar[_Work | None] = ContextVar("musicgpt_async_work", default=None)
+
+
 class Supervisor:
     """Starts the children of a session.
 
@@ -68,7 +88,34 @@ class Supervisor:
             args: Its arguments.
             on_failure: Called with whatever ended it, unless it returned or was cancelled.
         """
-        self._group.start_soon(run_child, body, args, on_failure)
+        self._group.start_soon(self._run, body, args, on_failure)
+
+    async def _run(
+        self,
+        body: Callable[[*Ts], Awaitable[Any]],
+        args: tuple[*Ts],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        with self.work():
+            await run_child(body, args, on_failure)
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Mark code, and the tasks that it starts, as what the session waits for."""
+        work = _Work(self, _work.get())
+        token = _work.set(work)
+        try:
+            yield
+        finally:
+            _work.reset(token)
+            work.session = None
+
+    def may_wait_for_caller(self) -> bool:
+        """Return whether the caller was started by code that the session still waits for."""
+        work = _work.get()
+        while work is not None and work.session is not self:
+            work = work.outer
+        return work is not None
 
 
 async def run_child(

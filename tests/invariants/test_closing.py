@@ -201,7 +201,7 @@ async def test_closing_with_a_locked_journal_can_be_cut_short(
 
         async with hold_journal(path):
             closing = asyncio.ensure_future(close())
-            await asyncio.wait([closing], timeout=3.0)
+            await asyncio.wait([closing], timeout=7.0)  # without the cut it takes ten and more
             in_time = closing.done()
         await asyncio.wait([closing])
         assert in_time
@@ -312,13 +312,28 @@ async def test_a_drain_is_ended_by_cancelling_it(connect: Any) -> None:
 
 # A process of its own: what waits for itself cannot be ended by a test in the same loop.
 INSIDE = """
-import anyio, asyncio, sys
-from musicgpt_async import MusicGPTSession
+import aiohttp, anyio, asyncio, sys
+from musicgpt_async import ConfigurationError, MusicGPTSession
 
 AUDIO = b"ID3" + bytes(3000)
 
 async def main(key, base_url, folder, how):
-    session = await MusicGPTSession(key, base_url=base_url).start()
+    trace = aiohttp.TraceConfig()
+
+    async def on_chunk_sent(*_):
+        if how == "task of a hook":
+            await drain_in_a_task()
+
+    trace.on_request_chunk_sent.append(on_chunk_sent)
+    http = aiohttp.ClientSession(trace_configs=[trace])
+    session = await MusicGPTSession(key, base_url=base_url, http=http).start()
+
+    async def drain_in_a_task():
+        try:
+            await asyncio.create_task(session.aclose())
+        except ConfigurationError:
+            print("refused")
+            await session.aclose(drain=False)
 
     async def tracks():
         yield "a.mp3", AUDIO
@@ -328,12 +343,16 @@ async def main(key, base_url, folder, how):
         yield AUDIO
         if how == "stream":
             await session.aclose(drain=False)
+        if how == "task of a stream":
+            await drain_in_a_task()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(session.aclose)
         yield AUDIO
 
     try:
-        if how == "iterable":
+        if "hook" in how:
+            await session.submit(("a.mp3", AUDIO))
+        elif how == "iterable":
             async for _ in session.extract_many(tracks(), folder):
                 pass
         else:
@@ -341,6 +360,7 @@ async def main(key, base_url, folder, how):
     except Exception as error:
         print(type(error).__name__)
     await session.aclose(drain=False)
+    await http.close()
     print("closed")
 
 asyncio.run(main(*sys.argv[1:]))
@@ -351,6 +371,11 @@ asyncio.run(main(*sys.argv[1:]))
 @pytest.mark.parametrize("how", ["iterable", "stream", "child of a stream"])
 async def test_a_session_is_closed_by_code_that_runs_inside_it(how: str, tmp_path: Path) -> None:
     """aclose() in a batch's iterable or in a stream: the session is closed, and nothing hangs."""
+    assert b"closed" in await close_inside(how, tmp_path)
+
+
+async def close_inside(how: str, tmp_path: Path) -> bytes:
+    """Return what the process printed."""
     async with Emulator(seconds=0.05, separate=False) as vendor:
         arguments = (vendor.api_key, vendor.base_url, str(tmp_path), how)
         process = await asyncio.create_subprocess_exec(
@@ -364,7 +389,33 @@ async def test_a_session_is_closed_by_code_that_runs_inside_it(how: str, tmp_pat
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        assert b"closed" in output
+        return output
+
+
+@pytest.mark.hang(60.0)
+@pytest.mark.parametrize("how", ["task of a stream", "task of a hook"])
+async def test_a_task_that_the_session_may_wait_for_cannot_drain_it(
+    how: str, tmp_path: Path
+) -> None:
+    """aclose() in a task that a stream or hook awaits is refused; with drain=False it closes."""
+    output = await close_inside(how, tmp_path)
+    assert b"refused" in output
+    assert b"closed" in output
+
+
+async def test_a_task_of_a_callback_may_drain(connect: Any) -> None:
+    """aclose() in a task that a done callback starts waits for the jobs that still run."""
+    async with Emulator(seconds=0.05, separate=False) as vendor:
+        session = await connect(vendor).start()
+        closing: list[asyncio.Task[None]] = []
+        first = session.submit(("first.mp3", AUDIO))
+        await first.accepted()
+        second = session.submit(("second.mp3", AUDIO + b"2"))
+        first.add_done_callback(lambda _: closing.append(asyncio.ensure_future(session.aclose())))
+        await first
+        await anyio.sleep(0.01)
+        await closing[0]
+        assert second.state is JobState.COMPLETED
 
 
 async def test_a_start_that_is_cancelled_at_any_turn_leaves_nothing(connect: Any) -> None:
