@@ -41,19 +41,15 @@ def decode_record(row: sa.Row[Any]) -> JobRecord:
     Raises:
         ValueError: A column has an invalid value; TypeError and AttributeError mean the same.
     """
-    values = {field.name: getattr(row, field.name) for field in attrs.fields(JobRecord)}
+    columns = row._mapping  # noqa: SLF001 - SQLAlchemy's own name for what is public
+    values = {name: columns[name] for name in _ATTRIBUTES}
     for name, value in values.items():
         if value is UNREADABLE or (name in _NUMBERS and isinstance(value, str)):
             raise ValueError(f"{name} is unreadable")
-    return JobRecord(
-        **{
-            **values,
-            "state": JobState(row.state),
-            "stems": tuple(row.stems),
-            "preprocessing": tuple(row.preprocessing),
-            "eco_mode": bool(row.eco_mode),
-            "requested_stems": tuple(row.requested_stems),
-            "links": {stem: StemLinks(**links) for stem, links in row.links.items()},
-            "files": tuple(StemFile(**file) for file in row.files),
-        }
-    )
+    values["state"] = JobState(values["state"])
+    values["eco_mode"] = bool(values["eco_mode"])
+    for name in ("stems", "preprocessing", "requested_stems"):
+        values[name] = tuple(values[name])
+    values["links"] = {stem: StemLinks(**links) for stem, links in values["links"].items()}
+    values["files"] = tuple(StemFile(**file) for file in values["files"])
+    return JobRecord(**values)

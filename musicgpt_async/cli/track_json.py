@@ -76,8 +76,11 @@ class TrackJSON:
         return json.dumps({**_as_dict(self), **more})
 
 
+_FIELDS = tuple(field.name for field in attrs.fields(TrackJSON))
+
+
 def _as_dict(track: TrackJSON) -> dict[str, Any]:
-    return {field.name: getattr(track, field.name) for field in attrs.fields(TrackJSON)}
+    return {name: getattr(track, name) for name in _FIELDS}
 
 
 def describe_record(record: JobRecord, *, in_work: bool) -> TrackJSON:

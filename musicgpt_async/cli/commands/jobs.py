@@ -59,8 +59,9 @@ async def show(settings: Settings, *, only_failed: bool = False) -> int:
             is_shown = overview is None or not overview.is_outdated(record)
             if is_shown and (not only_failed or state_of(record) in EXPLAINED):
                 write_job(record, lease)
-            left += is_unfinished(record) and not (lease and lease.is_live)
-    if left and not settings.json:
+            if not settings.json and not (lease and lease.is_live):
+                left += is_unfinished(record)
+    if left:
         command = plain(settings.resume_command)
         streams.say(f"{count(left, 'track')} not finished; to resume them: {command}")
     if settings.tasks is not None:
