@@ -37,6 +37,15 @@ def why_not_audio(head: bytes, content_type: str) -> str | None:
     return None
 
 
+def is_text(head: bytes) -> bool:
+    """Return whether a file begins with a line of text: a playlist, or Git LFS's pointer.
+
+    All audio formats have control characters or bytes above 127 there.
+    """
+    has_lines = b"\n" in head and head.isascii()
+    return has_lines and head.translate(None, b"\t\r\n").decode().isprintable()
+
+
 def wav_size(head: bytes) -> int | None:
     """Return the size in bytes that a WAV header declares, or ``None`` if it declares none."""
     if len(head) < WAV_HEADER_SIZE or head[:4] != b"RIFF" or head[8:12] != b"WAVE":

@@ -258,9 +258,12 @@ def why_not_audio(source: str) -> str | None:
         return None
     try:
         with Path(source).open("rb") as file:
-            return audio.why_not_audio(file.read(audio.HEAD_SIZE), "")
+            head = file.read(audio.HEAD_SIZE)
     except OSError:  # the session says what is wrong when it opens the file
         return None
+    return audio.why_not_audio(head, "") or (
+        "it is text, not audio" if audio.is_text(head) else None
+    )
 
 
 def _take_chunk(

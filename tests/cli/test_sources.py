@@ -12,6 +12,7 @@ from musicgpt_async.cli.sources import (
     TrackRequest,
     TrackSources,
     iter_lazily,
+    why_not_audio,
 )
 
 LAYOUT = "{track} - {stem}.{ext}"
@@ -92,3 +93,12 @@ def test_what_cannot_be_read_is_warned_of_once(tmp_path: Path) -> None:
     assert chosen.validate() == 1
     assert len(list(chosen.tracks())) == 1
     assert [str(stem) in warning for warning in warnings] == [True]
+
+
+def test_a_placeholder_of_a_large_file_is_not_audio(tmp_path: Path) -> None:
+    """What git leaves in place of a song that was not fetched is told before it is sent."""
+    pointer, song = tmp_path / "a.flac", tmp_path / "b.flac"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n", "utf-8")
+    song.write_bytes(b"fLaC" + bytes(60))
+    assert why_not_audio(str(pointer)) == "it is text, not audio"
+    assert why_not_audio(str(song)) is None

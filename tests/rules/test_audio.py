@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgpt_async._rules.audio import WAV_HEADER_SIZE, wav_size, why_not_audio
+from musicgpt_async._rules.audio import WAV_HEADER_SIZE, is_text, wav_size, why_not_audio
 
 
 def real_wav(frames: int) -> bytes:
@@ -107,3 +107,22 @@ def test_any_bytes_are_judged(head: bytes, content_type: str) -> None:
     assert why_not_audio(head, content_type) is None or why_not_audio(head, content_type)
     size = wav_size(head)
     assert size is None or size >= 8
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", True),
+        (b"#EXTM3U\r\nsong.mp3\r\n", True),
+        (b"", False),
+        (b"\n\x00", False),
+        (b"fLaC\x00\x00\x00\x22", False),
+        (b"ID3\x04\x00\x00", False),
+        (b"RIFF\x24\x08\x00\x00WAVEfmt ", False),
+        (b"#!AMR\n\x0c\x14", False),
+        (b"\xff\xfbPd", False),
+    ],
+)
+def test_text_is_not_audio(head: bytes, *, expected: bool) -> None:
+    """Placeholders and playlists are text; audio has other bytes at its beginning."""
+    assert is_text(head) is expected
