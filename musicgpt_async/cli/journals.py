@@ -18,7 +18,8 @@ def require_journal(settings: Settings) -> None:
     """
     if not has_journal(settings):
         raise UsageError(
-            f"There is no journal in {settings.out}; `extract --out` keeps one there ({JOURNAL})."
+            f"There is no journal ({JOURNAL}) in {settings.out}: name the directory that `extract` "
+            "wrote to, its --out."
             if settings.shared_journal is None
             else f"There is no journal {settings.shared_journal}; `extract --journal` makes one."
         )
