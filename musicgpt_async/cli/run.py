@@ -315,7 +315,8 @@ def _find_key() -> str:
         return key
     raise UsageError(
         f"There is no API key: set {KEY_VARIABLE}, or {KEY_FILE_VARIABLE} to a file that holds it, "
-        f"or run `keyring set {KEYRING_SERVICE} {KEYRING_USER}`."
+        f"or run `keyring set {KEYRING_SERVICE} {KEYRING_USER}`. To try the command without a key: "
+        "`musicgpt-async emulate`."
     )
 
 

@@ -43,6 +43,7 @@ from musicgpt_async.webhooks import SERVICE
 NO_TASK = "00000000-0000-0000-0000-000000000000"
 TIMEOUT = 15.0  # seconds
 KEYS_AT = "get one in the MusicGPT API dashboard"
+NO_KEY = f"{KEYS_AT} and export it, or try `musicgpt-async emulate`"
 
 
 @attrs.frozen
@@ -81,7 +82,7 @@ async def _run_checks(
     yield (
         CheckResult(f"{found.origin} is set", ok=True)
         if key
-        else CheckResult(f"{KEY_VARIABLE} is not set", ok=False, advice=f"{KEYS_AT} and export it")
+        else CheckResult(f"{KEY_VARIABLE} is not set", ok=False, advice=NO_KEY)
     )
     base_url = os.environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL
     async for result in _check_api(base_url, key):

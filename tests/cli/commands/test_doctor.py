@@ -65,6 +65,7 @@ async def test_keys_are_judged(open_vendor: Any) -> None:
         assert "BAD   the key is wrong, or may not do this" in poor.out
         assert none.code == 1
         assert "BAD   MUSICGPT_API_KEY is not set" in none.out
+        assert "musicgpt-async emulate" in none.out
         assert "answers in" in none.out
 
 

@@ -192,7 +192,8 @@ async def test_no_key_is_said_before_anything_is_sent(shell: Any) -> None:
     assert ended.code == 2
     assert ended.err == (
         "musicgpt-async: There is no API key: set MUSICGPT_API_KEY, or MUSICGPT_API_KEY_FILE to a "
-        "file that holds it, or run `keyring set musicgpt-async api-key`.\n"
+        "file that holds it, or run `keyring set musicgpt-async api-key`. To try the command "
+        "without a key: `musicgpt-async emulate`.\n"
     )
     assert not (shell.directory / "o").exists()
 
