@@ -31,8 +31,12 @@ class Namesakes:
 
     def name(self, title: str, source: str) -> str:
         """Return what a track is called."""
+        return plain(self.distinguish(title, source))
+
+    def distinguish(self, title: str, source: str) -> str:
+        """Return what a track is called, with characters that a terminal should not get."""
         is_unique = self._sources.get(title, source) is not None
-        return plain(title if is_unique or not source else _shorten(source))
+        return title if is_unique or not source else _shorten(source)
 
 
 def _shorten(source: str) -> str:

@@ -142,6 +142,15 @@ def test_attempts_at_one_track_are_one_track(tmp_path: Path) -> None:
     assert going.anchor != failed.anchor
 
 
+def test_tracks_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Two songs of one title have their folders in it; one that was tried twice does not."""
+    attempts = Attempts(10)
+    for number, name in enumerate(("a/1/intro.flac", "a/2/intro.flac", "a/2/b.flac", "a/2/b.flac")):
+        attempts.add(record(str(number), source=f"/{name}"))
+    titles = [track.title for track in attempts.tracks(tmp_path)]
+    assert titles == [str(Path("1/intro.flac")), str(Path("2/intro.flac")), "b"]
+
+
 @pytest.mark.anyio
 async def test_a_page_shows_the_last_tracks_and_the_sums_of_all(tmp_path: Path) -> None:
     """What is left out is said and counted, each track once, also if it is retried later."""

@@ -20,6 +20,7 @@ from musicgpt_async.cli.report.track_card import track_card, when
 from musicgpt_async.cli.report.tracks import LeftOut, ReportTrack, TrackStatus
 from musicgpt_async.cli.report.waveforms import Waveform
 from musicgpt_async.cli.text import count, span
+from musicgpt_async.cli.track_json import title_of
 from musicgpt_async.models import JobRecord
 
 Waveforms = Mapping[Path, Waveform | None]
@@ -200,7 +201,8 @@ def _reason_of(track: ReportTrack) -> str:
     record = track.record
     reason = for_shell(record.error) if record and record.error else "No reason is known."
     if record is not None:
-        own = (record.source, Path(record.source).name, track.title, record.task_id, record.id)
+        names = (record.source, Path(record.source).name, title_of(record), track.title)
+        own = (*names, record.task_id, record.id)
         for name in sorted(filter(None, own), key=len, reverse=True):
             reason = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "…", reason)
     return reason

@@ -15,6 +15,7 @@ import attrs
 from musicgpt_async import JobState, Stem
 from musicgpt_async._rules.records import is_unfinished
 from musicgpt_async.cli.attempts import track_key
+from musicgpt_async.cli.namesakes import Namesakes
 from musicgpt_async.cli.sources import is_audio, is_url
 from musicgpt_async.cli.track_json import title_of
 from musicgpt_async.models import JobRecord
@@ -176,10 +177,15 @@ class Attempts:
         Args:
             directory: Current directory of the journal; it may have been moved.
         """
-        return [_of_attempts(each, directory) for each in self._kept.values()]
+        namesakes = Namesakes()
+        for *_, record in self._kept.values():
+            namesakes.add(title_of(record), record.source)
+        return [_of_attempts(each, directory, namesakes) for each in self._kept.values()]
 
 
-def _of_attempts(records: Sequence[JobRecord], directory: Path) -> ReportTrack:
+def _of_attempts(
+    records: Sequence[JobRecord], directory: Path, namesakes: Namesakes
+) -> ReportTrack:
     """Return the last attempt, with the files of the last one that left any."""
     record = records[-1]
     with_files = next((each for each in reversed(records) if each.files), record)
@@ -188,7 +194,7 @@ def _of_attempts(records: Sequence[JobRecord], directory: Path) -> ReportTrack:
         path = _relocate(Path(file.path), with_files.directory, directory)
         files.setdefault(file.stem, []).extend([path] if path.is_file() else [])
     return ReportTrack(
-        title=title_of(record),
+        title=namesakes.distinguish(title_of(record), record.source),
         outcome=_outcome(record),
         song=_song(record),
         stems=_order(files),
