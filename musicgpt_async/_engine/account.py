@@ -68,8 +68,8 @@ class Account:
         """Count a job that is known to run, even past the limit."""
         self._slots.force_acquire()
 
-    def release(self, key: str, *, goes_on: bool) -> None:  # noqa: ARG002 - see SharedAccount
-        """Free the slot of a job, which may continue at MusicGPT though nothing follows it here."""
+    def release(self, key: str, *, runs_for: float | None) -> None:  # noqa: ARG002 - see SharedAccount
+        """Free the slot of a job, which may run on at MusicGPT for that many seconds."""
         self._slots.release()
 
     def on_delivered(self, key: str) -> None:

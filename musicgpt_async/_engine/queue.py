@@ -26,6 +26,7 @@ from musicgpt_async._engine.account import Account
 from musicgpt_async._engine.job_state import Job
 from musicgpt_async._io.sources import Track
 from musicgpt_async._io.upload import Hold
+from musicgpt_async._rules import records
 from musicgpt_async._rules.lifecycle import Effect
 from musicgpt_async._rules.upload_ahead import Running, Uplink, UploadAhead
 from musicgpt_async.errors import CreditLimitError, MusicGPTError, TransportTimeoutError
@@ -126,7 +127,8 @@ class SubmitQueue:
             has_slot = self._holders.pop(job.id, None) is not None
             if has_slot or self._account.is_shared:
                 goes_on = Effect.END in effects and job.record.state in _GOES_ON
-                self._account.release(job.record.id, goes_on=goes_on)
+                left = records.estimate_time_left(job.record, now=time.time()) if goes_on else None
+                self._account.release(job.record.id, runs_for=left)
                 self._wakeup.set()
         if Effect.END in effects:
             self._wakeup.set()  # perhaps it was the first one in the queue

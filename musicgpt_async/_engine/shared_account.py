@@ -134,7 +134,7 @@ class SharedAccount(Account):
         """Ask for slots for the jobs that are next, leaving some for jobs that need them soon."""
         for key, is_used in tuple(self._is_used.items()):
             if not is_used and key not in keys:  # it ended before it could use its slot
-                self.release(key, goes_on=False)
+                self.release(key, runs_for=None)
         wanted = [key for key in keys if key not in self._is_used]
         is_new = bool(wanted) and wanted != self._pending.wanted
         self._pending = attrs.evolve(self._pending, wanted=wanted, spare=spare)
@@ -158,14 +158,20 @@ class SharedAccount(Account):
         self._store.forget_beside(key)
         self._report(running=[*self._pending.running, key])
 
-    def release(self, key: str, *, goes_on: bool) -> None:
-        """Free the slot of a job; one that continues at MusicGPT keeps it.
+    def release(self, key: str, *, runs_for: float | None) -> None:
+        """Free the slot of a job, or let it expire if the job continues at MusicGPT.
 
         A job that another process has left may have a slot of which this session does not know.
+
+        Args:
+            key: The job.
+            runs_for: Seconds after which MusicGPT is taken to have finished a job that nothing
+                follows any more; ``None`` for a job that needs no slot.
         """
         is_known = self._is_used.pop(key, None) is not None
-        if goes_on:
+        if runs_for is not None:
             self._others += is_known
+            self._store.write_beside(key, partial(self._table.leave, job=key, seconds=runs_for))
             return
         if key not in self._unpriced:  # else its slot would be another's before its price counts
             self._store.write_beside(key, partial(self._table.free, job=key))

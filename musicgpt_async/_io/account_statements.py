@@ -25,6 +25,7 @@ class AccountStatements:
     change_slot: sa.Update
     remove_slot: sa.Delete
     mark_sent: sa.Update
+    leave_slot: sa.Update
     usage: sa.Select[Any]
     grant_poll: sa.Update
     pause_polls: sa.Update
@@ -75,6 +76,7 @@ def load_account_statements(*, on_server: bool) -> AccountStatements:
         ),
         remove_slot=slots.delete().where(of_job),
         mark_sent=slots.update().where(of_job).values(sent=sa.true(), until=lasting),
+        leave_slot=slots.update().where(of_job, slots.c.until > lasting).values(until=lasting),
         usage=sa.select(
             accounts.c.slots,
             sa.select(sa.func.count())

@@ -69,6 +69,10 @@ class AccountTable:
         if (await connection.execute(self._sql.remove_slot, {"of_job": job})).rowcount:
             await self._notify(connection)
 
+    async def leave(self, connection: AsyncConnection, job: str, seconds: float) -> None:
+        """Let the slot of a job that nothing follows any more expire after some time at most."""
+        await connection.execute(self._sql.leave_slot, {"of_job": job, "lasting": seconds})
+
     async def has_free_slot(self, execute: Execute) -> bool:
         """Return whether a slot seems to be free: then it is worth while to ask for it."""
         usage = (await execute(self._sql.usage, {"of_account": self._account})).first()

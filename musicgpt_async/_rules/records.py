@@ -10,6 +10,10 @@ from musicgpt_async._rules.formats import is_downloaded
 from musicgpt_async.models import Extraction, JobRecord, JobState
 
 MAX_TASK_ID_LENGTH = 512  # characters; MusicGPT's are UUIDs
+# How long a conversion is taken to run that nothing follows. A slot that is freed too early costs a
+# refused submit; one that is freed too late keeps the account's next job waiting.
+RUN_TIME_FACTOR = 1.5  # of MusicGPT's estimate
+UNKNOWN_RUN_TIME = 300.0  # seconds, without an estimate
 
 
 def was_delivered(record: JobRecord) -> bool:
@@ -32,6 +36,15 @@ def may_be_submitted_again(record: JobRecord) -> bool:
     if record.state is JobState.DETACHED:
         return not was_delivered(record)
     return record.state is JobState.FAILED
+
+
+def estimate_time_left(record: JobRecord, *, now: float) -> float:
+    """Return the seconds for which MusicGPT may still process a job that was delivered."""
+    run_time = UNKNOWN_RUN_TIME
+    if record.eta is not None and record.eta >= 0.0:
+        run_time = RUN_TIME_FACTOR * max(record.eta, 1.0)
+    began = record.accepted_at or record.sent_at or now
+    return max(began + run_time - now, 0.0)
 
 
 def is_unfinished(record: JobRecord) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import anyio
 import pytest
 from factories.watching import until
 
@@ -116,3 +117,20 @@ async def test_slots_speak_for_the_account(open_session: Open) -> None:
         await second.accepted()
         assert two.slots == (2, 2)
         await asyncio.gather(first, second)
+
+
+@pytest.mark.parametrize("name", ["the same", "another"])
+async def test_what_a_session_has_left_holds_its_slot_while_it_may_run(
+    open_session: Open, name: str
+) -> None:
+    """A job that nothing follows frees its slot after its estimate, whoever wants to submit."""
+    limits = Limits(parallel=1, polls_per_minute=500)
+    async with Emulator(seconds=0.5, separate=False, parallel=1) as vendor:
+        first = await open_session(vendor, limits=limits)
+        await submit(first, "the same").accepted()
+        await first.aclose(drain=False)
+        second = await open_session(vendor, limits=limits)
+        with anyio.fail_after(60):
+            await submit(second, name)
+    assert len(vendor.submissions) == len({"the same", name})
+    assert not vendor.throttled["parallel"]
