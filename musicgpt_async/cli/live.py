@@ -121,10 +121,10 @@ def _overall(totals: Totals) -> RenderableType:
     line = Table.grid(padding=(0, 2, 0, 0), expand=True)
     line.add_column(ratio=1)
     line.add_column(no_wrap=True)
-    ended = totals.done + totals.failed
+    ended = totals.done + sum(totals.failed_by_state.values())
     numbers = Text(f"{ended:,}/{count(totals.total, 'track')}", "bold")
-    if totals.failed:
-        numbers.append(f"  {totals.failed:,} failed", "red")
+    for state, number in totals.failed_by_state.items():
+        numbers.append(f"  {number:,} {state}", "red")
     if totals.credits:
         numbers.append(f"  ~{credit(totals.credits)}")
     numbers.append(f"  {span(totals.seconds)}")

@@ -101,7 +101,7 @@ class Summary:
         began: Seconds since the epoch.
         done: Tracks whose stems are on disk.
         earlier: Those of them that an earlier run had submitted.
-        failed: Tracks that ended in an error.
+        failed_by_state: How many tracks ended in an error, and in which state.
         charged: Credits for tracks that this run submitted.
         charged_earlier: Credits for those that an earlier run had submitted.
         compared: Estimate and charge of the tracks of this run that have both.
@@ -111,12 +111,16 @@ class Summary:
     began: float
     done: int = 0
     earlier: int = 0
-    failed: int = 0
+    failed_by_state: Counter[TrackState] = attrs.field(factory=Counter)
     charged: float = 0.0
     charged_earlier: float = 0.0
     compared: tuple[float, float] = (0.0, 0.0)
     _groups: dict[Any, _Group] = attrs.field(factory=dict)
-    _states: Counter[TrackState] = attrs.field(factory=Counter)  # of those in `failed`
+
+    @property
+    def failed(self) -> int:
+        """Tracks that ended in an error."""
+        return self.failed_by_state.total()
 
     @property
     def ended(self) -> int:
@@ -134,8 +138,7 @@ class Summary:
             self.charged += cost
             self._compare(outcome)
         if outcome.error is not None:
-            self.failed += 1
-            self._states[state_of_failure(outcome)] += 1
+            self.failed_by_state[state_of_failure(outcome)] += 1
             self._group(outcome.error, title(outcome))
         else:
             self.done += 1
@@ -167,7 +170,7 @@ class Summary:
         """
         found = [f"{count(self.done, 'track')} done in {span(seconds)}{self._format_earlier()}"]
         if self.failed:
-            states = self._states.most_common()
+            states = self.failed_by_state.most_common()
             found.append(", ".join(f"{count(n, 'track')} {state}" for state, n in states) + ":")
             groups = sorted(self._groups.values(), key=lambda group: -group.number)
             found += [line for group in groups for line in _format_group(group)]

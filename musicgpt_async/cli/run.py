@@ -260,7 +260,7 @@ class Run:
     def _totals(self) -> Totals:
         return Totals(
             done=self.summary.done,
-            failed=self.summary.failed,
+            failed_by_state=dict(self.summary.failed_by_state),
             total=self.summary.total,
             seconds=time.time() - self.summary.began,
             credits=self._session.credits_estimated if self._session else 0.0,

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -16,6 +16,7 @@ import anyio
 import attrs
 
 from musicgpt_async.cli import streams
+from musicgpt_async.cli.states import TrackState
 from musicgpt_async.cli.text import plain
 
 RENDER_INTERVAL = 0.125  # seconds between two renderings
@@ -31,7 +32,7 @@ class Totals:
     """The current numbers of the batch."""
 
     done: int = 0
-    failed: int = 0
+    failed_by_state: Mapping[TrackState, int] = attrs.field(factory=dict)
     total: int = 0
     seconds: float = 0.0
     credits: float = 0.0
