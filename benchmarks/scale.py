@@ -56,7 +56,7 @@ async def fill(path: Path, jobs: int, *, seed: int) -> None:
     from musicgpt_async._io.job_rows import encode_record  # noqa: PLC0415
 
     async with Journal(path) as journal:
-        statements: Any = journal._statements
+        statements: Any = journal._sql
         for first in range(0, jobs, PAGE):
             numbers = range(first, min(first + PAGE, jobs))
             rows = [

@@ -152,11 +152,7 @@ class Journal:
         self._claims: dict[str, Claim] = {}
         self._openings = 0
         self._opening = anyio.Lock()
-        self._statements: Statements | None = None
-        self._jobs: JobTable | None = None
-        self._transactions: Transactions | None = None
-        self._listener: Notifications | None = None
-        self._forwarder: Forwarding | None = None
+        self._open_parts: _Parts | None = None
         self._secret = ""
 
     def __repr__(self) -> str:
@@ -181,18 +177,18 @@ class Journal:
             JournalError: It cannot be used; what was there is byte for byte as it was.
         """
         async with self._opening:
-            if self._transactions is None:
-                sql = self._statements = await self._database.statements()
+            if self._open_parts is None:
+                sql = await self._database.statements()
                 with self._database.map_errors():
                     engine = await self._database.connect(sql)
-                await self._make_parts(sql, engine)
+                self._open_parts = await self._make_parts(sql, engine)
             else:
                 # Another session may have limited the waits while it left.
-                self._transactions.wait_as_usual()
+                self._open_parts.transactions.wait_as_usual()
             self._openings += 1
         return self
 
-    async def _make_parts(self, sql: Statements, engine: AsyncEngine | FileEngine) -> None:
+    async def _make_parts(self, sql: Statements, engine: AsyncEngine | FileEngine) -> _Parts:
         database, on_server = self._database, self._database.file is None
         self._owner_id = await anyio.to_thread.run_sync(processes.process_identity)
         transactions = Transactions(
@@ -205,30 +201,33 @@ class Journal:
                 await transactions.close()
             raise
         site = self._site or (socket.gethostname() if on_server else FILE_SITE)
-        self._jobs = JobTable(sql, database.name, self._owner_id, site, transactions.grace)
-        self._forwarder = Forwarding(transactions, sql, on_server=on_server)
-        self._listener = Notifications(engine)
-        self._transactions = transactions
+        return _Parts(
+            sql,
+            transactions,
+            JobTable(sql, database.name, self._owner_id, site, transactions.grace),
+            Forwarding(transactions, sql, on_server=on_server),
+            Notifications(engine),
+        )
 
     async def _close(self) -> None:
         """Close the journal and give back its leases, once all who opened it have closed it."""
         with anyio.CancelScope(shield=True):
             async with self._opening:
                 self._openings = max(0, self._openings - 1)
-                if self._openings or self._transactions is None:
+                parts = self._open_parts
+                if self._openings or parts is None:
                     return
-                transactions = self._transactions
                 try:
-                    await self._write(self._table.release_all)
+                    await self._write(parts.table.release_all)
                 except JournalError as error:
                     logger.warning("Leases were not given back, they run out instead: %s", error)
                 finally:
-                    self._transactions = None
+                    self._open_parts = None
                     self._owned.clear()
                     self._finished.clear()
                     self._claims.clear()
-                    await self._notifications.close()
-                    await transactions.close()
+                    await parts.notifications.close()
+                    await parts.transactions.close()
 
     async def _add_or_get(
         self,
@@ -512,8 +511,8 @@ class Journal:
 
     def _give_up_after(self, seconds: float) -> None:
         """Limit the time of writes from now on, if no other session uses the journal."""
-        if self._openings <= 1 and self._transactions is not None:
-            self._transactions.give_up_after(seconds)
+        if self._openings <= 1 and self._open_parts is not None:
+            self._open_parts.transactions.give_up_after(seconds)
 
     def _owns(self, id: str) -> bool:  # noqa: A002 - the record's own name for it
         """Return whether this journal holds the job's lease, as far as it knows."""
@@ -591,7 +590,7 @@ class Journal:
     def _account_table(self, account: str, hold_time: float) -> AccountTable:
         """Return what an account's processes share in this journal: see `AccountTable`."""
         sql = load_account_statements(on_server=self._database.file is None)
-        grace = self._require_transactions().grace
+        grace = self._transactions.grace
         return AccountTable(sql, account, self._owner_id, hold_time, grace)
 
     def _account_connection(self) -> AccountConnection:
@@ -599,44 +598,49 @@ class Journal:
         return AccountConnection(self._database)
 
     async def _write(self, work: Work[T]) -> T:
-        return await self._require_transactions().write(work)
+        return await self._transactions.write(work)
 
     async def _read(
         self, statement: sa.Select[Any], values: Mapping[str, Any], decode: Callable[[Any], T]
     ) -> list[T]:
-        return await self._require_transactions().read(statement, values, decode)
+        return await self._transactions.read(statement, values, decode)
 
     @property
     def _sql(self) -> Statements:
-        if self._statements is None:
-            raise self._not_open()
-        return self._statements
+        return self._parts.sql
+
+    @property
+    def _transactions(self) -> Transactions:
+        return self._parts.transactions
 
     @property
     def _table(self) -> JobTable:
-        if self._jobs is None:
-            raise self._not_open()
-        return self._jobs
-
-    @property
-    def _notifications(self) -> Notifications:
-        if self._listener is None:
-            raise self._not_open()
-        return self._listener
+        return self._parts.table
 
     @property
     def _forwarding(self) -> Forwarding:
-        if self._forwarder is None:
-            raise self._not_open()
-        return self._forwarder
+        return self._parts.forwarding
 
-    def _require_transactions(self) -> Transactions:
-        if self._transactions is None:
-            raise self._not_open()
-        return self._transactions
+    @property
+    def _notifications(self) -> Notifications:
+        return self._parts.notifications
 
-    def _not_open(self) -> JournalError:
-        return JournalError(f"The journal {self._database.name} is not open.")
+    @property
+    def _parts(self) -> _Parts:
+        if self._open_parts is None:
+            raise JournalError(f"The journal {self._database.name} is not open.")
+        return self._open_parts
+
+
+@attrs.frozen
+class _Parts:
+    """What an open journal consists of."""
+
+    sql: Statements
+    transactions: Transactions
+    table: JobTable
+    forwarding: Forwarding
+    notifications: Notifications
 
 
 async def _do_nothing(_: AsyncConnection) -> None:

@@ -36,7 +36,7 @@ async def test_of_two_transactions_at_once_one_takes_the_last_slot(postgres_url:
         sql = load_account_statements(on_server=True)
         owner = journal._owner_id
         tables = [AccountTable(sql, "account", name, 60.0, lambda: 0.0) for name in (owner, "b")]
-        engine = journal._require_transactions()._engine
+        engine = journal._transactions._engine
         async with engine.begin() as connection:
             await exchange(tables[0], connection)  # the row is there
         second: asyncio.Task[AccountDecision]

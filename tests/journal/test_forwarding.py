@@ -165,7 +165,7 @@ async def test_what_is_not_notified_is_found_all_the_same(vendor: Emulator, plac
         record = await other._find(job.id)
         assert record is not None
         assert record.token is not None
-        silent = Forwarding(other._require_transactions(), other._sql, on_server=False)
+        silent = Forwarding(other._transactions, other._sql, on_server=False)
         await silent.forward(record.token.partition(".")[0], {"task_id": task_id})
         with anyio.fail_after(8.0):
             async for event in events:

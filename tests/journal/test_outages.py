@@ -156,7 +156,7 @@ async def test_after_an_outage_the_first_to_come_takes_no_live_jobs(proxy: Proxy
             tasks.start_soon(journal._renew)
             await anyio.sleep(0.3)
             proxy.restore()
-        journal._require_transactions()._outage._began -= 60.0  # as if it had been longer
+        journal._transactions._outage._began -= 60.0  # as if it had been longer
         await let_pass(journal, 50.0)
         assert await journal._claim() == []
         await let_pass(journal, 50.0)

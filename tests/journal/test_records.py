@@ -485,7 +485,7 @@ async def test_the_file_is_a_synchronous_write_ahead_log(tmp_path: Path) -> None
     path = tmp_path / "journal.db"
     async with Journal(path) as journal:
         assert select(path, "PRAGMA journal_mode") == [("wal",)]
-        engine = journal._require_transactions()._engine
+        engine = journal._transactions._engine
         assert isinstance(engine, FileEngine)
 
         async def read(connection: Any) -> Any:
