@@ -438,7 +438,7 @@ def small_tables(rounds: int, *, quick: bool) -> Iterator[Table]:
             TRACK_COLUMNS,
             SMALL,
             rounds=rounds,
-            tracks=50 if quick else 200,
+            tracks=50 if quick else 100,
             size=4 * KIB,
             stems=stems,
         )

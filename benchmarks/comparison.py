@@ -9,6 +9,8 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ import attrs
 
 HERE = Path(__file__).parent
 OURS = "ours"
+TABLE_TIME = 75.0  # seconds after which a table gets no further round, so that a run has an end
+CLIENT_TIMEOUT = 180.0  # seconds that one round of one client may take
 
 
 @attrs.frozen
@@ -120,9 +124,13 @@ class Worker:
 
     def _read_result(self) -> dict[str, float]:
         assert self._process.stdout is not None
+        timer = threading.Timer(CLIENT_TIMEOUT, self._process.kill)
+        timer.start()
         line = self._process.stdout.readline()
+        timer.cancel()
         if not line:
-            raise RuntimeError(self._process.communicate()[1].strip().rpartition("\n")[2])
+            words = self._process.communicate()[1].strip().rpartition("\n")[2]
+            raise RuntimeError(words or f"took longer than {CLIENT_TIMEOUT:g} s")
         result: dict[str, float] = json.loads(line)
         return result
 
@@ -170,7 +178,10 @@ def compare(
             except RuntimeError as error:
                 workers.pop(name, None)
                 table.missing[name] = str(error)
+        began = time.monotonic()
         for turn in range(rounds):
+            if turn and time.monotonic() - began > TABLE_TIME:
+                break
             order = list(workers)
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
                 try:
