@@ -1,4 +1,4 @@
-"""Start-up: what importing costs, in fresh processes."""
+"""Start-up: what importing and the command's help cost, in fresh processes."""
 
 from __future__ import annotations
 
@@ -36,17 +36,35 @@ def importing(statement: str) -> Any:
         if importlib.util.find_spec(name) is None:
             raise RuntimeError(f"{name} is not installed")
 
+        yield lambda: _measure(statement)
+
+    return client
+
+
+def _measure(statement: str) -> dict[str, float]:
+    command = [sys.executable, "-c", COUNTED.format(statement)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    figures = map(float, done.stdout.split())
+    return dict(zip(("wall", "cpu", "resident", "modules"), figures, strict=True))
+
+
+def running(option: str) -> Any:
+    """Return a client that runs the command with an option."""
+
+    @contextmanager
+    def client() -> Iterator[Callable[[], dict[str, float]]]:
+        command = [sys.executable, "-m", "musicgpt_async.cli", option]
+
         def run() -> dict[str, float]:
-            command = [sys.executable, "-c", COUNTED.format(statement)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            figures = map(float, done.stdout.split())
-            return dict(zip(("wall", "cpu", "resident", "modules"), figures, strict=True))
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            return {}
 
         yield run
 
     return client
 
 
+COMMANDS: dict[str, Any] = {option: running(option) for option in ("--help", "--version")}
 CLIENTS: dict[str, Any] = {
     "bare dependencies": importing("import attrs, anyio, aiofiles, stamina, aiohttp"),
     "ours": importing("import musicgpt_async"),
@@ -57,11 +75,13 @@ CLIENTS: dict[str, Any] = {
     "niquests": importing("import niquests"),
     "fal-client": importing("import fal_client"),
     "openai": importing("import openai"),
+    **COMMANDS,
 }
 
 
 def tables(rounds: int) -> Iterator[Table]:
-    """Import each in turn."""
-    yield compare(
-        "Import, in a fresh process", "starting", COLUMNS, rounds=rounds, arguments={}, warm_up={}
-    )
+    """Import each in turn; run the command in turn."""
+    once: dict[str, Any] = {"rounds": rounds, "arguments": {}, "warm_up": {}}
+    imports = [name for name in CLIENTS if name not in COMMANDS]
+    yield compare("Import, in a fresh process", "starting", COLUMNS, names=imports, **once)
+    yield compare("Commands", "starting", COLUMNS[:2], names=COMMANDS, **once)
