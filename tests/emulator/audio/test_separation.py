@@ -187,6 +187,7 @@ def preprocessed(folder: Path, sound: Any, option: str) -> tuple[Any, Any]:
     return sound, (stems["vocals"] + stems["instrumental"])[:, 0]
 
 
+@pytest.mark.alone
 def test_memory_does_not_grow_with_the_track(tmp_path: Path) -> None:
     """Ten times the length takes no more memory."""
     source = tmp_path / "a.wav"
