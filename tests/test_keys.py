@@ -93,6 +93,24 @@ async def test_a_key_with_other_options_is_refused(
     assert len(vendor.submissions) == 2
 
 
+async def test_a_refused_key_leaves_the_job_to_a_resume(tmp_path: Path) -> None:
+    """What asks for a key with other options takes its unfinished job from nobody."""
+    async with Emulator(seconds=600.0, separate=False) as vendor:
+        async with connected(vendor, tmp_path / "journal.db") as session:
+            first = session.submit(("song.mp3", SOUND), stems=["bass"], key="k")
+            await first.accepted()
+            await session.aclose(drain=False)
+        async with connected(vendor, tmp_path / "journal.db") as session:
+            with pytest.raises(InvalidOptionError):
+                await session.submit(("song.mp3", SOUND), stems=["vocals"], key="k")
+            with anyio.fail_after(20):
+                while not (jobs := await session.resume()):
+                    await anyio.sleep(0.01)
+            assert [job.task_id for job in jobs] == [first.task_id]
+            await session.aclose(drain=False)
+        assert len(vendor.submissions) == 1
+
+
 @pytest.mark.parametrize("with_journal", [False, True])
 async def test_a_key_whose_job_failed_may_be_submitted_again(
     with_journal: bool, vendor: Emulator, tmp_path: Path
