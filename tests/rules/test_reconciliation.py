@@ -61,6 +61,14 @@ def test_every_documented_form_of_a_time_is_read(written: str) -> None:
         assert found([lost()], [entry(createdAt=written.format(moment))]) == expected
 
 
+def test_a_submit_without_times_or_entry_tells_nothing_about_the_clocks() -> None:
+    """A task that the user bound was sent at no known time, and an old one is not listed."""
+    known = [lost("bound", task_id="x", sent_at=None), lost("old", task_id="y", accepted_at=SENT)]
+    listing = [entry(), entry("x", after=-3000.0)]
+    certain = reconcile([lost()], listing, claimed={"x", "y"}, acknowledged=known)
+    assert {job: conversion.task_id for job, conversion in certain.items()} == {"job": "task"}
+
+
 def test_two_entries_of_that_moment_are_a_guess() -> None:
     """If an entry could be either of two, neither is assigned."""
     assert found([lost()], [entry("a"), entry("b")]) == {}

@@ -329,3 +329,16 @@ class Line(RuleBasedStateMachine):
 
 
 TestLine = Line.TestCase
+
+
+def test_slots_that_another_client_releases_are_found_at_once() -> None:
+    """Refused three times with nothing running, the limit grows by the first accepted submit."""
+    slots = Slots(parallel=5)
+    for moment in range(0, 300, 100):
+        assert slots.try_acquire(now=moment)
+        slots.on_rejected(now=moment, retry_after=None)
+        slots.release()
+    assert slots.limit == 1
+    assert slots.try_acquire(now=300)
+    slots.on_accepted(has_queue=True)
+    assert slots.limit == 2
