@@ -20,6 +20,7 @@ mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "musicgpt-async", "
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure without the date and the version that would change it each time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg", bbox_inches="tight", metadata={"Date": None})
 
 

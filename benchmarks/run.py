@@ -125,7 +125,6 @@ def _find_version(name: str) -> str | None:
 
 def plot(name: str, tables: list[Table], directory: Path) -> None:
     """Plot a part's tables: the file has the name of the part, and a number if there are more."""
-    directory.mkdir(parents=True, exist_ok=True)
     for number, table in enumerate(tables):
         columns = next((c for title, c in PLOTTED.items() if table.title.startswith(title)), ())
         ending = f"-{number + 1}" if len(tables) > 1 else ""
