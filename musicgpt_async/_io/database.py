@@ -210,6 +210,18 @@ def _parse_json(text: str | bytes) -> Any:
 ENGINE_OPTIONS: Mapping[str, Any] = {"hide_parameters": True, "json_deserializer": _parse_json}
 
 
+# Behind pgbouncer in transaction mode each transaction may meet another of the server's
+# connections, which knows no statement that was prepared before, or another client's by the same
+# name. A statement without a name is parsed anew each time, within its transaction. That takes
+# longer, so the URL has to ask for it, by SQLAlchemy's own parameter.
+UNPREPARED_PARAMETER = "prepared_statement_cache_size"
+UNPREPARED: Mapping[str, Any] = {
+    "statement_cache_size": 0,
+    "prepared_statement_cache_size": 0,
+    "prepared_statement_name_func": lambda: "",
+}
+
+
 def _engine(database: Database) -> AsyncEngine | FileEngine:
     """Make an engine, which connects to nothing yet; a file is inspected before."""
     if database.file is not None:
@@ -217,8 +229,10 @@ def _engine(database: Database) -> AsyncEngine | FileEngine:
         return make_file_engine(database.url, connections=CONNECTIONS, synchronous="FULL")
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see schema.make_tables
 
-    limits = {"timeout": CONNECT_TIMEOUT, "command_timeout": STATEMENT_TIMEOUT}
+    limits: dict[str, Any] = {"timeout": CONNECT_TIMEOUT, "command_timeout": STATEMENT_TIMEOUT}
     options = {"pool_size": CONNECTIONS, "max_overflow": 0, **ENGINE_OPTIONS}
+    if database.url.query.get(UNPREPARED_PARAMETER) == "0":
+        limits.update(UNPREPARED)
     return create_async_engine(database.url, connect_args=limits, **options)
 
 

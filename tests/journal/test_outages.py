@@ -183,6 +183,22 @@ async def test_what_was_committed_is_on_the_disk(proxy: Proxy) -> None:
         assert await journal._write(show) == ["on", "5s", "5s"]
 
 
+async def test_a_journal_behind_a_pooler_leaves_no_prepared_statement(postgres_url: str) -> None:
+    """With the parameter that transaction mode needs, nothing is prepared by name on the server."""
+
+    async def count(connection: AsyncConnection) -> int:
+        sql = "SELECT count(*) FROM pg_prepared_statements WHERE name <> ''"
+        found: int = (await connection.exec_driver_sql(sql)).scalar_one()
+        return found
+
+    async with Journal(f"{postgres_url}?prepared_statement_cache_size=0") as journal:
+        await journal._add_or_get(job())
+        assert await journal._find("a") == job()
+        assert await journal._write(count) == 0
+    async with Journal(postgres_url) as journal:
+        assert await journal._write(count) > 0
+
+
 async def run_jobs(place: str, disturb: Callable[[], Awaitable[None]]) -> None:
     """Run jobs on a journal while something happens to it: each is paid once, and none fails."""
     async with Emulator(seconds=1.0, separate=False, parallel=3) as vendor:
