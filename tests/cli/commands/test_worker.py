@@ -172,7 +172,7 @@ async def test_a_wrong_key_ends_the_worker_and_fails_no_task(
             "worker", "--database", postgres_url, "--out", "o", *QUICK, MUSICGPT_API_KEY="wrong"
         )
         assert ended.code == 1
-        assert "The key was not accepted" in ended.err
+        assert "Check MUSICGPT_API_KEY" in ended.err
         assert states(postgres_url) == ["todo"] * 3
 
 
