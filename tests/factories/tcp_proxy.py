@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from urllib.parse import urlsplit
 
 import attrs
@@ -53,21 +53,22 @@ class Proxy:
         if self._refuses:
             to_client.transport.abort()
             return
-        self._writers.add(to_client)
-        try:
+        with self._open(to_client), suppress(OSError):
             server, to_server = await asyncio.open_connection(self._host, self._port)
-        except OSError:
-            to_client.transport.abort()
-            return
-        self._writers.add(to_server)
+            with self._open(to_server):
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._pass(client, to_server, to_client, is_client=True))
+                    tasks.create_task(self._pass(server, to_client, to_server, is_client=False))
+
+    @contextmanager
+    def _open(self, writer: asyncio.StreamWriter) -> Iterator[None]:
+        """Let `cut` reach a connection, and abort it at the end of the block."""
+        self._writers.add(writer)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._pass(client, to_server, to_client, is_client=True))
-                tasks.create_task(self._pass(server, to_client, to_server, is_client=False))
+            yield
         finally:
-            for writer in (to_client, to_server):
-                self._writers.discard(writer)
-                writer.transport.abort()
+            self._writers.discard(writer)
+            writer.transport.abort()
 
     async def _pass(
         self,

@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -285,22 +285,31 @@ class Relay:
         """Carry one connection."""
         self.tasks.add(asyncio.current_task())  # type: ignore[arg-type]
         host, _, port = vendor.url.removeprefix("http://").partition(":")
-        from_vendor, to_vendor = await asyncio.open_connection(host, int(port))
-        self.sent.append(bytearray())
+        with closing(writer):
+            from_vendor, to_vendor = await asyncio.open_connection(host, int(port))
+            with closing(to_vendor):
+                await self._carry(reader, writer, from_vendor, to_vendor)
+
+    async def _carry(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        from_vendor: asyncio.StreamReader,
+        to_vendor: asyncio.StreamWriter,
+    ) -> None:
+        """Carry both ways until the first side hangs up, or the test is over."""
+        sent = bytearray()
+        self.sent.append(sent)
         ways = [
-            asyncio.create_task(self._forward(reader, to_vendor, self.sent[-1])),
-            asyncio.create_task(self.back(from_vendor, writer, self.sent[-1])),
+            asyncio.create_task(self._forward(reader, to_vendor, sent)),
+            asyncio.create_task(self.back(from_vendor, writer, sent)),
         ]
-        try:  # the first side that hangs up ends both
+        try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            pass  # the test is over
         finally:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            writer.close()
-            to_vendor.close()
 
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: bytearray
