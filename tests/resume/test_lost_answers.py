@@ -65,6 +65,20 @@ async def test_what_the_vendor_does_not_show_is_said_to_be_unknown(
     assert record.state is JobState.UNKNOWN
 
 
+async def test_an_entry_that_appears_later_is_found(tmp_path: Path) -> None:
+    """A task may be listed only seconds after its track was delivered: the search is repeated."""
+    journal = await written(tmp_path / "journal.db", lost(sent_at=time.time()))
+    async with (
+        Emulator(seconds=0.05, separate=False) as vendor,
+        connected(vendor, journal) as session,
+    ):
+        [job] = await session.resume()
+        await until(lambda: asked(vendor, "byUser") >= 1)
+        task_id = await accepted_by(vendor)
+        with anyio.fail_after(HANG):
+            assert (await job).task_id == task_id
+
+
 @pytest.mark.parametrize("entries", [1, 2])
 async def test_an_ambiguous_listing_is_no_answer(entries: int, tmp_path: Path) -> None:
     """Two lost submits that fit the same entries are both unknown; the error names the entries."""
