@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from factories.blocking import forbid_blocking
+from hypothesis import HealthCheck, settings
 
 from musicgpt_async import Limits, MusicGPTSession
 from musicgpt_async.emulator import Emulator
@@ -19,6 +20,10 @@ from musicgpt_async.testing import accelerated_loop
 
 # Fixtures that are in a file of their own.
 pytest_plugins = ["factories.postgres_fixtures"]
+
+# A busy machine generates examples slowly; that says nothing of the code.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 LOOPS: dict[str, dict[str, Any]] = {
     "asyncio": {},

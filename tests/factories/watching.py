@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 
 # Seconds that a wait may take before it is said to hang; no test comes near it.
-PATIENCE = 60.0
+PATIENCE = 150.0
 
 
 def held(path: Path) -> list[str]:

@@ -90,7 +90,7 @@ class Worker:
             os.killpg(self._process.pid, number)
         else:
             self._process.send_signal(number)
-        with anyio.fail_after(60):
+        with anyio.fail_after(150):
             await self._process.wait()
 
 

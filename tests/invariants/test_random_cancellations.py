@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 
 FIRST, _, END = os.environ.get("MUSICGPT_TEST_CANCELLATIONS", "24").rpartition(":")
 ROUNDS = range(int(FIRST or 0), int(END))
-AT_ONCE = 10.0  # seconds in which a session is closed; nothing here takes as long by itself
+AT_ONCE = 30.0  # seconds after which a session that is still being closed is said to hang
 STEMS = ["bass"]
 
 
@@ -156,7 +156,7 @@ def connected(vendor: Emulator, journal: Path) -> MusicGPTSession:
     return MusicGPTSession(vendor.api_key, base_url=vendor.base_url, journal=journal, limits=limits)
 
 
-@pytest.mark.hang(60.0)
+@pytest.mark.hang(120.0)
 @pytest.mark.parametrize("number", ROUNDS)
 async def test_a_cancelled_session_pays_once_and_leaves_nothing(
     number: int, vendor: Emulator, tmp_path: Path

@@ -71,7 +71,7 @@ async def test_a_killed_worker_costs_nothing_twice(open_vendor: Any, postgres_ur
             os.utime(track, (1, 1))
         killed.process.kill()
         await until(lambda: len(stems(shell.directory / "o")) == 20)
-        with anyio.fail_after(60):
+        with anyio.fail_after(150):
             while states(postgres_url):
                 await anyio.sleep(0.2)
         for worker in workers:
@@ -223,7 +223,7 @@ async def test_a_worker_outlives_a_crash_of_its_database(
             first, second = shell.track("first.wav"), shell.track("second.wav")
             await shell.run("enqueue", first, "--database", url, "-s", "bass")
             await until(lambda: stems(out) == {"first - bass.wav"})
-            with anyio.fail_after(60):
+            with anyio.fail_after(150):
                 while states(url):
                     await anyio.sleep(0.2)
             await anyio.to_thread.run_sync(postgres_server.stop, "immediate")
