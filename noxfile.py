@@ -38,6 +38,7 @@ if __name__ == "__main__":
     bootstrap()
 
 import nox
+from nox.command import CommandFailed
 
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 # Tests of code that may depend on the event loop.
@@ -139,10 +140,16 @@ def coverage(session: nox.Session) -> None:
 def run_tests(
     session: nox.Session, *arguments: str, command: tuple[str, ...] = ("pytest",)
 ) -> None:
-    """Run the tests that measure serially, and the others in parallel."""
+    """Run timing tests serially, the others in parallel, and rerun failures once.
+
+    Tests use real sockets, processes and clocks, so they depend on the load of the machine.
+    """
     for chosen, workers in (("alone", ()), ("not alone", ("-n", "auto", "--dist", "worksteal"))):
-        # 5: the arguments choose none of these
-        session.run(*command, "-m", chosen, *workers, *arguments, success_codes=[0, 5])
+        try:  # 5: no tests were collected
+            session.run(*command, "-m", chosen, *workers, *arguments, success_codes=[0, 5])
+        except CommandFailed:
+            session.warn("Rerunning the failed tests:")
+            session.run(*command, "-m", chosen, "--last-failed", *arguments)
 
 
 @nox.session
