@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from factories.postgres import (
     find_installations,
     make_run_directory,
 )
+from factories.tcp_proxy import Proxy, proxied
 
 DIRECTORY = pytest.StashKey[Path]()
 
@@ -65,6 +66,13 @@ def postgres_url(
     """An empty database on a server of each version."""
     with postgres_servers.shared(request.param).database() as url:
         yield url
+
+
+@pytest.fixture
+async def proxy(postgres_url: str) -> AsyncIterator[Proxy]:
+    """A proxy before an empty database of each version."""
+    async with proxied(postgres_url) as proxy:
+        yield proxy
 
 
 def make_place_fixture(servers: Sequence[Any]) -> Any:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
 import pytest
 from factories.accounts import open_process
-from factories.postgres import PostgresServers
 from factories.postgres_fixtures import POSTGRES
 from factories.sessions import TRACK, connected
-from factories.tcp_proxy import Proxy, proxied
+from factories.tcp_proxy import Proxy
 from factories.watching import until
 from table import OUTAGES, SPARED, TARGET, Outage
 from test_fault_table import digests, served_by
@@ -20,7 +18,10 @@ from musicgpt_async import JobState, JournalError
 from musicgpt_async.emulator import Emulator
 from musicgpt_async.journal import Journal
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("postgres_url", POSTGRES[-1:], indirect=True),
+]
 
 WITHIN = [each for each in OUTAGES if each.error is None and not each.is_killed]
 KILLED = [each for each in OUTAGES if each.is_killed]
@@ -30,16 +31,6 @@ SECONDS = 3.0  # of a conversion
 def name_of(case: Outage) -> str:
     """Return a test's name for a case."""
     return case.what
-
-
-@pytest.fixture(params=POSTGRES[-1:])
-async def proxy(
-    request: pytest.FixtureRequest, postgres_servers: PostgresServers
-) -> AsyncIterator[Proxy]:
-    """A proxy before an empty database of the newest version."""
-    with postgres_servers.shared(request.param).database() as url:
-        async with proxied(url) as proxy:
-            yield proxy
 
 
 async def be_away(proxy: Proxy, vendor: Emulator) -> None:
@@ -54,7 +45,7 @@ async def be_away(proxy: Proxy, vendor: Emulator) -> None:
 
 @pytest.mark.parametrize("case", WITHIN, ids=name_of)
 async def test_a_job_waits_for_its_database(case: Outage, proxy: Proxy, tmp_path: Path) -> None:
-    """One row: while the database is away nothing is sent or asked, and then all goes on."""
+    """One row: while the database is away nothing is sent or asked, and then the jobs continue."""
     async with Emulator(seconds=SECONDS, separate=False, faults=case.faults) as vendor:
         async with connected(vendor, proxy.url) as session, anyio.create_task_group() as tasks:
             job = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -11,7 +11,6 @@ import anyio.to_thread
 import pytest
 from factories.journals import job, let_pass
 from factories.postgres import PostgresServer, PostgresServers
-from factories.postgres_fixtures import POSTGRES
 from factories.sessions import SOUND, connected
 from factories.tcp_proxy import Proxy, proxied
 
@@ -27,29 +26,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=POSTGRES)
-def server(
-    request: pytest.FixtureRequest, postgres_servers: PostgresServers
-) -> Iterator[PostgresServer]:
-    """A server of each version for this test alone."""
-    server = postgres_servers.start(request.param)
-    yield server
-    server.remove()
-
-
-@pytest.fixture(params=POSTGRES)
-async def proxy(
-    request: pytest.FixtureRequest, postgres_servers: PostgresServers
-) -> AsyncIterator[Proxy]:
-    """A proxy before an empty database of each version."""
-    with postgres_servers.shared(request.param).database() as url:
-        async with proxied(url) as proxy:
-            yield proxy
-
-
-async def test_a_restart_under_load_loses_nothing(server: PostgresServer) -> None:
+async def test_a_restart_under_load_loses_nothing(postgres_server: PostgresServer) -> None:
     """While a server crashes and starts again twice, every write and read waits and succeeds."""
-    async with Journal(server.url()) as journal:
+    async with Journal(postgres_server.url()) as journal:
         is_over = False
 
         async def work(name: str) -> int:
@@ -66,7 +45,7 @@ async def test_a_restart_under_load_loses_nothing(server: PostgresServer) -> Non
         workers = [asyncio.create_task(work(f"job {number}")) for number in range(4)]
         for _ in range(2):
             await anyio.sleep(0.3)
-            await anyio.to_thread.run_sync(server.restart, "immediate")
+            await anyio.to_thread.run_sync(postgres_server.restart, "immediate")
         await anyio.sleep(0.3)
         is_over = True
         counts = await asyncio.gather(*workers)
@@ -216,28 +195,28 @@ async def run_jobs(place: str, disturb: Callable[[], Awaitable[None]]) -> None:
     assert states == {JobState.COMPLETED}
 
 
-async def test_no_job_fails_because_the_server_restarts(server: PostgresServer) -> None:
+async def test_no_job_fails_because_the_server_restarts(postgres_server: PostgresServer) -> None:
     """A server that crashes in the midst of nine jobs delays them, and nothing else."""
 
     async def disturb() -> None:
         for _ in range(2):
-            await anyio.to_thread.run_sync(server.restart, "immediate")
+            await anyio.to_thread.run_sync(postgres_server.restart, "immediate")
             await anyio.sleep(0.5)
 
-    await run_jobs(server.url(), disturb)
+    await run_jobs(postgres_server.url(), disturb)
 
 
 async def test_no_job_fails_because_a_standby_takes_over(
-    server: PostgresServer, postgres_servers: PostgresServers
+    postgres_server: PostgresServer, postgres_servers: PostgresServers
 ) -> None:
     """A primary that dies is replaced by its synchronous standby: no job fails, none twice."""
-    standby = await anyio.to_thread.run_sync(postgres_servers.start_standby, server)
-    server.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
-    server.execute("SELECT pg_reload_conf()")
-    async with proxied(server.url()) as proxy:
+    standby = await anyio.to_thread.run_sync(postgres_servers.start_standby, postgres_server)
+    postgres_server.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    postgres_server.execute("SELECT pg_reload_conf()")
+    async with proxied(postgres_server.url()) as proxy:
 
         async def disturb() -> None:
-            await anyio.to_thread.run_sync(server.stop, "immediate")
+            await anyio.to_thread.run_sync(postgres_server.stop, "immediate")
             await anyio.to_thread.run_sync(standby.promote)
             proxy.move_to(standby.port)
 
