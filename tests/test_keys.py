@@ -94,7 +94,7 @@ async def test_a_key_with_other_options_is_refused(
 
 
 async def test_a_refused_key_leaves_the_job_to_a_resume(tmp_path: Path) -> None:
-    """What asks for a key with other options takes its unfinished job from nobody."""
+    """What asks for a key with other options takes its unfinished job from no other handle."""
     async with Emulator(seconds=600.0, separate=False) as vendor:
         async with connected(vendor, tmp_path / "journal.db") as session:
             first = session.submit(("song.mp3", SOUND), stems=["bass"], key="k")

@@ -1,9 +1,9 @@
 """PollGrants: the polls that the processes of an account may make, granted one by one.
 
 A grant is one UPDATE of one number in the account's row, the moment at which the next poll is due:
-see :class:`~musicgpt_async._rules.rate_budget.Spacing`. The
-schedule of each session decides which job is polled. What a session has learned of the budget is
-saved with the next grant, unless another session has saved something since; then it loads that.
+see :class:`~musicgpt_async._rules.rate_budget.Spacing`. The schedule of each session decides which
+job is polled. What a session has learned of the budget is saved with the next grant, unless another
+session has saved something since; then it loads that.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ async def test_slots_speak_for_the_account(open_session: Open) -> None:
 async def test_what_a_session_has_left_holds_its_slot_while_it_may_run(
     open_session: Open, name: str
 ) -> None:
-    """A job that nothing follows frees its slot after its estimate, whoever wants to submit."""
+    """A job that nothing follows frees its slot after its estimate for any other job."""
     limits = Limits(parallel=1, polls_per_minute=500)
     async with Emulator(seconds=0.5, separate=False, parallel=1) as vendor:
         first = await open_session(vendor, limits=limits)

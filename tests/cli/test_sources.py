@@ -96,7 +96,7 @@ def test_what_cannot_be_read_is_warned_of_once(tmp_path: Path) -> None:
 
 
 def test_a_placeholder_of_a_large_file_is_not_audio(tmp_path: Path) -> None:
-    """What git leaves in place of a song that was not fetched is told before it is sent."""
+    """What git leaves in place of a song that was not fetched is reported before it is sent."""
     pointer, song = tmp_path / "a.flac", tmp_path / "b.flac"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\n", "utf-8")
     song.write_bytes(b"fLaC" + bytes(60))
